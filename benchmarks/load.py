@@ -1,0 +1,213 @@
+"""The load generator: closed loop (so many streams, always busy) and open loop (so many arrivals a second).
+
+Both are bounded in time and in count, and both speak to this machine only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter, process_time
+
+from benchmarks.connection import Connection, GenerationFailed
+from benchmarks.record import LoadResult, Recorder
+
+MAX_STREAMS = 4096
+MAX_SECONDS = 3600.0
+MAX_ARRIVALS = 100_000
+MAX_CONSECUTIVE_FAILURES = 20
+"""After so many failures in a row a closed-loop stream gives the run up: the server is not there to be measured."""
+
+
+class LoadRefused(ValueError):
+    """A load that this generator does not make."""
+
+
+class LoadFailed(Exception):
+    """The server answered a stream with nothing but errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model behind a WebSocket on this machine."""
+
+    port: int
+    model: str
+    host: str = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        try:
+            loopback = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise LoadRefused(f"host is {self.host!r}; allowed is a loopback address such as 127.0.0.1")
+
+    @property
+    def uri(self) -> str:
+        """Where the model's stream is."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"ws://{host}:{self.port}/v1/models/{self.model}/stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What every request asks for."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 1.0
+
+    def start_frame(self, seed: int, max_tokens: int | None = None) -> str:
+        """The JSON of the start frame."""
+        sampling = {"max_tokens": max_tokens or self.max_tokens, "temperature": self.temperature, "seed": seed}
+        return json.dumps({"type": "start", "tokens": self.prompt, "sampling": sampling})
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How long a run takes: `warmup_seconds` whose figures are dropped, then `seconds` that are measured."""
+
+    seconds: float
+    warmup_seconds: float
+
+    def __post_init__(self) -> None:
+        if not (self.seconds > 0 and self.warmup_seconds >= 0 and self.total_seconds <= MAX_SECONDS):
+            raise LoadRefused(
+                f"window is {self.warmup_seconds:g} + {self.seconds:g} s; allowed is above 0, at most {MAX_SECONDS:g}"
+            )
+
+    @property
+    def total_seconds(self) -> float:
+        """With the warm-up."""
+        return self.warmup_seconds + self.seconds
+
+
+async def closed_loop(target: Target, generation: Generation, streams: int, window: Window) -> LoadResult:
+    """Keep `streams` sockets busy: each starts its next generation as soon as one has ended.
+
+    Each stream's first generation has a random length, so that the streams do not begin and end in step.
+
+    Raises:
+        LoadRefused: more streams than allowed.
+        LoadFailed: a stream met nothing but errors.
+    """
+    if not 1 <= streams <= MAX_STREAMS:
+        raise LoadRefused(f"streams is {streams:,}; allowed is 1 to {MAX_STREAMS:,}")
+    start = perf_counter() + window.warmup_seconds
+    recorder = Recorder(start, start + window.seconds)
+    lengths = random.Random(streams)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(
+                    _stream(target, generation, stream << 32, lengths.randint(1, generation.max_tokens), recorder)
+                )
+                for stream in range(streams)
+            ]
+            await asyncio.sleep(window.warmup_seconds)
+            cpu = process_time()
+            await asyncio.sleep(start + window.seconds - perf_counter())
+            cpu = process_time() - cpu
+            for task in tasks:
+                task.cancel()
+    except* LoadFailed as failures:
+        raise failures.exceptions[0] from None
+    return recorder.result(cpu / window.seconds)
+
+
+async def _stream(target: Target, generation: Generation, seed: int, max_tokens: int, recorder: Recorder) -> None:
+    """One stream of the closed loop; ends by cancellation."""
+    connection: Connection | None = None
+    failures = 0
+    try:
+        while failures < MAX_CONSECUTIVE_FAILURES:
+            try:
+                if connection is None:
+                    connection = await Connection.open(target.uri, recorder)
+                await connection.generate(generation.start_frame(seed, max_tokens), perf_counter())
+                failures = 0
+            except GenerationFailed as failure:
+                recorder.failed(failure.code, shed=failure.retryable)
+                failures += 1
+                last = failure.code
+                if connection is not None:
+                    await connection.close()
+                    connection = None
+            seed += 1
+            max_tokens = generation.max_tokens
+        raise LoadFailed(f"{failures} generations in a row failed, the last with {last}")
+    finally:
+        if connection is not None:
+            await connection.close()
+
+
+def poisson_arrivals(rate: float, seconds: float, seed: int) -> list[float]:
+    """The arrival times of a Poisson process in [0, seconds), ascending.
+
+    Raises:
+        LoadRefused: the rate is not a positive number, or gives more arrivals than allowed.
+    """
+    if not (math.isfinite(rate) and rate > 0 and rate * seconds <= MAX_ARRIVALS):
+        raise LoadRefused(
+            f"rate is {rate:g}/s for {seconds:g} s; allowed is above 0, at most {MAX_ARRIVALS:,} arrivals"
+        )
+    gaps = random.Random(seed)
+    arrivals: list[float] = []
+    at = gaps.expovariate(rate)
+    while at < seconds and len(arrivals) < MAX_ARRIVALS:
+        arrivals.append(at)
+        at += gaps.expovariate(rate)
+    return arrivals
+
+
+async def open_loop(
+    target: Target, generation: Generation, arrivals: Sequence[float], window: Window, drain_seconds: float = 30.0
+) -> LoadResult:
+    """One connection and one generation per arrival, whether or not the earlier ones are done.
+
+    The first token's time counts from the planned arrival, so a server that keeps the client waiting is charged for it.
+
+    Args:
+        arrivals: seconds after the run's start, ascending.
+        drain_seconds: how long the generations still running at the window's end may take; then they are `unfinished`.
+    """
+    began = perf_counter()
+    start = began + window.warmup_seconds
+    recorder = Recorder(start, start + window.seconds)
+    cpu = process_time()
+    running: set[asyncio.Task[None]] = set()
+    for number, arrival in enumerate(arrivals):
+        await asyncio.sleep(max(0.0, began + arrival - perf_counter()))
+        if len(running) >= MAX_STREAMS:
+            recorder.failed("client_limit", shed=False)
+            continue
+        task = asyncio.create_task(_arrival(target, generation.start_frame(number), began + arrival, recorder))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.sleep(max(0.0, start + window.seconds - perf_counter()))
+    cpu = process_time() - cpu
+    if running:
+        _, unfinished = await asyncio.wait(running, timeout=drain_seconds)
+        for task in unfinished:
+            recorder.failed("unfinished", shed=False)
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+    return recorder.result(cpu / window.total_seconds)
+
+
+async def _arrival(target: Target, start: str, asked: float, recorder: Recorder) -> None:
+    connection: Connection | None = None
+    try:
+        connection = await Connection.open(target.uri, recorder)
+        await connection.generate(start, asked)
+    except GenerationFailed as failure:
+        recorder.failed(failure.code, shed=failure.retryable)
+    finally:
+        if connection is not None:
+            await connection.close()

@@ -1,0 +1,317 @@
+"""The contract between export and service: what a bundle is, how it is opened, verified and published.
+
+A bundle is a directory `<repository>/<model>/<version>/` with `manifest.json`, `step.onnx` and whatever files the
+manifest lists. The graph says names, shapes and types; the manifest says what the graph cannot (models/README.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.codec.text import TextCodec
+from models.errors import BundleError, BundleNotFound, DigestMismatch, GraphRejected
+from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX, GraphSpec, TensorSpec, next_name, read_graph
+
+MANIFEST = "manifest.json"
+STEP_GRAPH = "step.onnx"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""What a model and a bundle's file may be called: one path component that cannot climb out of its directory."""
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+MAX_MANIFEST_BYTES = 1 << 20
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Part):
+    """One file of the bundle as it was when published."""
+
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class TextCodecSpec(_Part):
+    """Text in, text out, through a tokenizer of the `tokenizers` library."""
+
+    kind: Literal["text"] = "text"
+    tokenizer: Name = "tokenizer.json"
+
+
+class Limits(_Part):
+    """What one request may ask of this model."""
+
+    max_prompt_tokens: Annotated[int, Field(ge=1)] = 262_144
+    max_new_tokens: Annotated[int, Field(ge=1)] = 65_536
+
+
+class DecodingDefaults(_Part):
+    """Sampling parameters of a request that names none."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Parity(_Part):
+    """How far the exported graph was from the torch model, measured at export over a run with the state carried."""
+
+    steps: int
+    rows: int
+    max_abs_error: float
+    row_independent: bool
+
+
+class Validation(_Part):
+    """Training's own figures on its validation text."""
+
+    tokens: int
+    nats_per_token: float
+    perplexity: float
+    bits_per_character: float
+
+
+class Provenance(_Part):
+    """Where the weights came from."""
+
+    recipe: str
+    corpus_sha256: Sha256
+    parameters: int
+    cell: str
+    steps: int
+
+
+class Manifest(_Part):
+    """`manifest.json`. Unknown keys are refused: a field that is not understood must not be ignored."""
+
+    format: Literal[1] = 1
+    task: Literal["language"]
+    codec: TextCodecSpec
+    limits: Limits = Limits()
+    decoding: DecodingDefaults = DecodingDefaults()
+    precision: Literal["fp32"] = "fp32"
+    parity: Parity | None = None
+    validation: Validation | None = None
+    provenance: Provenance | None = None
+    files: dict[Name, FileEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle. What is served are these verified bytes, not whatever the files become later."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """sha256 of manifest.json, which holds the sha256 of every other file: it identifies the model."""
+    files: Mapping[str, bytes]
+    step: GraphSpec
+    codec: TextCodec
+
+    @property
+    def model(self) -> str:
+        """The model's name: the parent directory's."""
+        return self.path.parent.name
+
+    @property
+    def version(self) -> int:
+        """The version: the directory's name."""
+        return int(self.path.name)
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read and verify the bundle at `<repository>/<model>/<version>`.
+
+    Raises:
+        BundleNotFound: there is no manifest.json.
+        DigestMismatch: a file is missing, truncated or changed.
+        GraphRejected: the ONNX graph breaks the contract.
+        BundleError: anything else that is wrong with the manifest.
+    """
+    path = path.absolute()  # not resolved: a version that is a link is served under the link's number
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", path.name):
+        raise BundleError(f"{path.name!r} is not a version; a bundle's directory is called by a positive integer")
+    content = _read(path / MANIFEST, MAX_MANIFEST_BYTES, missing=BundleNotFound)
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise BundleError(f"{MANIFEST}: {where}: {first['msg']}") from None
+    for required in (STEP_GRAPH, manifest.codec.tokenizer):
+        if required not in manifest.files:
+            raise BundleError(f"{MANIFEST}: files lists no {required}, which a {manifest.task} bundle must have")
+    files = {name: _read_verified(path, name, entry) for name, entry in manifest.files.items()}
+    step = read_graph(files[STEP_GRAPH], STEP_GRAPH)
+    vocabulary_size = check_language_step(step)
+    codec = _open_codec(manifest.codec.tokenizer, files)
+    if codec.vocabulary_size != vocabulary_size:
+        raise BundleError(
+            f"{manifest.codec.tokenizer}: {codec.vocabulary_size:,} tokens; "
+            f"{STEP_GRAPH} gives logits for {vocabulary_size:,}"
+        )
+    return Bundle(path, manifest, hashlib.sha256(content).hexdigest(), files, step, codec)
+
+
+def _open_codec(name: str, files: Mapping[str, bytes]) -> TextCodec:
+    try:
+        return TextCodec.from_json(files[name].decode())
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise BundleError(f"{name}: {error}") from None
+
+
+def check_language_step(graph: GraphSpec) -> int:
+    """Hold a language model's step graph against the contract.
+
+    `token` int64[batch] and every `state.<name>` in; `logits` float32[batch, V] and, for every state, a
+    `next_state.<name>` of its type and shape out.
+
+    Returns:
+        V, the size of the vocabulary that the graph gives logits for.
+
+    Raises:
+        GraphRejected: with the first thing that is wrong.
+    """
+    _require(graph.input("token"), "input", TensorSpec("token", "int64", (None,)))
+    logits = graph.output("logits")
+    vocabulary_size = logits.shape[1] if logits and len(logits.shape) == 2 else None
+    if logits is None or logits.dtype != "float32" or logits.shape[0] is not None or not vocabulary_size:
+        raise GraphRejected(
+            f"{STEP_GRAPH}: output logits is {logits or 'missing'}; allowed is logits float32[batch, V], V fixed"
+        )
+    for spec in graph.inputs:
+        if spec.name != "token" and not spec.name.startswith(STATE_PREFIX):
+            raise GraphRejected(f"{STEP_GRAPH}: input {spec} is neither token nor state.<name>")
+    if not graph.states:
+        raise GraphRejected(f"{STEP_GRAPH}: no input is called state.<name>; a recurrent model has at least one state")
+    for state in graph.states:
+        if len(state.shape) < 2 or not all(size and size > 0 for size in state.shape[1:]):
+            raise GraphRejected(f"{STEP_GRAPH}: {state} must have a fixed size on every axis but the batch")
+        if state.shape[0] is not None:
+            raise GraphRejected(f"{STEP_GRAPH}: {state} has a fixed batch; axis 0 must be free")
+        name = next_name(state.name)
+        _require(graph.output(name), "output", TensorSpec(name, state.dtype, state.shape))
+    names = {next_name(state.name) for state in graph.states}
+    for spec in graph.outputs:
+        if spec.name.startswith(NEXT_STATE_PREFIX) and spec.name not in names:
+            raise GraphRejected(f"{STEP_GRAPH}: output {spec} has no input state.<name> of the same name")
+    return vocabulary_size
+
+
+def _require(seen: TensorSpec | None, side: str, allowed: TensorSpec) -> None:
+    if seen is None or (seen.dtype, seen.shape) != (allowed.dtype, allowed.shape):
+        raise GraphRejected(f"{STEP_GRAPH}: {side} {allowed.name} is {seen or 'missing'}; allowed is {allowed}")
+
+
+def publish(repository: Path, model: str, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
+    """Write a bundle as the model's next version and return its directory.
+
+    The bundle is written and verified in a hidden directory of the repository and then renamed, so a reader sees the
+    whole bundle or nothing. The manifest's `files` is filled in here.
+
+    Raises:
+        BundleError: a name is not allowed, or what was written does not open.
+    """
+    for kind, name in [("model", model), *(("file", name) for name in files)]:
+        if not re.fullmatch(NAME_PATTERN, name) or name == MANIFEST:
+            raise BundleError(
+                f"{name!r} is not a {kind} name; allowed are at most 100 letters, digits, '.', '_' and '-', "
+                f"the first a letter or digit, and not {MANIFEST}"
+            )
+    home = repository / model
+    home.mkdir(parents=True, exist_ok=True)
+    staging = home / f".staging-{uuid.uuid4().hex}" / "1"
+    staging.mkdir(parents=True)
+    try:
+        entries = {}
+        for name, content in files.items():
+            _write(staging / name, content)
+            entries[name] = FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+        complete = manifest.model_copy(update={"files": entries})
+        _write(staging / MANIFEST, (complete.model_dump_json(indent=2) + "\n").encode())
+        open_bundle(staging)
+        _sync_directory(staging)
+        while True:
+            target = home / str(max(versions(repository, model), default=0) + 1)
+            try:
+                os.rename(staging, target)  # fails where a concurrent publisher took the number
+            except OSError:
+                if target.exists():
+                    continue
+                raise
+            _sync_directory(home)
+            return target
+    finally:
+        shutil.rmtree(staging.parent, ignore_errors=True)
+
+
+def versions(repository: Path, model: str) -> list[int]:
+    """The published versions of `model`, ascending; empty where there is none."""
+    home = repository / model
+    if not home.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in home.iterdir() if re.fullmatch(r"[1-9][0-9]{0,8}", entry.name))
+
+
+def model_names(repository: Path) -> list[str]:
+    """The models of a repository that have at least one version, by name."""
+    if not repository.is_dir():
+        raise BundleNotFound(
+            f"{repository} is not a directory; a model repository holds <model>/<version>/ directories"
+        )
+    names = (entry.name for entry in repository.iterdir() if re.fullmatch(NAME_PATTERN, entry.name))
+    return sorted(name for name in names if versions(repository, name))
+
+
+def _read_verified(directory: Path, name: str, entry: FileEntry) -> bytes:
+    content = _read(directory / name, entry.bytes, missing=DigestMismatch)
+    if len(content) != entry.bytes:
+        raise DigestMismatch(f"{name}: {len(content):,} bytes; the manifest recorded {entry.bytes:,}")
+    seen = hashlib.sha256(content).hexdigest()
+    if seen != entry.sha256:
+        raise DigestMismatch(f"{name}: sha256 is {seen}; the manifest recorded {entry.sha256}")
+    return content
+
+
+def _read(path: Path, max_bytes: int, missing: type[BundleError]) -> bytes:
+    try:
+        if path.is_symlink():
+            raise BundleError(f"{path.name}: is a symbolic link; a bundle's files lie in the bundle")
+        if path.exists() and not path.is_file():  # a pipe would be waited on for ever
+            raise BundleError(f"{path.name}: is not a regular file")
+        with path.open("rb") as file:
+            # The size is looked at first: read(n) allocates n bytes, and n comes from the manifest.
+            if os.fstat(file.fileno()).st_size > max_bytes:
+                raise DigestMismatch(f"{path.name}: longer than the {max_bytes:,} bytes allowed")
+            return file.read()
+    except FileNotFoundError:
+        raise missing(f"{path.name}: there is no such file in {path.parent}") from None
+    except OSError as error:
+        raise BundleError(f"{path.name}: cannot be read ({error.strerror})") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,45 @@
+"""What can be wrong with a model on disk.
+
+    CarouselError
+    ├── BundleError          a bundle that must not be served
+    │   ├── BundleNotFound   there is nothing at that path
+    │   ├── DigestMismatch   a file is not the one that was published
+    │   └── GraphRejected    the ONNX graph breaks the contract
+    ├── CheckpointError      a training checkpoint that cannot be read
+    ├── UnencodableText      a text that a model's tokens cannot express
+    └── ShapeMismatch        a tensor's shape differs from what the model takes
+
+Every message is one sentence: what was seen, what was allowed.
+"""
+
+
+class CarouselError(Exception):
+    """Root of every error that Carousel raises on purpose."""
+
+
+class BundleError(CarouselError):
+    """A bundle that must not be served."""
+
+
+class BundleNotFound(BundleError):
+    """There is no bundle at that path."""
+
+
+class DigestMismatch(BundleError):
+    """A file's content is not what the manifest recorded at publication."""
+
+
+class GraphRejected(BundleError):
+    """The ONNX graph breaks the bundle contract."""
+
+
+class CheckpointError(CarouselError):
+    """A training checkpoint that cannot be read."""
+
+
+class UnencodableText(CarouselError):
+    """A text that a model's tokens cannot express."""
+
+
+class ShapeMismatch(CarouselError):
+    """A tensor's shape differs from what the model takes."""

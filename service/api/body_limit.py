@@ -1,0 +1,63 @@
+"""A bound on bodies, counted as the bytes arrive: nothing beyond it is read, kept or parsed."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import RequestError
+from service.observability.requests import record_of
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 to a body longer than `max_bytes`."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        seen, started, refused = 0, False, False
+
+        async def counted() -> Message:
+            nonlocal seen, refused
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self._max_bytes:
+                    refused = True
+                    raise _TooLarge
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            if not refused:  # what the application answers to a body it could not read is not the answer
+                started = True
+                await send(message)
+
+        try:
+            await self._app(scope, counted, noted)
+        except _TooLarge:
+            pass
+        finally:
+            if refused and not started:
+                await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = RequestError("body_too_large", f"the body is longer than the {self._max_bytes:,} bytes allowed")
+        record_of(scope).outcome = error.code
+        response = JSONResponse(error.body(), error.status, headers={"connection": "close"})
+        await response(scope, receive, send)
+
+
+class _TooLarge(Exception):
+    """Unwinds the application when the body turns out too long."""

@@ -1,0 +1,253 @@
+"""OpenAI's completions: at once, or streamed as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from service.api.context import find_model
+from service.api.disconnect import while_connected
+from service.api.messages import CompletionsRequest, check_top_k
+from service.api.probability import ERRORS
+from service.engine.sequence import FinishReason
+from service.errors import RequestError, ServiceError
+from service.generation import Finished, Generation, Token, Usage, admit
+from service.observability.requests import record_of
+from service.prompt import prompt_ids
+from service.repository import ServedModel
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's."""
+
+FAREWELL_SECONDS = 2.0
+"""How long a client that read too slowly has to take the last event."""
+
+router = APIRouter(tags=["completions"])
+
+
+@router.post(
+    "/v1/completions",
+    summary="Continue texts",
+    responses={200: {"content": {"application/json": {}, "text/event-stream": {}}}, **ERRORS},
+    response_model=None,
+)
+async def completions(request: Request, body: CompletionsRequest) -> Response:
+    """OpenAI's completions; with `"stream": true` as server-sent events that end in `data: [DONE]`."""
+    model = find_model(request, body.model)
+    with ExitStack() as places:
+        work = Completion(model, body, places)
+        if not body.stream:
+            return JSONResponse(await while_connected(request, work.whole()))
+        await while_connected(request, work.prepare())
+        held = places.pop_all()
+        return EventStream(work.stream(request, held), held, work.overflowed)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; gives the engine's places back however the response ends, even before it began.
+
+    A client that does not read at all leaves the response stuck in a send: after an overflow it is cut off.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, content: AsyncIterator[bytes], places: ExitStack, overflowed: asyncio.Event) -> None:
+        super().__init__(content, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        self._places = places
+        self._overflowed = overflowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        with self._places:
+            response = asyncio.ensure_future(super().__call__(scope, receive, send))
+            overflow = asyncio.ensure_future(self._overflowed.wait())
+            try:
+                await asyncio.wait({response, overflow}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({response}, timeout=FAREWELL_SECONDS)
+                if response.done():
+                    response.result()
+                else:
+                    record_of(scope).outcome = "slow_reader"
+            finally:
+                overflow.cancel()
+                response.cancel()
+                await asyncio.gather(response, overflow, return_exceptions=True)
+
+
+class Completion:
+    """One request: a generation per prompt and per `n`."""
+
+    def __init__(self, model: ServedModel, body: CompletionsRequest, places: ExitStack) -> None:
+        self._model = model
+        self._body = body
+        self._head = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model.name,
+        }
+        self._generations: list[Generation] = []
+        self._echoes: list[str] = []
+        self.overflowed = asyncio.Event()
+        """Set when the client has read the events too slowly and the generation was ended."""
+        # Places are taken before any prompt is tokenised.
+        self._admissions = [places.enter_context(admit(model)) for _ in range(len(body.prompts) * body.n)]
+
+    async def prepare(self) -> None:
+        """Tokenise, and refuse what must be refused before a byte is answered."""
+        body, codec = self._body, self._model.bundle.codec
+        if body.echo and body.logprobs is not None:
+            raise RequestError(
+                "invalid_request", "echo with logprobs is not offered; /v1/models/{model}/score gives them"
+            )
+        try:
+            sampling = body.parameters(
+                self._model.bundle.manifest, default_max_tokens=DEFAULT_MAX_TOKENS, alternatives=body.logprobs or 0
+            )
+            check_top_k(sampling.top_k, codec.vocabulary_size)
+        except ValueError as error:
+            raise RequestError("invalid_request", str(error)) from None
+        admissions = iter(self._admissions)
+        for prompt in body.prompts:
+            ids = await prompt_ids(self._model, prompt)
+            for copy in range(body.n):
+                each = replace(sampling, seed=(sampling.seed + copy) % 2**63)
+                self._generations.append(
+                    Generation(
+                        self._model,
+                        next(admissions),
+                        ids,
+                        each,
+                        list(body.stop or []),
+                        on_overflow=self.overflowed.set,
+                    )
+                )
+                self._echoes.append(codec.decode(ids.tolist()) if body.echo else "")
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer at once."""
+        await self.prepare()
+        results = await _all([self._collect(index) for index in range(len(self._generations))])
+        return {
+            **self._head,
+            "choices": [choice for choice, _ in results],
+            "usage": self._usage([usage for _, usage in results]),
+        }
+
+    async def stream(self, request: Request, places: ExitStack) -> AsyncIterator[bytes]:
+        """The answer as events. An error after the first byte is the last event, without [DONE]."""
+        usages: list[Usage] = []
+        shown = [len(echo) for echo in self._echoes]
+        try:
+            for index, echo in enumerate(self._echoes):
+                if echo:
+                    yield self._event([self._choice(index, echo, None, None)])
+            async for index, event in _merge([generation.events() for generation in self._generations]):
+                if isinstance(event, Finished):
+                    usages.append(event.usage)
+                    yield self._event([self._choice(index, "", None, event.reason)])
+                elif event.text or self._body.logprobs is not None:
+                    logprobs = self._logprobs([event], shown[index])
+                    shown[index] += len(event.text)
+                    yield self._event([self._choice(index, event.text, logprobs, None)])
+            places.close()  # whoever reads the end may ask again at once
+            if (self._body.stream_options or {}).get("include_usage"):
+                yield self._event([], self._usage(usages))
+            yield b"data: [DONE]\n\n"
+        except ServiceError as error:
+            record_of(request.scope).outcome = error.code
+            yield _sse(error.body())
+
+    async def _collect(self, index: int) -> tuple[dict[str, Any], Usage]:
+        tokens: list[Token] = []
+        async for event in self._generations[index].events():
+            if isinstance(event, Finished):
+                text = self._echoes[index] + event.text
+                return self._choice(index, text, self._logprobs(tokens), event.reason), event.usage
+            tokens.append(event)
+        raise AssertionError("a generation always ends with Finished")
+
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+        return _sse({**self._head, "choices": choices} | ({} if usage is None else {"usage": usage}))
+
+    def _choice(
+        self, index: int, text: str, logprobs: dict[str, Any] | None, reason: FinishReason | None
+    ) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": None if reason is None else reason.value,
+        }
+
+    def _logprobs(self, tokens: list[Token], offset: int = 0) -> dict[str, Any] | None:
+        """OpenAI's `logprobs`; `offset` is where in the text of the choice the first token begins."""
+        if self._body.logprobs is None:
+            return None
+        name = self._model.bundle.codec.token_text
+        return {
+            "tokens": [name(token.token) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{name(one.token): one.logprob for one in token.alternatives} for token in tokens],
+            "text_offset": list(itertools.accumulate((len(token.text) for token in tokens), initial=offset))[:-1],
+        }
+
+    def _usage(self, usages: list[Usage]) -> dict[str, int]:
+        copies = self._body.n
+        prompt = sum(usage.prompt_tokens for usage in usages) // copies
+        completion = sum(usage.completion_tokens for usage in usages)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _sse(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def _all(work: list[Any]) -> list[Any]:
+    """Run all; the first failure ends the rest."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _merge(sources: list[AsyncIterator[Token | Finished]]) -> AsyncIterator[tuple[int, Token | Finished]]:
+    """The events of several generations as they come, each with its generation's index."""
+    if len(sources) == 1:
+        async for event in sources[0]:
+            yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, Token | Finished | Exception]] = asyncio.Queue(maxsize=2 * len(sources))
+
+    async def pump(index: int, source: AsyncIterator[Token | Finished]) -> None:
+        try:
+            async for event in source:
+                await queue.put((index, event))
+        except Exception as error:
+            await queue.put((index, error))
+
+    tasks = [asyncio.create_task(pump(index, source)) for index, source in enumerate(sources)]
+    try:
+        left = len(sources)
+        while left:
+            index, outcome = await queue.get()
+            if isinstance(outcome, Exception):
+                raise outcome
+            left -= isinstance(outcome, Finished)
+            yield index, outcome
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,278 @@
+"""What goes over the wire, in both directions. Unknown fields are refused: a misspelt parameter must not be ignored."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+
+from models.bundle import Manifest
+from service.engine.sequence import SamplingParameters
+
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_ALTERNATIVES = 100
+MAX_FIELDS = 64
+DEFAULT_MAX_TOKENS = 256
+
+# The first wrong element is enough: a list of a million would make a million errors and hold everybody up.
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
+
+
+class Message(BaseModel):
+    """A message from a client: strict types, no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        """Each unknown field makes an error: a body full of them must not make a million."""
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise ValueError(f"the object has {len(value):,} fields; allowed are at most {MAX_FIELDS}")
+        return value
+
+
+class SamplingFields(Message):
+    """How to sample. A field left out takes the model's default (its manifest's `decoding`)."""
+
+    max_tokens: Annotated[int | None, Field(ge=1, description="Tokens to sample at most.")] = None
+    temperature: Annotated[
+        float | None, Field(ge=0, allow_inf_nan=False, description="Divides the logits; 0 is greedy.")
+    ] = None
+    top_k: Annotated[int | None, Field(ge=0, description="Keep the k most probable tokens; 0 keeps all.")] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1, description="Keep the smallest set of tokens with this mass.")] = (
+        None
+    )
+    min_p: Annotated[
+        float, Field(ge=0, le=1, description="Keep tokens at least this times as probable as the best.")
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="Divides the logits of tokens seen before; 1 is none.")
+    ] = 1.0
+    seed: Annotated[
+        int | None, Field(ge=0, lt=2**63, description="The same seed gives the same tokens; none draws one.")
+    ] = None
+
+    def parameters(self, manifest: Manifest, *, default_max_tokens: int, alternatives: int = 0) -> SamplingParameters:
+        """The engine's sampling parameters.
+
+        Raises:
+            ValueError: a value that this model does not allow.
+        """
+        defaults, limit = manifest.decoding, manifest.limits.max_new_tokens
+        max_tokens = min(default_max_tokens, limit) if self.max_tokens is None else self.max_tokens
+        if max_tokens > limit:
+            raise ValueError(
+                f"max_tokens is {max_tokens:,}; allowed are 1 to {limit:,} (manifest limits.max_new_tokens)"
+            )
+        return SamplingParameters(
+            max_tokens=max_tokens,
+            temperature=defaults.temperature if self.temperature is None else self.temperature,
+            top_k=defaults.top_k if self.top_k is None else self.top_k,
+            top_p=defaults.top_p if self.top_p is None else self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=secrets.randbits(63) if self.seed is None else self.seed,
+            alternatives=alternatives,
+        )
+
+
+def check_top_k(top_k: int, vocabulary_size: int) -> None:
+    """Refuse a k that cannot be met.
+
+    Raises:
+        ValueError: top_k is above the vocabulary.
+    """
+    if top_k > vocabulary_size:
+        raise ValueError(f"top_k is {top_k:,}; allowed are 0 (all) to the vocabulary's {vocabulary_size:,}")
+
+
+class Sampling(SamplingFields):
+    """The `sampling` object of the WebSocket stream."""
+
+    stop: Annotated[StopStrings, Field(description="Strings that end the text.")] = []
+
+
+class TextOrTokens(Message):
+    """A prompt, as text or as ids."""
+
+    text: str | None = None
+    tokens: TokenIds | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TextOrTokens:
+        if (self.text is None) == (self.tokens is None):
+            raise ValueError("give either text or tokens")
+        return self
+
+    @property
+    def prompt(self) -> str | list[int]:
+        """Whichever was given."""
+        return self.text if self.text is not None else self.tokens or []
+
+
+class NextTokenRequest(TextOrTokens):
+    """Ask for the most probable next tokens."""
+
+    top: Annotated[int, Field(ge=1, le=MAX_ALTERNATIVES, description="How many.")] = 10
+
+
+class ScoreRequest(TextOrTokens):
+    """Ask how probable a text is."""
+
+
+class CompletionsRequest(SamplingFields):
+    """OpenAI's completions, with top_k, min_p and repetition_penalty besides."""
+
+    model: str
+    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]
+    stop: StopString | StopStrings | None = None
+    stream: bool = False
+    stream_options: dict[Literal["include_usage"], bool] | None = None
+    logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
+    n: Annotated[int, Field(ge=1, le=16)] = 1
+    echo: bool = False
+    user: str | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _list_of_stops(cls, stop: str | list[str] | None) -> list[str]:
+        return [stop] if isinstance(stop, str) else stop or []
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts of one request."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        texts = [entry for entry in self.prompt if isinstance(entry, str)]
+        return list(texts) if texts else [[entry for entry in self.prompt if isinstance(entry, int)]]
+
+
+class StreamPrompt(Message):
+    """What `start` and `feed` have in common."""
+
+    prompt: str | None = None
+    tokens: TokenIds | None = None
+    sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> StreamPrompt:
+        if (self.prompt is None) == (self.tokens is None):
+            raise ValueError("give either prompt or tokens")
+        return self
+
+    @property
+    def text_or_ids(self) -> str | list[int]:
+        """Whichever was given."""
+        return self.prompt if self.prompt is not None else self.tokens or []
+
+
+class Start(StreamPrompt):
+    """Begin a generation from an empty memory."""
+
+    type: Literal["start"]
+
+
+class Feed(StreamPrompt):
+    """Go on from where this socket's last generation ended, after eating the prompt given here."""
+
+    type: Literal["feed"]
+
+
+class Cancel(Message):
+    """End the running generation."""
+
+    type: Literal["cancel"]
+
+
+StreamMessage: TypeAdapter[Start | Feed | Cancel] = TypeAdapter(
+    Annotated[Start | Feed | Cancel, Field(discriminator="type")]
+)
+
+
+class Candidate(BaseModel):
+    """One of the most probable next tokens."""
+
+    token: int
+    text: str
+    probability: float
+    logprob: float
+
+
+class NextTokenResponse(BaseModel):
+    """The most probable next tokens, best first."""
+
+    model: str
+    version: int
+    prompt_tokens: int
+    candidates: list[Candidate]
+
+
+class ScoredToken(BaseModel):
+    """A token with its log-probability given all before it, in nats; null for the first."""
+
+    token: int
+    text: str
+    logprob: float | None
+
+
+class ScoreResponse(BaseModel):
+    """How probable a text is. Totals are over all tokens but the first, which has nothing before it."""
+
+    model: str
+    version: int
+    tokens: list[ScoredToken]
+    total_logprob: float
+    nats_per_token: float
+    perplexity: float
+    bits_per_character: float | None
+
+
+class StateInfo(BaseModel):
+    """One recurrent state: its name, shape of one row, and type."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+
+
+class ModelInfo(BaseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    task: str
+    version: int
+    digest: str
+    precision: str
+    vocabulary_size: int
+    states: list[StateInfo]
+    limits: dict[str, Any]
+    decoding: dict[str, Any]
+    validation: dict[str, Any] | None
+    provenance: dict[str, Any] | None
+
+
+class ModelList(BaseModel):
+    """All served models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class ErrorBody(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorDetail

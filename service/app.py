@@ -1,0 +1,61 @@
+"""The composition root: the one place where settings, models, routes and metrics meet."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from service.api import catalogue, completions, handlers, health, probability, stream
+from service.api.body_limit import BodyLimit
+from service.api.context import Context
+from service.observability.metrics import Metrics
+from service.observability.requests import RequestObserver
+from service.repository import Repository
+from service.settings import Settings
+
+logger = logging.getLogger("carousel")
+
+SWITCH_INTERVAL_SECONDS = 0.0005
+"""How long one thread may keep the interpreter's lock while another waits for it. With Python's 5 ms, a step that has
+returned from onnxruntime could wait longer for the event loop than it took to run."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application. Models are opened here; their engines run from its startup to its shutdown.
+
+    Raises:
+        BundleError: the repository is missing or empty, or a bundle must not be served.
+        RunnerBroken: a graph does not run.
+    """
+    metrics = Metrics()
+    context = Context(settings, Repository(settings, metrics), metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+        try:
+            context.repository.start()
+            context.ready = True
+            logger.info("ready on http://%s:%d (/docs describes the API)", settings.host, settings.port)
+            yield
+        finally:
+            context.ready = False
+            await context.repository.close()
+
+    app = FastAPI(
+        title="Carousel",
+        summary="Recurrent models, step-batched across requests and streamed.",
+        version="0.1.0",
+        lifespan=lifespan,
+    )
+    app.state.context = context
+    for part in (health, catalogue, probability, completions, stream):
+        app.include_router(part.router)
+    handlers.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestObserver, metrics=metrics)
+    return app

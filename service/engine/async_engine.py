@@ -1,0 +1,246 @@
+"""The engine between two threads: the event loop asks and listens, the engine's own thread steps.
+
+The engine's thread runs while onnxruntime has released the interpreter's lock. The two exchange one
+`call_soon_threadsafe` per step, never per token, and wake each other by condition, never by sleep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+
+from service.engine.core import EngineCore, RunnerBroken
+from service.engine.sequence import FinishEvent, FinishReason, Sequence, StepOutput, StepReport, TokenEvent
+from service.engine.token_stream import TokenStream
+
+logger = logging.getLogger("carousel.engine")
+
+MAX_UNDELIVERED_STEPS = 8
+"""Steps the engine may be ahead of an event loop that is busy; then it waits."""
+
+
+class EngineFull(Exception):
+    """As many sequences run and wait as may."""
+
+
+class EngineStopped(Exception):
+    """The engine does not run: it was closed, or its runner is broken."""
+
+
+class AsyncEngine:
+    """An EngineCore on a thread of its own. Every method but the thread's belongs to the event loop.
+
+    Args:
+        core: the engine, warm.
+        max_waiting: sequences that may wait for a row.
+        on_step: called on the event loop with each step's report.
+        name: of the thread.
+    """
+
+    def __init__(
+        self, core: EngineCore, *, max_waiting: int, on_step: Callable[[StepReport], None], name: str = "engine"
+    ) -> None:
+        self._core = core
+        self._max_admitted = core.scheduler.max_rows + max_waiting
+        self._on_step = on_step
+        self._admitted = 0
+        self._streams: dict[Sequence, TokenStream] = {}
+        self._commands: list[tuple[Literal["add", "cancel"], Sequence]] = []
+        self._undelivered = 0
+        self._closing = False
+        self._failure: str | None = None
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Start the thread. Called on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def close(self) -> None:
+        """End every sequence and stop the thread."""
+        self._failure = self._failure or "the server is shutting down"
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine does not run; None while it does."""
+        if self._failure is None and self._loop is not None and not self._thread.is_alive():
+            return "the engine's thread has ended"
+        return self._failure
+
+    @property
+    def admitted(self) -> int:
+        """Sequences that were admitted and have not been left."""
+        return self._admitted
+
+    @property
+    def running(self) -> int:
+        """Rows in use, as of now."""
+        return len(self._core.scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences admitted that have no row yet (some may still be tokenising)."""
+        return max(0, self._admitted - self.running)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows there are."""
+        return self._core.scheduler.max_rows
+
+    def admit(self) -> Admission:
+        """Take a place for one sequence, before anything expensive is done for it.
+
+        Raises:
+            EngineFull: all places are taken.
+            EngineStopped: the engine does not run.
+        """
+        if self.failure is not None:
+            raise EngineStopped(self.failure)
+        if self._admitted >= self._max_admitted:
+            raise EngineFull(f"{self._admitted:,} requests run and wait; allowed are {self._max_admitted:,}")
+        self._admitted += 1
+        return Admission(self)
+
+    def leave(self) -> None:
+        """Give a place back (Admission does it)."""
+        self._admitted -= 1
+
+    def submit(self, sequence: Sequence, on_overflow: Callable[[], None]) -> TokenStream:
+        """Start a sequence (through an Admission)."""
+
+        def end_slow_reader() -> None:
+            self.cancel(sequence)
+            on_overflow()
+
+        stream = TokenStream(end_slow_reader)
+        self._streams[sequence] = stream
+        self._command("add", sequence)
+        return stream
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence: its row is free after at most one more step."""
+        if sequence in self._streams:
+            self._command("cancel", sequence)
+
+    def _command(self, verb: Literal["add", "cancel"], sequence: Sequence) -> None:
+        with self._wake:
+            self._commands.append((verb, sequence))
+            self._wake.notify()
+
+    def _deliver(self, output: StepOutput) -> None:
+        """On the event loop: hand a step's events to their streams."""
+        with self._wake:
+            self._undelivered -= 1
+            if self._undelivered == MAX_UNDELIVERED_STEPS - 1:
+                self._wake.notify()
+        streams, batch = self._streams, output.batch
+        if batch is not None:
+            alternatives = batch.alternatives
+            for place, (sequence, token, logprob) in enumerate(
+                zip(batch.sequences, batch.tokens, batch.logprobs, strict=True)
+            ):
+                streams[sequence].put(TokenEvent(token, logprob, alternatives.get(place, ())))
+        for sequence, event in output.finished:
+            streams.pop(sequence).put(event)
+        if output.report is not None:
+            self._on_step(output.report)
+
+    def _run(self) -> None:
+        """The thread: until closed, take commands, step, post what came of it."""
+        try:
+            with np.errstate(all="ignore"):  # a row of NaN is that row's failure, not a warning
+                while self._await_work():
+                    self._post(self._core.step())
+            self._post(self._core.fail_all("the server is shutting down"))
+        except RunnerBroken as error:
+            self._break(f"the model's runner is broken ({error})")
+        except Exception as error:
+            logger.exception("the engine's thread failed")
+            self._break(f"the engine failed ({type(error).__name__})")
+
+    def _await_work(self) -> bool:
+        """Sleep until there is something to do; False once closing."""
+        with self._wake:
+            self._wake.wait_for(
+                lambda: (
+                    self._closing
+                    or (self._undelivered < MAX_UNDELIVERED_STEPS and (self._commands or not self._core.idle))
+                )
+            )
+            commands, self._commands = self._commands, []
+        for verb, sequence in commands:
+            if verb == "add":
+                self._core.add(sequence)
+            else:
+                self._core.cancel(sequence)
+        return not self._closing
+
+    def _post(self, output: StepOutput) -> None:
+        if output.batch is None and output.report is None and not output.finished:
+            return
+        assert self._loop is not None
+        with self._wake:
+            self._undelivered += 1
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, output)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            self._closing = True
+
+    def _break(self, reason: str) -> None:
+        self._failure = reason
+        self._post(self._core.fail_all(reason))
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._fail_streams, reason)
+
+    def _fail_streams(self, reason: str) -> None:
+        """End the streams of sequences that the core never heard of."""
+        for stream in self._streams.values():
+            stream.put(FinishEvent(FinishReason.FAILED, reason))
+        self._streams.clear()
+
+
+class Admission:
+    """A place in the engine for one sequence; a context manager that ends the sequence when it is left."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._sequence: Sequence | None = None
+
+    def start(self, sequence: Sequence, on_overflow: Callable[[], None] = lambda: None) -> TokenStream:
+        """Submit the sequence that the place was taken for.
+
+        Args:
+            sequence: what to run.
+            on_overflow: called when its reader has fallen too far behind and the sequence was ended.
+        """
+        if self._engine.failure is not None:
+            raise EngineStopped(self._engine.failure)
+        self._sequence = sequence
+        return self._engine.submit(sequence, on_overflow)
+
+    def cancel(self) -> None:
+        """End the sequence early; its stream still gets a FinishEvent."""
+        if self._sequence is not None:
+            self._engine.cancel(self._sequence)
+
+    def __enter__(self) -> Admission:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+        self._engine.leave()

@@ -1,0 +1,247 @@
+"""The engine's loop body: who joins, one step of everyone, what came of it.
+
+Axes: n active rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from service.engine.rows import CHUNK, Mask, RowTable
+from service.engine.runner import Runner
+from service.engine.sampler import Sampler
+from service.engine.scheduler import Scheduler
+from service.engine.sequence import (
+    FinishEvent,
+    FinishReason,
+    Ids,
+    Sequence,
+    Snapshot,
+    StepOutput,
+    StepReport,
+    TokenBatch,
+)
+from service.engine.state_pool import StatePool
+
+NOT_FINITE = "the logits were not finite"
+
+
+class RunnerBroken(Exception):
+    """The runner fails on rows of zeros too: it will not recover."""
+
+
+class EngineCore:
+    """Sequences in, events out, one step at a time. Not thread-safe: one thread owns it.
+
+    Args:
+        runner: runs the step graph.
+        max_rows: sequences that may run at once.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, runner: Runner, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.scheduler = Scheduler(max_rows)
+        self._runner = runner
+        self._clock = clock
+        self._pool = StatePool(runner.states, max_rows)
+        self._table = RowTable(max_rows, runner.vocabulary_size)
+        self._sampler = Sampler(runner.vocabulary_size)
+        self._logits = np.zeros((max_rows, runner.vocabulary_size), np.float32)
+        self._finished: list[tuple[Sequence, FinishEvent]] = []
+
+    def warm_up(self) -> None:
+        """Run one row and all rows once, so that no client pays for the runtime's first allocations.
+
+        Raises:
+            RunnerBroken: the runner fails on rows of zeros.
+        """
+        for n in (1, self.scheduler.max_rows):
+            self._probe(n)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; it joins at the next step with a free row."""
+        self.scheduler.add(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence before the next step; nothing happens if it has ended already."""
+        row = self.scheduler.find(sequence)
+        if row is not None:
+            self._finish(row, FinishReason.CANCELLED)
+        elif self.scheduler.withdraw(sequence):
+            self._finished.append((sequence, FinishEvent(FinishReason.CANCELLED)))
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to run and nothing to tell."""
+        return not (self.scheduler.running or self.scheduler.waiting or self._finished)
+
+    def step(self) -> StepOutput:
+        """Let waiting sequences join, take every row one id forward, and tell what came of it.
+
+        Raises:
+            RunnerBroken: the step failed for every row, and for a row of zeros too.
+        """
+        started = self._clock()
+        for row, sequence in self.scheduler.admit():
+            self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None)
+            self._table.acquire(row, sequence)
+            sequence.joined_at = started
+        n = len(self.scheduler.running)
+        batch, report = None, None
+        if n:
+            prompt_rows = self._table.generated[:n] == 0
+            ids = self._table.next_ids(n)
+            runner_started = self._clock()
+            failures = self._run(ids)
+            runner_seconds = self._clock() - runner_started
+            batch = self._digest(ids, failures)
+            report = StepReport(
+                rows=n,
+                prompt_tokens=int(prompt_rows.sum()),
+                generated_tokens=len(batch.tokens) if batch else 0,
+                step_seconds=self._clock() - started,
+                runner_seconds=runner_seconds,
+            )
+        return StepOutput(batch, self._take_finished(), report)
+
+    def fail_all(self, detail: str) -> StepOutput:
+        """End every sequence, running and waiting."""
+        for row in reversed(range(len(self.scheduler.running))):
+            self._finish(row, FinishReason.FAILED, detail)
+        while self.scheduler.waiting:
+            self._finished.append((self.scheduler.waiting.popleft(), FinishEvent(FinishReason.FAILED, detail)))
+        return StepOutput(None, self._take_finished(), None)
+
+    def _run(self, ids: Ids) -> dict[int, str]:
+        """One step of all rows. Returns the rows that failed, with the reason.
+
+        A step that raises says nothing about which row it was; what it read is untouched, so each row is tried alone.
+        """
+        n = len(ids)
+        before, after = self._pool.before(n), self._pool.after(n)
+        failures: dict[int, str] = {}
+        try:
+            self._runner.step(ids, before, after, self._logits[:n])
+        except Exception:
+            for row in range(n):
+                one = slice(row, row + 1)
+                try:
+                    self._runner.step(
+                        ids[one],
+                        {name: array[one] for name, array in before.items()},
+                        {name: array[one] for name, array in after.items()},
+                        self._logits[one],
+                    )
+                except Exception as error:
+                    failures[row] = f"{type(error).__name__}: {error}"
+            if len(failures) == n:
+                self._probe(1)
+        self._pool.swap()
+        return failures
+
+    def _digest(self, ids: Ids, failures: dict[int, str]) -> TokenBatch | None:
+        """After a step: weigh, sample, queue what was sampled, and let go of who has ended."""
+        n, table = len(ids), self._table
+        ended: dict[int, tuple[FinishReason, str]] = {
+            row: (FinishReason.FAILED, detail) for row, detail in failures.items()
+        }
+        table.mark_seen(ids)
+        if table.scoring[:n].any():
+            self._score(n, ended)
+        table.advance(n)
+        empty = table.empty(n)
+        for row in np.flatnonzero(empty & (table.unfilled[:n] > 0)).tolist():
+            self._refill(row)
+        done = empty & (table.cursor[:n] == table.filled[:n])
+        batch = self._sample(done & ~table.scoring[:n], ended)
+        for row in np.flatnonzero(done & table.scoring[:n]).tolist():
+            ended.setdefault(row, (FinishReason.STOP, ""))
+        for row in sorted(ended, reverse=True):  # from the last on, so that no row moves before its turn
+            self._finish(row, *ended[row])
+        return batch
+
+    def _sample(self, emits: Mask, ended: dict[int, tuple[FinishReason, str]]) -> TokenBatch | None:
+        """Sample where `emits`, queue the tokens, and note in `ended` who is done."""
+        emits[list(ended)] = False
+        if not emits.any():
+            return None
+        table, running = self._table, self.scheduler.running
+        samples = self._sampler.sample(self._logits[: len(emits)], table)
+        for row in np.flatnonzero(emits & ~samples.finite).tolist():
+            ended[row] = (FinishReason.FAILED, NOT_FINITE)
+        rows = np.flatnonzero(emits & samples.finite)
+        tokens = samples.tokens[rows]
+        table.push(rows, tokens)
+        batch = TokenBatch(
+            sequences=[running[row] for row in rows.tolist()],
+            tokens=tokens.tolist(),
+            logprobs=samples.logprobs[rows].tolist(),
+            alternatives={
+                place: self._sampler.alternatives(self._logits[rows[place]], int(table.alternatives[rows[place]]))
+                for place in np.flatnonzero(table.alternatives[rows]).tolist()
+            },
+        )
+        for row in rows[table.generated[rows] >= table.max_tokens[rows]].tolist():
+            ended[row] = (FinishReason.LENGTH, "")
+        for row, sequence, token in zip(rows.tolist(), batch.sequences, batch.tokens, strict=True):
+            if sequence.stop is not None and sequence.stop(token):
+                ended[row] = (FinishReason.STOP, "")
+        for row in rows[table.generated[rows] % CHUNK == 0].tolist():
+            table.draw(row, running[row])
+        return batch
+
+    def _score(self, n: int, ended: dict[int, tuple[FinishReason, str]]) -> None:
+        """Weigh the next prompt id of each scoring row."""
+        table = self._table
+        rows = np.flatnonzero(table.scoring[:n])
+        cursor = table.cursor[rows]
+        logprobs = self._sampler.score(self._logits[:n], rows, table.targets[rows, cursor])
+        table.scores[rows, cursor] = logprobs
+        for row in rows[~np.isfinite(logprobs)].tolist():
+            ended.setdefault(row, (FinishReason.FAILED, NOT_FINITE))
+
+    def _refill(self, row: int) -> None:
+        sequence = self.scheduler.running[row]
+        self._keep_scores(row, sequence)
+        self._table.fill(row, sequence)
+
+    def _keep_scores(self, row: int, sequence: Sequence) -> None:
+        if sequence.sampling is None:
+            sequence.scores.append(self._table.scores[row, : self._table.cursor[row]].copy())
+
+    def _finish(self, row: int, reason: FinishReason, detail: str = "") -> None:
+        """Free the row, then tell."""
+        sequence = self.scheduler.running[row]
+        snapshot, logprobs = None, None
+        if sequence.keep_state and reason is not FinishReason.FAILED:
+            pending = np.concatenate([self._table.pending_ids(row), sequence.prompt[sequence.eaten :]])
+            snapshot = Snapshot(self._pool.snapshot(row), pending)
+        if sequence.sampling is None and reason is FinishReason.STOP:
+            self._keep_scores(row, sequence)
+            logprobs = np.concatenate(sequence.scores)
+        last = self.scheduler.remove(row)
+        self._pool.release(row, last)
+        self._table.release(row, last)
+        self._finished.append((sequence, FinishEvent(reason, detail, snapshot, logprobs)))
+
+    def _take_finished(self) -> list[tuple[Sequence, FinishEvent]]:
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _probe(self, n: int) -> None:
+        """Run n rows of zeros.
+
+        Raises:
+            RunnerBroken: that fails.
+        """
+        states = {name: np.zeros((n, *spec.shape), spec.dtype) for name, spec in self._runner.states.items()}
+        after = {name: np.zeros_like(array) for name, array in states.items()}
+        try:
+            self._runner.step(
+                np.zeros(n, np.int64), states, after, np.zeros((n, self._runner.vocabulary_size), np.float32)
+            )
+        except Exception as error:
+            raise RunnerBroken(f"{type(error).__name__}: {error}") from error

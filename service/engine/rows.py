@@ -1,0 +1,133 @@
+"""What the engine knows of each active row, as parallel arrays, so that a step never loops over sequences.
+
+Row r of every array belongs to the sequence in row r of the state pool. Ids wait in `pending`, CHUNK at a time: prompt
+ids, then one sampled id after another, so that prefill, decode and scoring are the same thing to a step.
+
+Axes: R max_rows, n active rows, C chunk.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine.sequence import Ids, Sequence
+
+CHUNK = 128
+"""Ids (and random numbers) that a row holds ready; a row is visited in Python once per chunk, not once per step."""
+
+Mask = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.intp]
+
+
+class RowTable:
+    """The parallel arrays. Rows 0 to n - 1 are active; the caller keeps them compact with `release`."""
+
+    def __init__(self, max_rows: int, vocabulary_size: int) -> None:
+        self._vocabulary_size = vocabulary_size
+        self._range = np.arange(max_rows)
+        self.pending = np.zeros((max_rows, CHUNK), np.int64)
+        self.targets = np.zeros((max_rows, CHUNK), np.int64)
+        self.scores = np.zeros((max_rows, CHUNK), np.float64)
+        self.uniforms = np.zeros((max_rows, CHUNK), np.float64)
+        self.cursor = np.zeros(max_rows, np.int64)
+        self.filled = np.zeros(max_rows, np.int64)
+        self.unfilled = np.zeros(max_rows, np.int64)
+        """Prompt ids that do not lie in `pending` yet."""
+        self.scoring = np.zeros(max_rows, np.bool_)
+        self.generated = np.zeros(max_rows, np.int64)
+        self.max_tokens = np.zeros(max_rows, np.int64)
+        self.temperature = np.ones(max_rows, np.float32)
+        self.top_k = np.zeros(max_rows, np.int64)
+        self.top_p = np.ones(max_rows, np.float64)
+        self.min_p = np.zeros(max_rows, np.float32)
+        self.penalty = np.ones(max_rows, np.float32)
+        self.alternatives = np.zeros(max_rows, np.int64)
+        self.seen: Mask | None = None
+        """Which tokens each row has eaten <bool>[R, V]; made when the first penalty is asked for."""
+
+    @property
+    def _arrays(self) -> list[npt.NDArray[np.generic]]:
+        return [value for value in vars(self).values() if isinstance(value, np.ndarray) and value is not self._range]
+
+    def acquire(self, row: int, sequence: Sequence) -> None:
+        """Fill a row for a sequence that joins."""
+        sampling = sequence.sampling
+        self.scoring[row] = sampling is None
+        self.generated[row] = 0
+        self.fill(row, sequence)
+        if sampling is None:
+            return
+        self.max_tokens[row] = sampling.max_tokens
+        self.temperature[row] = sampling.temperature
+        self.top_k[row] = sampling.top_k
+        self.top_p[row] = sampling.top_p
+        self.min_p[row] = sampling.min_p
+        self.penalty[row] = sampling.repetition_penalty
+        self.alternatives[row] = sampling.alternatives
+        if sampling.repetition_penalty != 1.0 and self.seen is None:
+            self.seen = np.zeros((len(self._range), self._vocabulary_size), np.bool_)
+        if self.seen is not None:
+            self.seen[row] = False
+        self.draw(row, sequence)
+
+    def release(self, row: int, last: int) -> None:
+        """Take a row back: the last active row moves into its place."""
+        for array in self._arrays:
+            if row != last:
+                array[row] = array[last]
+            array[last] = 0
+
+    def fill(self, row: int, sequence: Sequence) -> None:
+        """Put the next chunk of the prompt into a row that has eaten the last one."""
+        end = len(sequence.prompt) - (1 if sequence.sampling is None else 0)  # a score's last id is only a target
+        chunk = sequence.prompt[sequence.eaten : min(end, sequence.eaten + CHUNK)]
+        self.pending[row, : len(chunk)] = chunk
+        if sequence.sampling is None:
+            self.targets[row, : len(chunk)] = sequence.prompt[sequence.eaten + 1 : sequence.eaten + 1 + len(chunk)]
+        self.cursor[row] = 0
+        self.filled[row] = len(chunk)
+        sequence.eaten += len(chunk)
+        self.unfilled[row] = end - sequence.eaten
+
+    def draw(self, row: int, sequence: Sequence) -> None:
+        """Put the next chunk of random numbers into a row: number i of a sequence depends on its seed and i alone.
+
+        Philox is counter-based (Salmon et al. 2011), so chunk k starts at its own counter and nothing is replayed.
+        """
+        assert sequence.sampling is not None
+        counter = int(self.generated[row]) // 4  # a Philox counter yields four 64-bit words
+        raw = np.random.Philox(key=sequence.sampling.seed, counter=counter).random_raw(CHUNK)
+        self.uniforms[row] = (raw >> np.uint64(11)) * 2.0**-53  # [0, 1), 53 bits
+
+    def next_ids(self, n: int) -> Ids:
+        """What each active row eats in this step. <int64>[n]"""
+        return self.pending[self._range[:n], self.cursor[:n]]
+
+    def next_uniforms(self, n: int) -> npt.NDArray[np.float64]:
+        """The random number that each active row would sample with. <float64>[n]"""
+        return self.uniforms[self._range[:n], self.generated[:n] % CHUNK]
+
+    def mark_seen(self, ids: Ids) -> None:
+        """Remember what each active row eats, where penalties need it."""
+        if self.seen is not None:
+            self.seen[self._range[: len(ids)], ids] = True
+
+    def advance(self, n: int) -> None:
+        """One id of each active row is eaten."""
+        self.cursor[:n] += 1
+
+    def empty(self, n: int) -> Mask:
+        """Which active rows have nothing left to eat in their chunk. <bool>[n]"""
+        return np.equal(self.cursor[:n], self.filled[:n])
+
+    def push(self, rows: Rows, tokens: Ids) -> None:
+        """Queue a sampled id in each of these (empty) rows."""
+        self.pending[rows, 0] = tokens
+        self.cursor[rows] = 0
+        self.filled[rows] = 1
+        self.generated[rows] += 1
+
+    def pending_ids(self, row: int) -> Ids:
+        """A copy of what a row has queued and not eaten."""
+        return self.pending[row, self.cursor[row] : self.filled[row]].copy()

@@ -1,0 +1,71 @@
+"""Runs step graphs. The only module that knows onnxruntime.
+
+Axes: n active rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import onnxruntime
+
+from models.graph import next_name
+from service.engine.sequence import Array, Floats, Ids
+from service.engine.state_pool import StateSpec
+
+
+class Runner(Protocol):
+    """One step of every active row. Tests put a fake here."""
+
+    vocabulary_size: int
+    states: Mapping[str, StateSpec]
+
+    def step(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> None:
+        """Eat one id per row.
+
+        Args:
+            ids: <int64>[n]
+            before: the states to read. [n, ...] each
+            after: where the states after the step go. [n, ...] each
+            logits: where the logits go. <float32>[n, V]
+
+        Raises:
+            Exception: whatever the runtime raises; `before` is as it was.
+        """
+        ...
+
+
+class OnnxRunner:
+    """A step graph in onnxruntime, on the CPU.
+
+    Args:
+        graph: the verified bytes of a step graph that keeps the bundle contract.
+        states: the shape of each state, by name.
+        vocabulary_size: V.
+        intra_op_threads: threads of one operator; 0 leaves the choice to onnxruntime (one per core).
+    """
+
+    def __init__(
+        self, graph: bytes, states: Mapping[str, StateSpec], vocabulary_size: int, intra_op_threads: int = 0
+    ) -> None:
+        self.states = states
+        self.vocabulary_size = vocabulary_size
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = intra_op_threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def step(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> None:
+        """See Runner. Inputs and outputs are bound where they lie: nothing is allocated or copied on this side."""
+        binding = self._session.io_binding()
+        _bind(binding.bind_input, "token", ids)
+        _bind(binding.bind_output, "logits", logits)
+        for name in self.states:
+            _bind(binding.bind_input, name, before[name])
+            _bind(binding.bind_output, next_name(name), after[name])
+        self._session.run_with_iobinding(binding)
+
+
+def _bind(bind: Callable[..., Any], name: str, array: Array) -> None:
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

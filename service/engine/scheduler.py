@@ -1,0 +1,55 @@
+"""Who is in the batch: a queue of sequences that wait and a compact list of sequences that run.
+
+Iteration-level scheduling (Yu et al., OSDI 2022) of recurrent cells (Gao et al., EuroSys 2018): sequences join and
+leave between steps. A sequence's memory is one row of constant size, so there is nothing to page or to preempt.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from service.engine.sequence import Sequence
+
+
+class Scheduler:
+    """Row r of the batch is `running[r]`."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.max_rows = max_rows
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence, first come first served."""
+        self.waiting.append(sequence)
+
+    def admit(self) -> list[tuple[int, Sequence]]:
+        """Let waiting sequences into free rows; returns who joined, with the row."""
+        joined = []
+        while self.waiting and len(self.running) < self.max_rows:
+            sequence = self.waiting.popleft()
+            joined.append((len(self.running), sequence))
+            self.running.append(sequence)
+        return joined
+
+    def remove(self, row: int) -> int:
+        """Take the sequence of `row` out; the last row's takes its place. Returns which row was the last."""
+        last = len(self.running) - 1
+        self.running[row] = self.running[last]
+        self.running.pop()
+        return last
+
+    def find(self, sequence: Sequence) -> int | None:
+        """The row of a running sequence, or None."""
+        try:
+            return self.running.index(sequence)
+        except ValueError:
+            return None
+
+    def withdraw(self, sequence: Sequence) -> bool:
+        """Take a waiting sequence out of the queue; False if it does not wait."""
+        try:
+            self.waiting.remove(sequence)
+        except ValueError:
+            return False
+        return True

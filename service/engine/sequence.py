@@ -1,0 +1,166 @@
+"""What the engine is asked for and what it gives back: plain values, no behaviour."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[np.generic]
+
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """How the next token is chosen from the logits.
+
+    In this order: repetition penalty (Keskar et al. 2019, arXiv:1909.05858), temperature, top-k (Fan et al. 2018,
+    arXiv:1805.04833), top-p (Holtzman et al. 2020, arXiv:1904.09751), min-p (Nguyen et al. 2024, arXiv:2407.01082).
+
+    Args:
+        max_tokens: how many tokens to sample at most, at least 1.
+        temperature: divides the logits; 0 takes the most probable token.
+        top_k: keep the k most probable tokens (and what ties with the last of them); 0 keeps all.
+        top_p: keep the smallest set of most probable tokens whose mass reaches p.
+        min_p: keep tokens at least min_p times as probable as the most probable one.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen before; 1 changes nothing.
+        seed: with the position, determines every random number of the sequence.
+        alternatives: how many of the most probable tokens to report beside each sampled one.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    alternatives: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A sequence's whole memory: one row of every state, and the ids that the model has not yet eaten."""
+
+    state: Mapping[str, Array]
+    pending: Ids
+
+
+class FinishReason(Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    SLOW_READER = "slow_reader"
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One request as the engine sees it: ids to eat, then ids to sample.
+
+    Args:
+        prompt: ids to eat before the first is sampled, each in [0, V), at least one. <int64>[N]
+        sampling: how to sample; None scores instead: prompt[1:] is weighed and nothing is sampled.
+        stop: called with each sampled id on the engine's thread; True ends the sequence. It sees ids only: what a
+            stop string is, the engine does not know.
+        snapshot: memory to start from; None starts from zeros.
+        keep_state: whether the end reports a snapshot to go on from.
+
+    The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken, what it weighed.
+    """
+
+    prompt: Ids
+    sampling: SamplingParameters | None
+    stop: Callable[[int], bool] | None = None
+    snapshot: Snapshot | None = None
+    keep_state: bool = False
+    created_at: float = field(default_factory=time.perf_counter)
+    joined_at: float | None = None
+    eaten: int = 0
+    scores: list[npt.NDArray[np.float64]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One of the most probable tokens at a position."""
+
+    token: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One sampled token.
+
+    `logprob` is the natural logarithm of the model's own probability, before penalty, temperature and truncation.
+    """
+
+    token: int
+    logprob: float
+    alternatives: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FinishEvent:
+    """The end of a sequence: the last event it gets.
+
+    `logprobs` are the scores of prompt[1:] in nats, for a sequence that asked for them. <float64>[N - 1]
+    """
+
+    reason: FinishReason
+    detail: str = ""
+    snapshot: Snapshot | None = None
+    logprobs: npt.NDArray[np.float64] | None = None
+
+
+Event = TokenEvent | FinishEvent
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step cost and did, for whoever keeps figures.
+
+    `runner_seconds` is the part of `step_seconds` spent inside the runner; the rest is the engine's own overhead.
+    """
+
+    rows: int
+    prompt_tokens: int
+    generated_tokens: int
+    step_seconds: float
+    runner_seconds: float
+
+    @property
+    def phase(self) -> str:
+        """`prefill` when every row ate prompt, `decode` when every row sampled, else `mixed`."""
+        if self.generated_tokens == 0:
+            return "prefill"
+        return "decode" if self.prompt_tokens == 0 else "mixed"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """The tokens that one step sampled: parallel lists, one entry per sequence that sampled."""
+
+    sequences: list[Sequence]
+    tokens: list[int]
+    logprobs: list[float]
+    alternatives: Mapping[int, tuple[Alternative, ...]]
+    """By place in the lists, for the sequences that asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Everything one step has to tell: first its tokens, then who ended; the report is None when nothing was run."""
+
+    batch: TokenBatch | None
+    finished: list[tuple[Sequence, FinishEvent]]
+    report: StepReport | None

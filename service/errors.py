@@ -1,0 +1,65 @@
+"""Every error a client can get: one JSON shape, one stable code each.
+
+    ServiceError          {"error": {"code", "message", "retryable"}}
+    ├── RequestError      the request is at fault: sending it again changes nothing
+    └── Unavailable       the server is at fault or busy: may be sent again, where `retryable`
+
+A code maps to one HTTP status. On a WebSocket the error is the last typed event; the close code is 4000 + status.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ErrorCode:
+    """The stable codes: code -> (HTTP status, whether the same request may succeed later, meaning)."""
+
+    TABLE: ClassVar[dict[str, tuple[int, bool, str]]] = {
+        "malformed_json": (400, False, "The body or frame is not JSON."),
+        "invalid_request": (422, False, "A field is missing, unknown, of the wrong type or out of range."),
+        "empty_prompt": (422, False, "The prompt has no tokens."),
+        "unknown_tokens": (422, False, "The model's vocabulary knows nothing in the prompt."),
+        "token_out_of_range": (422, False, "A token id is not in the model's vocabulary."),
+        "prompt_too_long": (413, False, "The prompt has more tokens than the model takes."),
+        "body_too_large": (413, False, "The body is longer than the server takes."),
+        "unknown_model": (404, False, "No model of that name is served."),
+        "not_found": (404, False, "There is no such path."),
+        "method_not_allowed": (405, False, "The path exists, the method does not."),
+        "unsupported_frame": (415, False, "A binary WebSocket frame came where text is due."),
+        "out_of_order": (409, False, "A WebSocket frame came when it makes no sense."),
+        "slow_reader": (408, True, "The client read its stream too slowly and was ended."),
+        "capacity_exceeded": (503, True, "As many requests run and wait as the model takes."),
+        "model_unavailable": (503, True, "The model's engine does not run, or the server is shutting down."),
+        "step_failed": (500, True, "The model failed on this request; others are not affected."),
+        "internal_error": (500, False, "A defect of the server."),
+    }
+
+
+class ServiceError(Exception):
+    """An error that a client is told.
+
+    Args:
+        code: a key of ErrorCode.TABLE.
+        message: what was seen, what is allowed, what to do.
+        retry_after_seconds: for the Retry-After header.
+    """
+
+    def __init__(self, code: str, message: str, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status, self.retryable, _ = ErrorCode.TABLE[code]
+        self.retry_after_seconds = retry_after_seconds
+
+    def body(self) -> dict[str, Any]:
+        """The JSON shape of every error."""
+        return {"error": {"code": self.code, "message": self.message, "retryable": self.retryable}}
+
+
+class RequestError(ServiceError):
+    """The request is at fault."""
+
+
+class Unavailable(ServiceError):
+    """The server is at fault or busy."""

@@ -1,0 +1,190 @@
+"""One generation: ids and sampling parameters in, text events out. What every endpoint that samples is made of."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.codec.text import CONTEXT_TOKENS
+from service.engine.async_engine import Admission, EngineFull, EngineStopped
+from service.engine.sequence import (
+    Alternative,
+    FinishEvent,
+    FinishReason,
+    Ids,
+    SamplingParameters,
+    Sequence,
+    Snapshot,
+    TokenEvent,
+)
+from service.errors import ServiceError, Unavailable
+from service.repository import ServedModel
+from service.stop import StopMatcher, stop_condition
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One sampled token. `text` may be empty: what is held back comes with a later token."""
+
+    index: int
+    token: int
+    text: str
+    logprob: float
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens in and out."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end: the joined texts of all tokens, and the memory to go on from (None where it was not asked for)."""
+
+    reason: FinishReason
+    text: str
+    usage: Usage
+    snapshot: Snapshot | None
+
+
+def admit(model: ServedModel) -> Admission:
+    """Take a place in the model's engine.
+
+    Raises:
+        Unavailable: capacity_exceeded or model_unavailable.
+    """
+    try:
+        return model.engine.admit()
+    except EngineFull as error:
+        model.metrics.shed_full.inc()
+        raise Unavailable("capacity_exceeded", f"{model.name}: {error}; try again later", 1) from None
+    except EngineStopped as error:
+        raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
+
+
+class Generation:
+    """Runs one sequence and turns its events into text.
+
+    Args:
+        model: the model.
+        admission: the place taken for it.
+        prompt: <int64>[N]
+        sampling: how to sample.
+        stops: strings that end the text; the text ends before them.
+        snapshot: memory to go on from; None starts from zeros.
+        context: ids before the prompt that the detokeniser should know, where there is a snapshot.
+        keep_state: whether the end brings a snapshot.
+        on_overflow: called when the events are read too slowly and the generation was ended; whoever reads them may
+            be stuck in a send for as long as the client likes.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        admission: Admission,
+        prompt: Ids,
+        sampling: SamplingParameters,
+        stops: list[str],
+        *,
+        snapshot: Snapshot | None = None,
+        context: Ids | None = None,
+        keep_state: bool = False,
+        on_overflow: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._model = model
+        self._admission = admission
+        self._on_overflow = on_overflow
+        self._context = (prompt if context is None else np.concatenate([context, prompt]))[-CONTEXT_TOKENS:]
+        codec = model.bundle.codec
+        self._detokenizer = codec.detokenizer(self._context.tolist())
+        self._matcher = StopMatcher(stops)
+        self._prompt_tokens = len(prompt)
+        self.sequence = Sequence(
+            prompt=prompt if snapshot is None else np.concatenate([snapshot.pending, prompt]),
+            sampling=sampling,
+            stop=stop_condition(stops, codec.detokenizer(self._context.tolist())),
+            snapshot=snapshot,
+            keep_state=keep_state,
+        )
+        self._tokens: deque[int] = deque(maxlen=CONTEXT_TOKENS)
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End early, whether the events are read already or not: the last one is Finished."""
+        self._cancelled = True
+        self._admission.cancel()
+
+    @property
+    def context(self) -> Ids:
+        """The last ids of prompt and tokens so far: what a generation that goes on from here gives its detokeniser."""
+        return np.concatenate([self._context, np.array(self._tokens, np.int64)])[-CONTEXT_TOKENS:]
+
+    async def events(self) -> AsyncIterator[Token | Finished]:
+        """The tokens, then Finished.
+
+        Raises:
+            ServiceError: slow_reader, step_failed or model_unavailable.
+        """
+        try:
+            stream = self._admission.start(self.sequence, self._overflowed)
+        except EngineStopped as error:
+            raise Unavailable("model_unavailable", f"{self._model.name}: {error}", 1) from None
+        if self._cancelled:
+            self._admission.cancel()
+        texts: list[str] = []
+        count, last_at = 0, 0.0
+        while isinstance(event := await stream.get(), TokenEvent):
+            last_at = self._measure(count, last_at)
+            self._tokens.append(event.token)
+            text = self._matcher.push(self._detokenizer.push(event.token))
+            end = stream.ended_with
+            if end is not None and end.reason is FinishReason.LENGTH:
+                text += self._matcher.flush()
+            texts.append(text)
+            yield Token(count, event.token, text, event.logprob, event.alternatives)
+            count += 1
+        usage = Usage(self._prompt_tokens, count)
+        raise_for(self._model, event)
+        snapshot = event.snapshot
+        if snapshot is None and self.sequence.keep_state:
+            snapshot = self._untouched()
+        yield Finished(event.reason, "".join(texts), usage, snapshot)
+
+    def _measure(self, count: int, last_at: float) -> float:
+        now, metrics, sequence = time.perf_counter(), self._model.metrics, self.sequence
+        if count == 0:
+            metrics.time_to_first_token_seconds.observe(now - sequence.created_at)
+            metrics.queue_seconds.observe((sequence.joined_at or now) - sequence.created_at)
+        else:
+            metrics.inter_token_seconds.observe(now - last_at)
+        return now
+
+    def _untouched(self) -> Snapshot:
+        """The memory of a sequence that was cancelled while it waited: where it began, its prompt still to be eaten."""
+        if self.sequence.snapshot is not None:
+            return Snapshot(self.sequence.snapshot.state, self.sequence.prompt)
+        states = self._model.bundle.step.states
+        zeros = {spec.name: np.zeros([size or 0 for size in spec.shape[1:]], spec.dtype) for spec in states}
+        return Snapshot(zeros, self.sequence.prompt)
+
+    def _overflowed(self) -> None:
+        self._model.metrics.shed_slow_reader.inc()
+        self._on_overflow()
+
+
+def raise_for(model: ServedModel, event: FinishEvent) -> None:
+    """Turn an end that is a failure into the error that a client is told."""
+    if event.reason is FinishReason.SLOW_READER:
+        raise ServiceError("slow_reader", f"the stream was not read fast enough: {event.detail}")
+    if event.reason is FinishReason.FAILED:
+        if model.engine.failure is not None:
+            raise Unavailable("model_unavailable", f"{model.name}: {model.engine.failure}", 1)
+        raise ServiceError("step_failed", f"{model.name} failed on this request: {event.detail}")

@@ -1,0 +1,105 @@
+"""Every metric, declared once. Labels are bounded: a model's name, its version, fixed words; never an id or a path."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from service.engine.async_engine import AsyncEngine
+from service.engine.sequence import StepReport
+
+LATENCY_BUCKETS = (
+    0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+"""Seconds. An LSTM step takes 0.1 to 5 ms: the first bucket is 50 microseconds."""
+
+ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
+UNKNOWN = "unknown"
+"""The model label of a request for a model that is not served: a client cannot make labels."""
+
+_MODEL = ("model", "version")
+
+
+class Metrics:
+    """The service's metrics in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.requests = Counter(
+            "carousel_requests_total", "Requests ended, by outcome: ok, cancelled, or an error code.",
+            (*_MODEL, "endpoint", "outcome"), registry=registry,
+        )  # fmt: skip
+        self.request_seconds = self._histogram("carousel_request_seconds", "From a request's arrival to its end.")
+        self.queue_seconds = self._histogram(
+            "carousel_queue_seconds", "From admission to the first step that a request took part in."
+        )
+        self.time_to_first_token_seconds = self._histogram(
+            "carousel_time_to_first_token_seconds", "From a request's arrival to its first sampled token."
+        )
+        self.inter_token_seconds = self._histogram(
+            "carousel_inter_token_seconds", "Between two sampled tokens of one request."
+        )
+        self.step_seconds = self._histogram(
+            "carousel_step_seconds", "One step of all active rows, by phase: prefill, decode or mixed.", "phase"
+        )
+        self.engine_overhead_seconds = self._histogram(
+            "carousel_engine_overhead_seconds", "The part of a step that was not spent in onnxruntime."
+        )
+        self.step_rows = Histogram(
+            "carousel_step_rows", "Rows in a step.", _MODEL, registry=registry, buckets=ROW_BUCKETS
+        )
+        self.rows = Gauge("carousel_rows", "Rows by state: active or free.", (*_MODEL, "state"), registry=registry)
+        self.queue_depth = Gauge("carousel_queue_depth", "Requests waiting for a row.", _MODEL, registry=registry)
+        self.tokens = Counter(
+            "carousel_tokens_total", "Tokens by kind: prompt or generated.", (*_MODEL, "kind"), registry=registry
+        )
+        self.shed = Counter(
+            "carousel_shed_total", "Requests refused or ended for capacity, by reason: full or slow_reader.",
+            (*_MODEL, "reason"), registry=registry,
+        )  # fmt: skip
+        self.model_info = Gauge(
+            "carousel_model_info", "1 for each model served, with its task, precision and digest.",
+            (*_MODEL, "task", "precision", "digest"), registry=registry,
+        )  # fmt: skip
+        self.model_load_seconds = Gauge(
+            "carousel_model_load_seconds", "Time to verify, open and warm a model up.", _MODEL, registry=registry
+        )
+
+    def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
+        return Histogram(name, help_text, (*_MODEL, *labels), registry=self.registry, buckets=LATENCY_BUCKETS)
+
+
+class ModelMetrics:
+    """The metrics of one model, with its labels resolved once: looking labels up costs more than counting."""
+
+    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
+        labels = (model, str(version))
+        self._metrics = metrics
+        self._labels = labels
+        self.queue_seconds = metrics.queue_seconds.labels(*labels)
+        self.time_to_first_token_seconds = metrics.time_to_first_token_seconds.labels(*labels)
+        self.inter_token_seconds = metrics.inter_token_seconds.labels(*labels)
+        self._step_seconds = {
+            phase: metrics.step_seconds.labels(*labels, phase) for phase in ("prefill", "decode", "mixed")
+        }
+        self._engine_overhead_seconds = metrics.engine_overhead_seconds.labels(*labels)
+        self._step_rows = metrics.step_rows.labels(*labels)
+        self._prompt_tokens = metrics.tokens.labels(*labels, "prompt")
+        self._generated_tokens = metrics.tokens.labels(*labels, "generated")
+        self.shed_full = metrics.shed.labels(*labels, "full")
+        self.shed_slow_reader = metrics.shed.labels(*labels, "slow_reader")
+
+    def watch(self, engine: AsyncEngine) -> None:
+        """Read the engine's occupancy whenever the metrics are collected: a gauge that is set can go stale."""
+        self._metrics.rows.labels(*self._labels, "active").set_function(lambda: engine.running)
+        self._metrics.rows.labels(*self._labels, "free").set_function(lambda: engine.max_rows - engine.running)
+        self._metrics.queue_depth.labels(*self._labels).set_function(lambda: engine.waiting)
+
+    def step(self, report: StepReport) -> None:
+        """Record one step."""
+        self._step_seconds[report.phase].observe(report.step_seconds)
+        self._engine_overhead_seconds.observe(report.step_seconds - report.runner_seconds)
+        self._step_rows.observe(report.rows)
+        self._prompt_tokens.inc(report.prompt_tokens)
+        self._generated_tokens.inc(report.generated_tokens)

@@ -1,0 +1,52 @@
+"""From what a client sends to ids the engine eats, with every way that can be refused."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from models.errors import UnencodableText
+from service.engine.sequence import Ids
+from service.errors import RequestError
+from service.repository import ServedModel
+
+LONG_TEXT = 4096
+"""Characters from which on a text is tokenised on a thread, not to hold the event loop up."""
+
+
+async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
+    """The ids of a prompt given as text or as ids. <int64>[N], N at least 1
+
+    Raises:
+        RequestError: invalid_request, empty_prompt, unknown_tokens, token_out_of_range or prompt_too_long.
+    """
+    codec = model.bundle.codec
+    if isinstance(prompt, str):
+        try:
+            tokens = await asyncio.to_thread(codec.encode, prompt) if len(prompt) > LONG_TEXT else codec.encode(prompt)
+        except UnencodableText as error:
+            raise RequestError("invalid_request", f"prompt: {error}") from None
+        if tokens and all(token == codec.unknown_id for token in tokens):
+            raise RequestError(
+                "unknown_tokens", f"none of the prompt's {len(tokens):,} tokens is in the vocabulary of {model.name}"
+            )
+    else:
+        tokens = prompt
+    if not tokens:
+        raise RequestError("empty_prompt", "the prompt has no tokens; at least 1 is needed")
+    longest = model.bundle.manifest.limits.max_prompt_tokens
+    if len(tokens) > longest:
+        raise RequestError(
+            "prompt_too_long",
+            f"the prompt is {len(tokens):,} tokens; {model.name} takes 1 to {longest:,} "
+            "(manifest limits.max_prompt_tokens)",
+        )
+    if not isinstance(prompt, str):
+        size = codec.vocabulary_size
+        wrong = next((token for token in tokens if not 0 <= token < size), None)
+        if wrong is not None:
+            raise RequestError(
+                "token_out_of_range", f"token {wrong} is not in the vocabulary; allowed are 0 to {size - 1:,}"
+            )
+    return np.array(tokens, np.int64)

@@ -1,0 +1,102 @@
+"""The models being served: the newest version of each model in the repository, opened, verified and warm."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.bundle import STEP_GRAPH, Bundle, model_names, open_bundle, versions
+from models.errors import BundleNotFound
+from service.engine.async_engine import AsyncEngine
+from service.engine.core import EngineCore
+from service.engine.runner import OnnxRunner
+from service.engine.state_pool import StateSpec
+from service.errors import RequestError
+from service.observability.metrics import Metrics, ModelMetrics
+from service.settings import Settings
+
+logger = logging.getLogger("carousel.repository")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model: its bundle, the engine that runs it, and its metrics."""
+
+    name: str
+    bundle: Bundle
+    engine: AsyncEngine
+    metrics: ModelMetrics
+
+
+class Repository:
+    """Opens the newest version of every model and finds models by name.
+
+    Raises:
+        BundleError: the repository is missing or empty, or a bundle must not be served.
+        RunnerBroken: a graph does not run.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        root = settings.repository
+        self.models = {name: self._open(root / name / str(versions(root, name)[-1])) for name in model_names(root)}
+        if not self.models:
+            raise BundleNotFound(f"{root} holds no <model>/<version>/ directory; publish one with python -m export")
+
+    def start(self) -> None:
+        """Start every engine. Called on the event loop."""
+        for model in self.models.values():
+            model.engine.start()
+
+    def get(self, name: str) -> ServedModel:
+        """The model of that name.
+
+        Raises:
+            RequestError: unknown_model.
+        """
+        model = self.models.get(name)
+        if model is None:
+            served = ", ".join(sorted(self.models))
+            raise RequestError("unknown_model", f"no model {name[:100]!r} is served; served are: {served}")
+        return model
+
+    async def close(self) -> None:
+        """Stop every engine."""
+        for model in self.models.values():
+            await model.engine.close()
+
+    def _open(self, path: Path) -> ServedModel:
+        started = time.perf_counter()
+        bundle = open_bundle(path)
+        logits = bundle.step.output("logits")
+        assert logits is not None
+        assert logits.shape[1] is not None  # open_bundle has checked the graph
+        runner = OnnxRunner(
+            bundle.files[STEP_GRAPH],
+            {
+                spec.name: StateSpec(tuple(size or 0 for size in spec.shape[1:]), spec.dtype)
+                for spec in bundle.step.states
+            },
+            logits.shape[1],
+            self._settings.intra_op_threads,
+        )
+        metrics = ModelMetrics(self._metrics, bundle.model, bundle.version)
+        core = EngineCore(runner, self._settings.max_rows)
+        core.warm_up()
+        engine = AsyncEngine(
+            core,
+            max_waiting=self._settings.max_waiting,
+            on_step=metrics.step,
+            name=f"engine-{bundle.model}",
+        )
+        metrics.watch(engine)
+        seconds = time.perf_counter() - started
+        manifest = bundle.manifest
+        labels = (bundle.model, str(bundle.version))
+        self._metrics.model_load_seconds.labels(*labels).set(seconds)
+        self._metrics.model_info.labels(*labels, manifest.task, manifest.precision, bundle.digest).set(1)
+        logger.info("serving %s version %d, loaded in %.2f s", bundle.model, bundle.version, seconds)
+        return ServedModel(bundle.model, bundle, engine, metrics)

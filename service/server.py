@@ -1,0 +1,38 @@
+"""uvicorn, set up for streams of small messages."""
+
+from __future__ import annotations
+
+import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from service.app import create_app
+from service.settings import Settings
+
+LINGER_SECONDS = 5.0
+"""How long a socket whose application has ended may take to send what is buffered."""
+
+
+class StreamProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol, which would wait for ever for a client that never reads its last bytes."""
+
+    async def run_asgi(self) -> None:
+        """Run the application; soon after its end, drop the connection whatever is still unsent."""
+        await super().run_asgi()
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
+def create_server(settings: Settings) -> uvicorn.Server:
+    """The server, not yet running."""
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        ws=StreamProtocol,
+        ws_max_size=settings.max_body_bytes,
+        ws_per_message_deflate=False,  # token frames are too small to gain and too many to pay
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=settings.shutdown_grace_seconds,
+        server_header=False,
+    )
+    return uvicorn.Server(config)

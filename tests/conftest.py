@@ -1,0 +1,110 @@
+"""What the tests of several rooms share: tiny bundles with random weights, made through the export room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import hypothesis
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from models.codec.text import UNKNOWN_TOKEN
+
+# A deadline measures the machine's other work as much as the code.
+hypothesis.settings.register_profile("carousel", deadline=None)
+hypothesis.settings.load_profile("carousel")
+
+
+def character_tokenizer(vocabulary: int) -> Tokenizer:
+    """The unknown token, a line's end, and letters from 'a' on: `vocabulary` tokens, the ids in that order."""
+    tokens = [UNKNOWN_TOKEN, "\n", *(chr(ord("a") + index) for index in range(vocabulary - 2))]
+    tokenizer = Tokenizer(models.WordLevel({token: id_ for id_, token in enumerate(tokens)}, UNKNOWN_TOKEN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+class MakeCheckpoint(Protocol):
+    def __call__(
+        self,
+        path: Path,
+        *,
+        cell: str = "lstm",
+        vocabulary: int = 13,
+        embedding: int = 5,
+        hidden: int = 7,
+        layers: int = 2,
+        tied: bool = False,
+        seed: int = 0,
+    ) -> Path: ...
+
+
+class MakeBundle(Protocol):
+    def __call__(
+        self,
+        repository: Path,
+        name: str,
+        *,
+        cell: str = "lstm",
+        vocabulary: int = 13,
+        embedding: int = 5,
+        hidden: int = 7,
+        layers: int = 2,
+        tied: bool = False,
+        seed: int = 0,
+    ) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> MakeCheckpoint:
+    """Writes a language model's checkpoint with random weights and a character tokenizer; returns its path."""
+    import torch  # only tests that need a model pay for torch
+
+    from models.nn.checkpoint import Checkpoint, write_checkpoint
+    from models.nn.language import LanguageModel, LanguageModelConfig
+
+    torch.set_num_threads(1)
+
+    def make(path: Path, *, vocabulary: int = 13, embedding: int = 5, hidden: int = 7, seed: int = 0, **shape) -> Path:
+        config = LanguageModelConfig(vocabulary, embedding_size=embedding, hidden_size=hidden, **shape)
+        model = LanguageModel(config)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():  # wide enough that every weight and bias shows in the logits
+            torch.nn.init.normal_(parameter.data, std=0.5, generator=generator)
+        header = {
+            "task": "language",
+            "model": config.to_json(),
+            "tokenizer": character_tokenizer(vocabulary).to_str(),
+            "validation": {"tokens": 11, "nats_per_token": 1.5, "perplexity": 4.48, "bits_per_character": 2.16},
+            "provenance": {
+                "recipe": "[model]\n",
+                "corpus_sha256": "0" * 64,
+                "parameters": model.parameter_count,
+                "cell": config.cell,
+                "steps": 17,
+            },
+        }
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        write_checkpoint(path, Checkpoint(tensors, header))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_bundle(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
+    """Publishes such a model as the next version of `name`; returns the bundle's directory."""
+    from export.publish import export_checkpoint
+
+    def make(repository: Path, name: str, **shape) -> Path:
+        checkpoint = make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.safetensors", **shape)
+        return export_checkpoint(checkpoint, repository, name).bundle
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published two-layer LSTM bundle `<repository>/tiny/1`, 13 tokens. Shared: copy it to change it."""
+    return make_bundle(tmp_path_factory.mktemp("repository"), "tiny")

@@ -1,0 +1,283 @@
+"""What HTTP clients get wrong: each gets the error shape, and the next client is served as if nothing had been."""
+
+import json
+import select
+import time
+
+import pytest
+
+COMPLETIONS = "/v1/completions"
+NEXT_TOKEN = "/v1/models/tiny/next-token"
+SCORE = "/v1/models/tiny/score"
+
+
+@pytest.fixture(autouse=True)
+def _next_client_is_served(client):
+    yield
+    assert client.post(NEXT_TOKEN, json={"text": "abc"}).status_code == 200
+
+
+def _refused(response, status: int, code: str, retryable: bool = False) -> str:
+    """The message of an error that must have the one shape, this status and this code."""
+    assert response.status_code == status, response.text[:500]
+    body = response.json()
+    assert body == {"error": {"code": code, "message": body["error"]["message"], "retryable": retryable}}
+    message = body["error"]["message"]
+    assert isinstance(message, str)
+    assert 0 < len(message) < 600
+    assert "\n" not in message
+    return message
+
+
+def _post(client, path: str, content: str | bytes, content_type: str = "application/json"):
+    return client.post(path, content=content, headers={"content-type": content_type})
+
+
+def test_sampling_field_is_refused(client, bad_sampling):
+    name, value = bad_sampling
+    response = _post(client, COMPLETIONS, f'{{"model": "tiny", "prompt": "abc", "{name}": {value}}}')
+    message = _refused(response, 422, "invalid_request")
+    assert name in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stop", '""'), ("stop", "5"),
+        ("logprobs", "-1"), ("logprobs", "6"), ("logprobs", "true"),
+        ("n", "0"), ("n", "17"), ("n", '"1"'),
+        ("stream", '"yes"'), ("stream", "1"),
+        ("stream_options", '{"else": true}'), ("stream_options", "true"),
+        ("echo", "null"),
+        ("model", "5"), ("model", "null"),
+        ("prompt", "null"), ("prompt", "5"), ("prompt", "{}"), ("prompt", "[true]"), ("prompt", "[1.0]"),
+        ("prompt", '["a", 1]'), ("prompt", "[[2, 3]]"), ("prompt", "[null]"), ("prompt", json.dumps(["a"] * 129)),
+        ("prompt", '"\\ud800"'), ("prompt", '"abc\\udc00def"'), ("prompt", '["abc", "\\ud800"]'),
+    ],
+)  # fmt: skip
+def test_completions_field_is_refused(client, name, value):
+    fields = {"model": '"tiny"', "prompt": '"abc"'} | {name: value}
+    body = "{" + ", ".join(f'"{key}": {text}' for key, text in fields.items()) + "}"
+    assert name in _refused(_post(client, COMPLETIONS, body), 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        ("", "empty_prompt"),
+        ([], "empty_prompt"),
+        (["abc", ""], "empty_prompt"),
+        ("xyz", "unknown_tokens"),
+        ("\0", "unknown_tokens"),
+        ("\U0001f600\u202e", "unknown_tokens"),
+        (["abc", "xyz"], "unknown_tokens"),
+        ([13], "token_out_of_range"),
+        ([2, -1, 3], "token_out_of_range"),
+        ([10**30], "token_out_of_range"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompt_is_refused(client, prompt, code, stream):
+    _refused(client.post(COMPLETIONS, json={"model": "tiny", "prompt": prompt, "stream": stream}), 422, code)
+    if not (isinstance(prompt, list) and prompt and isinstance(prompt[0], str)):
+        field = "text" if isinstance(prompt, str) else "tokens"
+        for path in (NEXT_TOKEN, SCORE):
+            _refused(client.post(path, json={field: prompt}), 422, code)
+
+
+def test_prompt_with_nul_among_letters_is_served(client):
+    assert client.post(COMPLETIONS, json={"model": "tiny", "prompt": "a\0b"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", [NEXT_TOKEN, SCORE])
+def test_prompt_too_long_is_refused(client, path):
+    message = _refused(client.post(path, json={"tokens": [2] * 262_145}), 413, "prompt_too_long")
+    assert "262,145" in message
+    assert "262,144" in message
+    _refused(client.post(path, json={"text": "a" * 262_145}), 413, "prompt_too_long")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"text": "a", "tokens": [2]},
+        {"text": None, "tokens": None},
+        {"text": 5},
+        {"tokens": "abc"},
+        {"tokens": [True]},
+        {"tokens": [2.0]},
+        {"text": "a", "top": 0},
+        {"text": "a", "top": 101},
+        {"text": "a", "top": True},
+        {"text": "a", "topp": 5},
+    ],
+    ids=str,
+)
+def test_next_token_request_is_refused(client, body):
+    _refused(client.post(NEXT_TOKEN, json=body), 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{", b"nul", b"{'text': 'a'}", b'{"text": "a",}', b'{"text": "a"} x', b"\x00", b'{"text": "\x01"}',
+        b'{"text": "\xff"}', b"\xfe\xff", b"\xed\xa0\x80", b"[" * 100_000, b'{"text":' * 100_000,
+        b'{"top": ' + b"9" * 5_000 + b"}",
+    ],
+    ids=lambda body: repr(body[:12]),
+)  # fmt: skip
+@pytest.mark.parametrize("path", [NEXT_TOKEN, COMPLETIONS])
+def test_body_that_is_not_json_is_refused(client, path, body):
+    _refused(_post(client, path, body), 400, "malformed_json")
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'"text"', b"5", b"null", b"true", b"NaN", b'[{"text": "a"}]'])
+def test_body_that_is_no_object_is_refused(client, body):
+    assert "JSON object" in _refused(_post(client, NEXT_TOKEN, body), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "nonsense", ""])
+def test_body_of_another_type_is_refused(client, content_type):
+    response = _post(client, NEXT_TOKEN, b'{"text": "a"}', content_type)
+    assert "application/json" in _refused(response, 422, "invalid_request")
+
+
+@pytest.mark.parametrize("key", ["\\ud800", "x" * 100_000, "\\u0000", "\\n", "top-p"], ids=lambda key: key[:6])
+def test_unknown_field_is_refused_whatever_its_name(client, key):
+    _refused(_post(client, NEXT_TOKEN, f'{{"text": "a", "{key}": 1}}'), 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"tokens": [' + ",".join(['"a"'] * 900_000) + "]}",
+        "{" + ",".join(f'"{number}": 1' for number in range(250_000)) + "}",
+        '{"model": "tiny", "prompt": [' + ",".join(["1.5"] * 900_000) + "]}",
+        '{"model": "tiny", "prompt": "a", "stop": [' + ",".join(['""'] * 900_000) + "]}",
+    ],
+    ids=["tokens", "fields", "prompt", "stop"],
+)
+def test_body_of_many_mistakes_holds_nobody_up(client, content):
+    path = COMPLETIONS if '"model"' in content[:12] else NEXT_TOKEN
+    spent = time.process_time()
+    _refused(_post(client, path, content), 422, "invalid_request")
+    # One error object per mistake took ten times this and a gigabyte. (CPU time, of parsing and sending too.)
+    assert time.process_time() - spent < 2
+
+
+@pytest.mark.parametrize(
+    "name", ["nobody", "", "../tiny", "tiny/1", "tiny\0", "模型", "x" * 100_000, "%s%n", "<script>", "TINY"]
+)
+def test_model_that_is_not_served_is_refused(client, name):
+    _refused(client.post(COMPLETIONS, json={"model": name, "prompt": "a"}), 404, "unknown_model")
+
+
+@pytest.mark.parametrize("name", ["nobody", "%00", "%ff", "%E6%A8%A1", "tiny%20", "%7B%7D", "..%5Ctiny", "x" * 5_000])
+@pytest.mark.parametrize("rest", ["", "/next-token", "/score"])
+def test_model_in_a_path_that_is_not_served_is_refused(client, name, rest):
+    url = f"/v1/models/{name}{rest}"
+    response = client.post(url, json={"text": "abc"}) if rest else client.get(url)
+    _refused(response, 404, "unknown_model")
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/model", "/v1/models/tiny/trace", "/v1/models/tiny/1", "/%00/%ff"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_unknown_path_is_refused(client, path, method):
+    _refused(client.request(method, path), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", COMPLETIONS, "POST"),
+        ("PUT", NEXT_TOKEN, "POST"),
+        ("DELETE", "/v1/models/tiny", "GET"),
+        ("POST", "/metrics", "GET"),
+        ("PATCH", "/readyz", "GET"),
+    ],
+)
+def test_wrong_method_is_refused(client, method, path, allowed):
+    response = client.request(method, path)
+    _refused(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == allowed
+
+
+def test_stream_without_an_upgrade_is_refused(client):
+    _refused(client.get("/v1/models/tiny/stream"), 404, "not_found")
+
+
+def test_echo_with_logprobs_is_refused(client):
+    response = client.post(COMPLETIONS, json={"model": "tiny", "prompt": "abc", "echo": True, "logprobs": 1})
+    assert "/score" in _refused(response, 422, "invalid_request")
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
+def test_body_of_100_megabytes_is_refused_unread(server, raw_client, client, chunked):
+    total, chunk = 100_000_000, b"a" * 65_536
+    connection = raw_client().socket
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {total}"
+    connection.sendall(
+        f"POST {COMPLETIONS} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n{length}\r\n\r\n".encode()
+    )
+    piece = b"%x\r\n%s\r\n" % (len(chunk), chunk) if chunked else chunk
+    connection.setblocking(False)
+    accepted, pending = 0, b""
+    while accepted < total:
+        readable, writable, _ = select.select([connection], [connection], [], 60)
+        assert readable or writable, "the server neither reads nor answers"
+        if readable:
+            break
+        pending = pending or piece
+        sent = connection.send(pending)
+        accepted, pending = accepted + sent, pending[sent:]
+    # What was taken bounds what can be held: the limit of 4 MiB, and what the kernel buffers on both sides.
+    assert accepted < 24_000_000
+    connection.setblocking(True)
+    answer = b""
+    while b'"retryable":false}}' not in answer:
+        part = connection.recv(65_536)
+        assert part, answer
+        answer += part
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"body_too_large"' in answer
+    assert b"connection: close" in answer.lower()
+
+
+def test_body_of_the_limit_is_read_and_one_byte_more_is_not(run_server, client):
+    with run_server(max_body_bytes=2_000) as server:
+        url = server.url + NEXT_TOKEN
+        body = json.dumps({"text": "abc"}).encode()
+
+        def padded(size: int) -> bytes:
+            return body + b" " * (size - len(body))
+
+        assert client.post(url, content=padded(2_000), headers={"content-type": "application/json"}).status_code == 200
+        _refused(_post(client, url, padded(2_001)), 413, "body_too_large")
+        chunks = (padded(2_001)[start : start + 100] for start in range(0, 2_001, 100))
+        _refused(_post(client, url, chunks), 413, "body_too_large")
+
+
+def test_refusals_are_counted_by_their_code(client, ended):
+    client.post(COMPLETIONS, json={"model": "tiny", "prompt": ""})
+    client.post(COMPLETIONS, json={"model": "tiny", "prompt": "a", "n": 0})
+    _post(client, COMPLETIONS, b"{")
+    client.post(COMPLETIONS, json={"model": "nobody", "prompt": "a"})
+    _post(client, COMPLETIONS, b" " * 5_000_000)
+    codes = ["empty_prompt", "invalid_request", "malformed_json", "unknown_model", "body_too_large"]
+    ended(**dict.fromkeys(codes, 1))
+
+
+def test_bad_requests_change_nobodys_tokens(client, unchanged):
+    with unchanged():
+        for _ in range(5):
+            _refused(_post(client, COMPLETIONS, b"[" * 100_000), 400, "malformed_json")
+            _refused(client.post(COMPLETIONS, json={"model": "tiny", "prompt": [13]}), 422, "token_out_of_range")
+            _refused(_post(client, COMPLETIONS, b" " * 5_000_000), 413, "body_too_large")
+            _refused(client.post(COMPLETIONS, json={"model": "tiny", "prompt": "xyz"}), 422, "unknown_tokens")
+
+
+def test_half_a_surrogate_pair_elsewhere_breaks_nothing(client):
+    response = _post(client, COMPLETIONS, '{"model": "\\ud800", "prompt": "abc"}')
+    _refused(response, 404, "unknown_model")
+    assert _post(client, COMPLETIONS, '{"model": "tiny", "prompt": "abc", "user": "\\ud800"}').status_code == 200

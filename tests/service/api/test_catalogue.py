@@ -1,0 +1,19 @@
+def test_models_are_listed(client):
+    response = client.get("/v1/models")
+    assert response.status_code == 200
+    assert response.json() == {"object": "list", "data": [client.get("/v1/models/tiny").json()]}
+
+
+def test_model_tells_what_it_is(client, server):
+    model = client.get("/v1/models/tiny").json()
+    assert model["id"] == "tiny"
+    assert model["object"] == "model"
+    assert (model["task"], model["version"], model["precision"]) == ("language", 1, "fp32")
+    assert model["digest"] == server.context.repository.models["tiny"].bundle.digest
+    assert model["vocabulary_size"] == 13
+    states = {state["name"]: (state["shape"], state["dtype"]) for state in model["states"]}
+    assert states == {f"state.{name}": ([7], "float32") for name in ("h0", "c0", "h1", "c1")}
+    assert model["limits"] == {"max_prompt_tokens": 262_144, "max_new_tokens": 65_536}
+    assert model["decoding"] == {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    assert model["validation"]["perplexity"] == 4.48
+    assert model["provenance"]["cell"] == "lstm"

@@ -1,0 +1,166 @@
+"""Two threads and a queue: what is promised to the event loop, whatever the engine's thread does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine, EngineFull, EngineStopped
+from service.engine.core import EngineCore
+from service.engine.sequence import FinishEvent, FinishReason, SamplingParameters, Sequence, TokenEvent
+from service.engine.token_stream import MAX_EVENTS, TokenStream
+
+DEADLINE_SECONDS = 30
+
+
+@asynccontextmanager
+async def running(runner, *, max_rows=4, max_waiting=100, on_step=lambda report: None) -> AsyncIterator[AsyncEngine]:
+    engine = AsyncEngine(EngineCore(runner, max_rows), max_waiting=max_waiting, on_step=on_step)
+    engine.start()
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            yield engine
+    finally:
+        await engine.close()
+
+
+def greedy(max_tokens):
+    return SamplingParameters(max_tokens=max_tokens, temperature=0.0)
+
+
+async def collect(stream):
+    tokens = []
+    while isinstance(event := await stream.get(), TokenEvent):
+        tokens.append(event.token)
+    return tokens, event
+
+
+async def until(condition):
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():  # noqa: ASYNC110 (nothing signals that a row became free: that is what is tested)
+            await asyncio.sleep(0)
+
+
+async def test_streams_of_many_sequences_each_get_their_own_tokens(runner, greedy_oracle):
+    reports = []
+    async with running(runner, on_step=reports.append) as engine:
+
+        async def one(token):
+            with engine.admit() as place:
+                return await collect(place.start(Sequence(np.array([token]), greedy(20))))
+
+        results = await asyncio.gather(*(one(token) for token in range(20)))
+        assert [tokens for tokens, _ in results] == [greedy_oracle([token], 20) for token in range(20)]
+        assert engine.admitted == engine.running == 0
+    assert sum(report.generated_tokens for report in reports) == 400
+
+
+async def test_leaving_a_place_ends_its_sequence(runner):
+    async with running(runner) as engine:
+        with engine.admit() as place:
+            stream = place.start(Sequence(np.array([1]), greedy(10**9)))
+            await stream.get()
+            assert engine.running == 1
+        await until(lambda: engine.running == 0)
+        assert engine.admitted == 0
+
+
+async def test_cancel_is_the_streams_last_event(runner):
+    async with running(runner) as engine:
+        with engine.admit() as place:
+            stream = place.start(Sequence(np.array([1]), greedy(10**9)))
+            await stream.get()
+            place.cancel()
+            _, end = await collect(stream)
+        assert end.reason is FinishReason.CANCELLED
+
+
+async def test_admit_counts_before_anything_is_submitted(runner):
+    async with running(runner, max_rows=1, max_waiting=1) as engine:
+        with engine.admit(), engine.admit(), pytest.raises(EngineFull, match="2 requests run and wait; allowed are 2"):
+            engine.admit()
+        with engine.admit():
+            pass
+
+
+async def test_slow_reader_is_ended_and_costs_no_row(runner):
+    overflows = []
+    async with running(runner) as engine:
+        with engine.admit() as place:
+            stream = place.start(Sequence(np.array([1]), greedy(10**9)), lambda: overflows.append(1))
+            await until(lambda: stream.finished and engine.running == 0)
+            tokens, end = await collect(stream)
+    assert end.reason is FinishReason.SLOW_READER
+    assert tokens == []
+    assert overflows == [1]
+
+
+async def test_engine_waits_for_an_event_loop_that_is_busy(runner):
+    async with running(runner) as engine:
+        with engine.admit() as place:
+            stream = place.start(Sequence(np.array([1]), greedy(10**9)))
+            await stream.get()
+            before = runner.steps
+            threading.Event().wait(0.2)  # the event loop is blocked: nothing is delivered
+            assert runner.steps - before <= MAX_UNDELIVERED_STEPS + 1
+
+
+async def test_broken_runner_ends_everybody_and_turns_the_engine_red(runner):
+    async with running(runner, max_rows=1) as engine:
+        with engine.admit() as first, engine.admit() as second:
+            streams = [place.start(Sequence(np.array([1]), greedy(10**9))) for place in (first, second)]
+            await streams[0].get()
+            runner.fault = lambda state, token: OSError("device lost")
+            ends = [(await collect(stream))[1] for stream in streams]
+            assert {end.reason for end in ends} == {FinishReason.FAILED}
+        assert "device lost" in (engine.failure or "")
+        with pytest.raises(EngineStopped, match="device lost"):
+            engine.admit()
+
+
+async def test_defect_in_the_engine_ends_everybody(runner, monkeypatch):
+    async with running(runner) as engine:
+        with engine.admit() as place:
+            stream = place.start(Sequence(np.array([1]), greedy(10**9)))
+            await stream.get()
+            monkeypatch.setattr(engine._core, "step", lambda: 1 / 0)
+            _, end = await collect(stream)
+        assert end.reason is FinishReason.FAILED
+        assert engine.failure == "the engine failed (ZeroDivisionError)"
+
+
+async def test_close_ends_what_runs_and_refuses_what_comes(runner):
+    async with running(runner) as engine:
+        with engine.admit() as place:
+            stream = place.start(Sequence(np.array([1]), greedy(10**9)))
+            await stream.get()
+            await engine.close()
+            _, end = await collect(stream)
+            assert end.reason is FinishReason.FAILED
+        with pytest.raises(EngineStopped, match="shutting down"):
+            engine.admit()
+
+
+async def test_a_thread_that_died_is_noticed(runner, monkeypatch):
+    async with running(runner) as engine:
+        monkeypatch.setattr(engine, "_await_work", lambda: False)
+        with engine.admit() as place:
+            place.start(Sequence(np.array([1]), greedy(1)))
+            await until(lambda: engine.failure is not None)
+        assert engine.failure == "the engine's thread has ended"
+
+
+async def test_token_stream_is_bounded():
+    overflowed = []
+    stream = TokenStream(lambda: overflowed.append(True), max_events=3)
+    for token in range(5):
+        stream.put(TokenEvent(token, 0.0))
+    stream.put(FinishEvent(FinishReason.LENGTH))
+    assert overflowed == [True]
+    assert (await stream.get()).reason is FinishReason.SLOW_READER
+    assert MAX_EVENTS > 3

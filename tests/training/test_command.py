@@ -1,0 +1,92 @@
+"""`python -m training` as somebody at a terminal meets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from models.bundle import Provenance, Validation
+from models.nn.checkpoint import load_language_model, read_checkpoint
+from training.__main__ import main
+from training.corpus.encoding import encode_text
+from training.evaluation import score
+
+
+def test_command_trains_a_model_that_the_next_room_can_load(
+    recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert main([str(recipe_path), "schedule.epochs=3", "--output", str(output)]) == 0
+    shown = capsys.readouterr()
+    assert "epoch 3: train " in shown.out
+    assert "nats/token, perplexity " in shown.out
+    assert "loss=" in shown.err
+    assert "tok/s" in shown.err
+
+    best = read_checkpoint(output / "best.safetensors")
+    provenance = Provenance(**best.header["provenance"])
+    validation = Validation(**best.header["validation"])
+    model, codec = load_language_model(best)
+    assert provenance.recipe == "tiny"
+    assert provenance.cell == "lstm"
+    assert provenance.parameters == model.parameter_count
+    text = (recipe_path.parent / "valid.txt").read_text()
+    assert validation.perplexity == score(model, encode_text(codec, text), len(text)).perplexity
+
+    events = EventAccumulator(str(output)).Reload()
+    figures = [event.value for event in events.Scalars("validation/perplexity")]
+    assert len(figures) == 3
+    assert min(figures) == pytest.approx(validation.perplexity)
+    assert len(events.Scalars("train/loss")) == provenance.steps
+
+
+def test_command_learns(recipe_path: Path, tmp_path: Path) -> None:
+    arguments = ["model.hidden_size=32", "optimizer.learning_rate=2e-2", "schedule.epochs=12"]
+    assert main([str(recipe_path), *arguments, "--output", str(tmp_path / "run")]) == 0
+    model, codec = load_language_model(read_checkpoint(tmp_path / "run" / "best.safetensors"))
+    text = (recipe_path.parent / "valid.txt").read_text()
+    guess = torch.log(torch.tensor(codec.vocabulary_size)).item()
+    assert score(model, encode_text(codec, text), len(text)).nats_per_token < 0.8 * guess  # letters alone give 0.93
+
+
+def test_command_resumes_and_then_has_nothing_to_do(
+    recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(recipe_path), "--output", str(tmp_path / "run")]
+    assert main(arguments) == 0
+    assert main([*arguments, "--resume"]) == 0
+    assert "is finished; its best weights are" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["batches.lane=2"], "error: batches.lane is not a key of a recipe"),
+        (["corpus.train=none.txt"], "error: corpus.train: there is no file none.txt"),
+        (["batches.window=5000"], "error: the training text is"),
+        (["corpus.validation=short.txt"], "error: the validation text is too short (tokens: 1)"),
+        (["optimizer.kind=sgd", "optimizer.learning_rate=1e38", "optimizer.clip_norm=0.0"], "error: the loss is inf"),
+    ],
+)
+def test_command_answers_a_mistake_with_one_sentence(
+    recipe_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("short.txt").write_text("t")
+    assert main([str(recipe_path), *arguments, "--output", "run"]) == 2
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith(sentence)
+
+
+def test_command_writes_to_runs_by_default(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([str(recipe_path), "schedule.epochs=1"]) == 0
+    assert Path("runs/tiny/best.safetensors").exists()

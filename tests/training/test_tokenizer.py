@@ -1,0 +1,121 @@
+"""The three kinds of tokenizer, and encoding a long text in parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.codec.text import TextCodec
+from training.corpus.encoding import encode_text
+from training.corpus.text import read_corpus
+from training.corpus.tokenizer import build_codec
+from training.recipe import TokenizerKind
+
+TEXT = "the cat's hat \n<unk> sat  on\tthe <unk> mat , 42 times\n\n naïve 猫 the end\n"
+KINDS = {
+    "character": TokenizerKind(),
+    "word": TokenizerKind(kind="word"),
+    "bpe": TokenizerKind(kind="bpe", vocabulary_size=280),
+}
+CODECS = {name: build_codec(kind, TEXT) for name, kind in KINDS.items()}
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def test_character_tokenizer_has_one_token_per_character() -> None:
+    codec = CODECS["character"]
+    assert codec.vocabulary_size == len(set(TEXT)) + 1
+    ids = codec.encode(TEXT)
+    assert len(ids) == len(TEXT)
+    assert codec.unknown_id not in ids  # the text's "<unk>" is five characters here
+    assert codec.decode(ids) == TEXT
+    assert codec.encode("t\u2603e") == [*codec.encode("t"), codec.unknown_id, *codec.encode("e")]
+
+
+def test_word_tokenizer_ends_lines_and_knows_the_texts_own_unknown() -> None:
+    codec = CODECS["word"]
+    words = TEXT.split()
+    assert codec.vocabulary_size == len(set(words) | {"<unk>", "<eos>"})
+    ids = codec.encode(TEXT)
+    assert len(ids) == len(words) + TEXT.count("\n")
+    assert ids.count(codec.unknown_id) == 2
+    assert codec.encode("dog\n") == [codec.unknown_id, codec.encode("\n")[0]]
+    assert codec.decode(codec.encode("the cat's hat\n sat\n\n on")) == "the cat's hat\n sat\n\n on"
+
+
+def test_word_tokenizer_decodes_a_line_end_at_the_start() -> None:
+    codec = CODECS["word"]
+    assert codec.decode(codec.encode("\n\n the end")) == "\n\n the end"
+    assert codec.token_text(codec.encode("\n")[0]) == "\n"
+
+
+def test_word_tokenizer_streams_what_it_decodes() -> None:
+    codec = CODECS["word"]
+    ids = codec.encode(TEXT)
+    detokenizer = codec.detokenizer()
+    assert "".join(map(detokenizer.push, ids)) == codec.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [({"vocabulary_size": 4}, {"b", "a"}), ({"min_frequency": 3}, {"b"}), ({"min_frequency": 2}, {"a", "b", "c"})],
+)
+def test_word_tokenizer_keeps_the_most_frequent_words(settings: dict[str, int], kept: set[str]) -> None:
+    codec = build_codec(TokenizerKind(kind="word", **settings), "c b a b c a b d")
+    assert {word for word in "abcd" if codec.encode(word) != [codec.unknown_id]} == kept
+    assert codec.vocabulary_size == len(kept) + 2
+
+
+@given(st.text(max_size=60))
+def test_byte_pair_tokenizer_gives_back_any_text(text: str) -> None:
+    codec = CODECS["bpe"]
+    assert codec.decode(codec.encode(text)) == text
+
+
+def test_byte_pair_tokenizer_learns_as_many_tokens_as_asked_and_always_the_same() -> None:
+    kind = TokenizerKind(kind="bpe", vocabulary_size=270)
+    codec = build_codec(kind, TEXT)
+    assert codec.vocabulary_size == 270
+    assert codec.unknown_id is None
+    assert len(codec.encode(TEXT)) < len(TEXT.encode())
+    assert build_codec(kind, TEXT).to_json() == codec.to_json()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokenizer_survives_json(kind: str) -> None:
+    codec = CODECS[kind]
+    again = TextCodec.from_json(codec.to_json())
+    assert again.encode(TEXT) == codec.encode(TEXT)
+    assert again.decode(codec.encode(TEXT)) == codec.decode(codec.encode(TEXT))
+    assert again.vocabulary_size == codec.vocabulary_size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
+@given(
+    text=st.text(st.sampled_from(" \n\t\r\u00a0\u3000the'ts1,.é猫\u0301\x85\x1c<unk>"), max_size=80),
+    part=st.integers(1, 7),
+)
+def test_encoding_in_parts_is_encoding_at_once(kind: str, text: str, part: int) -> None:
+    assert encode_text(CODECS[kind], text, part).tolist() == CODECS[kind].encode(text)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("train", "validation", "vocabulary", "tokens"),
+    [
+        ("ptb/ptb.train.txt.gz", "ptb/ptb.valid.txt.gz", 10_000, 73_760),
+        ("wikitext-2/train.txt.gz", "wikitext-2/valid.txt.gz", 33_278, 217_646),
+    ],
+)
+def test_word_tokenizer_finds_the_published_vocabulary(
+    train: str, validation: str, vocabulary: int, tokens: int
+) -> None:
+    if not (DATA / train).exists():
+        pytest.skip(f"{train} is not at hand")
+    corpus = read_corpus(str(DATA / train), str(DATA / validation), 0.1)
+    codec = build_codec(TokenizerKind(kind="word"), corpus.train)
+    assert codec.vocabulary_size == vocabulary
+    assert len(encode_text(codec, corpus.validation)) == tokens

@@ -1,0 +1,103 @@
+"""Train a language model: `python -m training RECIPE.toml [section.key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from models.errors import CarouselError
+from training.recipe import load_recipe
+from training.run import LanguageRun
+from training.trainer import BEST, Evaluation, Progress
+
+SECONDS_BETWEEN_LINES_OF_A_FILE = 30.0
+
+
+class Console:
+    """A progress bar over the whole run, one line per validation, and the same figures for TensorBoard."""
+
+    def __init__(self, run: LanguageRun) -> None:
+        task, progress = run.task, run.trainer.progress
+        self._epochs = run.recipe.schedule.epochs
+        self._tokens_per_window = task.tokens_per_window
+        print(
+            f"{task.module.parameter_count:,} parameters, {task.module.config.vocabulary_size:,} tokens in the "
+            f"vocabulary, {task.windows_per_epoch:,} windows of {task.tokens_per_window:,} tokens per epoch"
+        )
+        print(f"run directory {run.directory}; watch it with: tensorboard --logdir {run.directory.parent}")
+        if progress.step:
+            print(f"resuming in epoch {progress.epoch + 1}, after {progress.step:,} steps")
+        sys.stdout.flush()
+        # What an interrupted run logged after its last checkpoint is logged again: purge it.
+        self._writer = SummaryWriter(run.directory, purge_step=progress.step + 1)
+        self._bar: tqdm[NoReturn] = tqdm(
+            desc=f"epoch {progress.epoch + 1}/{self._epochs}",
+            total=self._epochs * task.windows_per_epoch * task.tokens_per_window,
+            initial=progress.step * task.tokens_per_window,
+            unit="tok",
+            unit_scale=True,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES_OF_A_FILE,
+        )
+
+    def on_window(self, progress: Progress, loss: float, learning_rate: float) -> None:
+        """Move the bar on."""
+        self._bar.set_description(f"epoch {progress.epoch + 1}/{self._epochs}", refresh=False)
+        self._bar.set_postfix(loss=f"{progress.loss_sum / progress.window:.4f}", refresh=False)
+        self._bar.update(self._tokens_per_window)
+        self._writer.add_scalar("train/loss", loss, progress.step)
+        self._writer.add_scalar("train/learning_rate", learning_rate, progress.step)
+
+    def on_validation(self, progress: Progress, train_loss: float, evaluation: Evaluation, is_best: bool) -> None:
+        """Print the figures above the bar."""
+        mark = " (best)" if is_best else ""
+        with tqdm.external_write_mode(file=sys.stdout):
+            line = f"epoch {progress.epoch}: train {train_loss:.4f}; validation {evaluation.summary}{mark}"
+            print(line, flush=True)
+        for name, value in evaluation.figures.items():
+            self._writer.add_scalar(f"validation/{name}", value, progress.step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+        self._writer.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 2 is a mistake of the caller's, 130 an interruption."""
+    parser = argparse.ArgumentParser(prog="python -m training", description="Train a language model as a recipe says.")
+    parser.add_argument("recipe", type=Path, help="a .toml file; see training/recipes")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the recipe")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the output directory")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the run's directory; default runs/<recipe name>")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        recipe = load_recipe(options.recipe, options.overrides)
+        directory = options.output or Path("runs") / recipe.name
+        run = LanguageRun(recipe, directory, resume=options.resume)
+        if run.trainer.finished:
+            print(f"the run in {directory} is finished; its best weights are {directory / BEST}")
+            return 0
+        console = Console(run)
+        try:
+            progress = run.trainer.run(console)
+        finally:
+            console.close()
+    except CarouselError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume", file=sys.stderr)
+        return 130
+    print(f"best validation {progress.best:.4f} nats/token; weights in {directory / BEST}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Tokenizers made from a training text: characters, words, or byte-level BPE.
+
+Each is a whole pipeline of the `tokenizers` library, so `tokenizer.json` alone lets a service tokenise as training did.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from models.codec.text import END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
+from training.recipe import TokenizerKind
+
+
+def build_codec(kind: TokenizerKind, text: str) -> TextCodec:
+    """The codec that `kind` asks for, its vocabulary taken from `text`."""
+    match kind.kind:
+        case "character":
+            return TextCodec(_character(text))
+        case "word":
+            return TextCodec(_word(text, kind.vocabulary_size, kind.min_frequency))
+        case "bpe":
+            return TextCodec(_byte_pairs(text, kind.vocabulary_size, kind.min_frequency))
+
+
+def _character(text: str) -> Tokenizer:
+    tokens = [UNKNOWN_TOKEN, *sorted(set(text))]
+    tokenizer = Tokenizer(models.WordLevel({token: id_ for id_, token in enumerate(tokens)}, UNKNOWN_TOKEN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def _word(text: str, vocabulary_size: int, min_frequency: int) -> Tokenizer:
+    """Words between blanks; a line's end is the token <eos> (Mikolov's and Merity's convention)."""
+    tokenizer = Tokenizer(models.WordLevel({UNKNOWN_TOKEN: 0}, UNKNOWN_TOKEN))
+    tokenizer.normalizer = normalizers.Replace("\n", f" {END_OF_LINE_TOKEN} ")
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # This decoder sets a blank before each token that lacks its prefix: a blank, which no word can begin with.
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.WordPiece(prefix=" ", cleanup=False), decoders.Replace(Regex(rf"\A ?{END_OF_LINE_TOKEN}\z"), "\n")]
+    )
+    counts = Counter(text.split())
+    reserved = [UNKNOWN_TOKEN, END_OF_LINE_TOKEN]
+    words = [
+        word
+        for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        if count >= min_frequency and word not in reserved
+    ]
+    tokens = (reserved + words)[: vocabulary_size or None]
+    tokenizer.model = models.WordLevel({token: id_ for id_, token in enumerate(tokens)}, UNKNOWN_TOKEN)
+    return tokenizer
+
+
+def _byte_pairs(text: str, vocabulary_size: int, min_frequency: int) -> Tokenizer:
+    """Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2): every byte is a token, so nothing is unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        min_frequency=min_frequency,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer

@@ -1,0 +1,91 @@
+"""A run: a recipe carried out in a directory of its own, from the beginning or from where it was interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from models.codec.text import TextCodec
+from models.nn.checkpoint import Checkpoint, read_checkpoint
+from training.corpus.text import TextCorpus, read_corpus
+from training.corpus.tokenizer import build_codec
+from training.errors import RunError
+from training.recipe import Recipe, first_difference
+from training.tasks.language import LanguageTask
+from training.trainer import BEST, LAST, Trainer
+
+
+class LanguageRun:
+    """A language model's run, ready to go.
+
+    Args:
+        recipe: what to do.
+        directory: where the checkpoints go.
+        resume: go on from the directory's last checkpoint; from the beginning where none was written yet.
+
+    Raises:
+        RunError: the directory holds a run that would be overwritten, or one of another recipe or corpus.
+        CorpusError: the texts cannot be used.
+    """
+
+    def __init__(self, recipe: Recipe, directory: Path, *, resume: bool) -> None:
+        saved = _saved(directory, resume)
+        if saved is not None:
+            _check_recipe(recipe, saved, directory)
+        if recipe.run.device == "cuda" and not torch.cuda.is_available():
+            raise RunError("run.device is 'cuda', but torch finds no CUDA device; allowed here is 'cpu'")
+        if recipe.run.threads:
+            torch.set_num_threads(recipe.run.threads)
+        torch.manual_seed(recipe.run.seed)
+        files = recipe.corpus
+        corpus = read_corpus(files.train, files.validation, files.validation_fraction)
+        if saved is None:
+            codec = build_codec(recipe.tokenizer, corpus.train)
+        else:
+            _check_corpus(corpus, saved)
+            codec = TextCodec.from_json(saved.header["tokenizer"])
+        self.recipe = recipe
+        self.directory = directory
+        self.task = LanguageTask(recipe, corpus, codec)
+        self.trainer = Trainer(self.task, recipe, directory)
+        if saved is not None:
+            self.trainer.restore(saved)
+        directory.mkdir(parents=True, exist_ok=True)
+
+
+def _saved(directory: Path, resume: bool) -> Checkpoint | None:
+    if not resume:
+        for name in (LAST, BEST):
+            if (directory / name).exists():
+                raise RunError(
+                    f"{directory} already holds {name} of an earlier run; "
+                    "add --resume to go on with it, or give another directory with --output"
+                )
+        return None
+    path = directory / LAST
+    if not path.exists():
+        return None
+    saved = read_checkpoint(path)
+    if "progress" not in saved.header:
+        raise RunError(f"{path} holds weights only; a run is resumed from the {LAST} that it wrote itself")
+    return saved
+
+
+def _check_recipe(recipe: Recipe, saved: Checkpoint, directory: Path) -> None:
+    difference = first_difference(recipe, saved.header["recipe"])
+    if difference is not None:
+        key, before, now = difference
+        raise RunError(
+            f"{key} is {now!r}, but the run in {directory} was started with {before!r}; "
+            "resume with the recipe it was started with, or start anew with another --output"
+        )
+
+
+def _check_corpus(corpus: TextCorpus, saved: Checkpoint) -> None:
+    for key, seen in (("corpus_sha256", corpus.sha256), ("validation_sha256", corpus.validation_sha256)):
+        if seen != saved.header[key]:
+            raise RunError(
+                f"the text's {key} is {seen}, but the run was started with {saved.header[key]}; "
+                "restore the text to resume, or start anew with another --output"
+            )

@@ -1,0 +1,97 @@
+"""Language modelling: predict every token of a text from those before it.
+
+Axes: B lanes, T steps, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.codec.text import TextCodec
+from models.nn.language import LanguageModel
+from models.nn.recurrent import RecurrentState, detach
+from training.batches import Lanes, Window
+from training.corpus.encoding import encode_text
+from training.corpus.text import TextCorpus
+from training.errors import CorpusError
+from training.evaluation import score
+from training.recipe import Recipe
+from training.trainer import Evaluation
+
+
+class LanguageTask:
+    """A language model, its corpus as lanes, and its validation text as one stream."""
+
+    def __init__(self, recipe: Recipe, corpus: TextCorpus, codec: TextCodec) -> None:
+        self._recipe = recipe
+        self._corpus = corpus
+        self._codec = codec
+        self._device = torch.device(recipe.run.device)
+        batches = recipe.batches
+        ids = encode_text(codec, corpus.train).to(self._device)
+        self._lanes = Lanes(ids, batches.lanes, batches.window, recipe.run.seed)
+        self._validation_ids = encode_text(codec, corpus.validation).to(self._device)
+        if len(self._validation_ids) < 2:
+            raise CorpusError(
+                f"the validation text is too short (tokens: {len(self._validation_ids)}); at least 2 tokens are "
+                "needed, one to read and one to predict"
+            )
+        self.module = LanguageModel(recipe.model.config(codec.vocabulary_size)).to(self._device)
+        self.windows_per_epoch = self._lanes.windows_per_epoch
+        self.tokens_per_window = batches.lanes * batches.window
+
+    def windows(self, epoch: int, start: int) -> Iterator[Window]:
+        """The windows of an epoch, from window `start` on."""
+        return self._lanes.windows(epoch, start)
+
+    def initial_state(self) -> RecurrentState:
+        """Zeros, as at an epoch's start. <float32>[B, H] each"""
+        return self.module.initial_state(self._recipe.batches.lanes)
+
+    def loss(self, window: Window, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """Mean cross-entropy of a window in nats <float32>[], and the state after it, cut from its history."""
+        logits, after = self.module(window.ids, state)  # [B, T, V]
+        # The model's logits lie time-major in memory: flattened in that order they need no copy.
+        flat = logits.transpose(0, 1).flatten(0, 1)  # [T * B, V]
+        return functional.cross_entropy(flat.float(), window.targets.t().flatten()), detach(after)
+
+    def evaluate(self) -> Evaluation:
+        """Score the validation text with the module's present weights."""
+        figures = score(self.module, self._validation_ids, len(self._corpus.validation))
+        return Evaluation(
+            criterion=figures.nats_per_token,
+            figures=asdict(figures),
+            summary=f"{figures.nats_per_token:.4f} nats/token, perplexity {figures.perplexity:.3f}, "
+            f"{figures.bits_per_character:.4f} bits/character",
+        )
+
+    def resume_header(self) -> dict[str, Any]:
+        """What a resumption must find again: the corpus by digest, the tokenizer itself."""
+        return {
+            "task": "language",
+            "tokenizer": self._codec.to_json(),
+            "corpus_sha256": self._corpus.sha256,
+            "validation_sha256": self._corpus.validation_sha256,
+        }
+
+    def export_header(self, evaluation: Evaluation, steps: int) -> dict[str, Any]:
+        """What the export room needs beside the weights."""
+        return {
+            "task": "language",
+            "model": self.module.config.to_json(),
+            "tokenizer": self._codec.to_json(),
+            "validation": dict(evaluation.figures),
+            "provenance": {
+                "recipe": self._recipe.name,
+                "corpus_sha256": self._corpus.sha256,
+                "parameters": self.module.parameter_count,
+                "cell": self.module.config.cell,
+                "steps": steps,
+            },
+        }

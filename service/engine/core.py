@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from service.engine.rows import CHUNK, Mask, RowTable
-from service.engine.runner import Runner
+from service.engine.plan import Mask
+from service.engine.rows import CHUNK, RowTable
+from service.engine.runner import Runner, Step
 from service.engine.sampler import Sampler
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import (
@@ -49,7 +50,10 @@ class EngineCore:
         self._pool = StatePool(runner.states, max_rows)
         self._table = RowTable(max_rows, runner.vocabulary_size)
         self._sampler = Sampler(runner.vocabulary_size)
+        self._ids = np.zeros(max_rows, np.int64)
         self._logits = np.zeros((max_rows, runner.vocabulary_size), np.float32)
+        self._bound: dict[tuple[int, bool], Step] = {}
+        """Steps by number of rows and by which of the pool's two arrays is read."""
         self._finished: list[tuple[Sequence, FinishEvent]] = []
 
     def warm_up(self) -> None:
@@ -93,9 +97,10 @@ class EngineCore:
         batch, report = None, None
         if n:
             prompt_rows = self._table.generated[:n] == 0
-            ids = self._table.next_ids(n)
+            ids = self._ids[:n]
+            ids[:] = self._table.next_ids(n)
             runner_started = self._clock()
-            failures = self._run(ids)
+            failures = self._run(n)
             runner_seconds = self._clock() - runner_started
             batch = self._digest(ids, failures)
             report = StepReport(
@@ -115,32 +120,31 @@ class EngineCore:
             self._finished.append((self.scheduler.waiting.popleft(), FinishEvent(FinishReason.FAILED, detail)))
         return StepOutput(None, self._take_finished(), None)
 
-    def _run(self, ids: Ids) -> dict[int, str]:
+    def _run(self, n: int) -> dict[int, str]:
         """One step of all rows. Returns the rows that failed, with the reason.
 
         A step that raises says nothing about which row it was; what it read is untouched, so each row is tried alone.
         """
-        n = len(ids)
-        before, after = self._pool.before(n), self._pool.after(n)
+        key = (n, self._pool.swapped)
+        step = self._bound.get(key)
+        if step is None:
+            step = self._bound[key] = self._bind(slice(0, n))
         failures: dict[int, str] = {}
         try:
-            self._runner.step(ids, before, after, self._logits[:n])
+            step()
         except Exception:
             for row in range(n):
-                one = slice(row, row + 1)
                 try:
-                    self._runner.step(
-                        ids[one],
-                        {name: array[one] for name, array in before.items()},
-                        {name: array[one] for name, array in after.items()},
-                        self._logits[one],
-                    )
+                    self._bind(slice(row, row + 1))()
                 except Exception as error:
                     failures[row] = f"{type(error).__name__}: {error}"
             if len(failures) == n:
                 self._probe(1)
         self._pool.swap()
         return failures
+
+    def _bind(self, rows: slice) -> Step:
+        return self._runner.bind(self._ids[rows], self._pool.before(rows), self._pool.after(rows), self._logits[rows])
 
     def _digest(self, ids: Ids, failures: dict[int, str]) -> TokenBatch | None:
         """After a step: weigh, sample, queue what was sampled, and let go of who has ended."""
@@ -149,30 +153,37 @@ class EngineCore:
             row: (FinishReason.FAILED, detail) for row, detail in failures.items()
         }
         table.mark_seen(ids)
-        if table.scoring[:n].any():
+        scoring = table.scoring[:n].any()
+        if scoring:
             self._score(n, ended)
         table.advance(n)
-        empty = table.empty(n)
-        for row in np.flatnonzero(empty & (table.unfilled[:n] > 0)).tolist():
-            self._refill(row)
-        done = empty & (table.cursor[:n] == table.filled[:n])
-        batch = self._sample(done & ~table.scoring[:n], ended)
-        for row in np.flatnonzero(done & table.scoring[:n]).tolist():
-            ended.setdefault(row, (FinishReason.STOP, ""))
+        done = table.empty(n)
+        if table.unfilled[:n].any():
+            for row in np.flatnonzero(done & (table.unfilled[:n] > 0)).tolist():
+                self._refill(row)
+            done = table.empty(n)
+        if scoring:
+            for row in np.flatnonzero(done & table.scoring[:n]).tolist():
+                ended.setdefault(row, (FinishReason.STOP, ""))
+            done &= ~table.scoring[:n]
+        batch = self._sample(done, ended)
         for row in sorted(ended, reverse=True):  # from the last on, so that no row moves before its turn
             self._finish(row, *ended[row])
         return batch
 
     def _sample(self, emits: Mask, ended: dict[int, tuple[FinishReason, str]]) -> TokenBatch | None:
         """Sample where `emits`, queue the tokens, and note in `ended` who is done."""
-        emits[list(ended)] = False
+        if ended:
+            emits[list(ended)] = False
         if not emits.any():
             return None
         table, running = self._table, self.scheduler.running
         samples = self._sampler.sample(self._logits[: len(emits)], table)
-        for row in np.flatnonzero(emits & ~samples.finite).tolist():
-            ended[row] = (FinishReason.FAILED, NOT_FINITE)
-        rows = np.flatnonzero(emits & samples.finite)
+        if not samples.finite.all():
+            for row in np.flatnonzero(emits & ~samples.finite).tolist():
+                ended[row] = (FinishReason.FAILED, NOT_FINITE)
+            emits &= samples.finite
+        rows = np.flatnonzero(emits)
         tokens = samples.tokens[rows]
         table.push(rows, tokens)
         batch = TokenBatch(
@@ -240,8 +251,7 @@ class EngineCore:
         states = {name: np.zeros((n, *spec.shape), spec.dtype) for name, spec in self._runner.states.items()}
         after = {name: np.zeros_like(array) for name, array in states.items()}
         try:
-            self._runner.step(
-                np.zeros(n, np.int64), states, after, np.zeros((n, self._runner.vocabulary_size), np.float32)
-            )
+            logits = np.zeros((n, self._runner.vocabulary_size), np.float32)
+            self._runner.bind(np.zeros(n, np.int64), states, after, logits)()
         except Exception as error:
             raise RunnerBroken(f"{type(error).__name__}: {error}") from error

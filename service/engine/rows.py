@@ -11,13 +11,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from service.engine.plan import BLOCK, BlockPlan, Mask, Rows, plan_block
 from service.engine.sequence import Ids, Sequence
 
 CHUNK = 128
 """Ids (and random numbers) that a row holds ready; a row is visited in Python once per chunk, not once per step."""
-
-Mask = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.intp]
 
 
 class RowTable:
@@ -45,6 +43,7 @@ class RowTable:
         self.alternatives = np.zeros(max_rows, np.int64)
         self.seen: Mask | None = None
         """Which tokens each row has eaten <bool>[R, V]; made when the first penalty is asked for."""
+        self._plans: list[BlockPlan] = []
 
     @property
     def _arrays(self) -> list[npt.NDArray[np.generic]]:
@@ -52,6 +51,7 @@ class RowTable:
 
     def acquire(self, row: int, sequence: Sequence) -> None:
         """Fill a row for a sequence that joins."""
+        self._plans = []
         sampling = sequence.sampling
         self.scoring[row] = sampling is None
         self.generated[row] = 0
@@ -73,6 +73,7 @@ class RowTable:
 
     def release(self, row: int, last: int) -> None:
         """Take a row back: the last active row moves into its place."""
+        self._plans = []
         for array in self._arrays:
             if row != last:
                 array[row] = array[last]
@@ -99,6 +100,24 @@ class RowTable:
         counter = int(self.generated[row]) // 4  # a Philox counter yields four 64-bit words
         raw = np.random.Philox(key=sequence.sampling.seed, counter=counter).random_raw(CHUNK)
         self.uniforms[row] = (raw >> np.uint64(11)) * 2.0**-53  # [0, 1), 53 bits
+
+    def plans(self, n: int) -> list[BlockPlan]:
+        """What sampling has to do to the active rows, block by block."""
+        if not self._plans:
+            blocks = (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
+            self._plans = [
+                plan_block(
+                    rows,
+                    self.temperature[rows],
+                    self.top_k[rows],
+                    self.top_p[rows],
+                    self.min_p[rows],
+                    self.penalty[rows],
+                    self._vocabulary_size,
+                )
+                for rows in blocks
+            ]
+        return self._plans
 
     def next_ids(self, n: int) -> Ids:
         """What each active row eats in this step. <int64>[n]"""

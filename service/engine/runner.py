@@ -6,6 +6,7 @@ Axes: n active rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import onnxruntime
@@ -14,6 +15,8 @@ from models.graph import next_name
 from service.engine.sequence import Array, Floats, Ids
 from service.engine.state_pool import StateSpec
 
+Step = Callable[[], None]
+
 
 class Runner(Protocol):
     """One step of every active row. Tests put a fake here."""
@@ -21,17 +24,17 @@ class Runner(Protocol):
     vocabulary_size: int
     states: Mapping[str, StateSpec]
 
-    def step(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> None:
-        """Eat one id per row.
+    def bind(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> Step:
+        """Prepare a step over these arrays, to be run as often as one likes.
 
         Args:
-            ids: <int64>[n]
+            ids: what each row eats. <int64>[n]
             before: the states to read. [n, ...] each
             after: where the states after the step go. [n, ...] each
             logits: where the logits go. <float32>[n, V]
 
-        Raises:
-            Exception: whatever the runtime raises; `before` is as it was.
+        Returns:
+            A function that eats one id per row. It raises whatever the runtime raises; `before` is then as it was.
         """
         ...
 
@@ -56,7 +59,7 @@ class OnnxRunner:
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    def step(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> None:
+    def bind(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> Step:
         """See Runner. Inputs and outputs are bound where they lie: nothing is allocated or copied on this side."""
         binding = self._session.io_binding()
         _bind(binding.bind_input, "token", ids)
@@ -64,7 +67,7 @@ class OnnxRunner:
         for name in self.states:
             _bind(binding.bind_input, name, before[name])
             _bind(binding.bind_output, next_name(name), after[name])
-        self._session.run_with_iobinding(binding)
+        return partial(self._session.run_with_iobinding, binding)
 
 
 def _bind(bind: Callable[..., Any], name: str, array: Array) -> None:

@@ -10,21 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from service.engine.rows import Mask, Rows, RowTable
+from service.engine.plan import BLOCK, BlockPlan, Doubles, Mask, Rows, Truncation
+from service.engine.rows import RowTable
 from service.engine.sequence import Alternative, Floats, Ids
-
-BLOCK = 16
-"""Rows worked on at a time: the buffers of 16 rows stay in the processor's second-level cache."""
 
 BUCKET = 128
 """Weights summed together before the running sum is taken: a running sum is slow, a plain sum is not."""
-
-MIN_TEMPERATURE = np.float32(1e-6)
-"""Below this (and above 0) a temperature acts as this one: its inverse must not overflow."""
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +52,10 @@ class Sampler:
         tokens = np.empty(n, np.int64)
         logprobs = np.empty(n, np.float32)
         uniforms = table.next_uniforms(n)
-        for start in range(0, n, BLOCK):
-            rows = slice(start, min(start + BLOCK, n))
-            tokens[rows], logprobs[rows] = self._sample_block(logits[rows], table, rows, uniforms[rows])
+        for plan in table.plans(n):
+            rows = plan.rows
+            seen = table.seen[rows] if table.seen is not None else None
+            tokens[rows], logprobs[rows] = self._sample_block(logits[rows], plan, uniforms[rows], seen)
         return Samples(tokens, logprobs, np.isfinite(logprobs))
 
     def score(self, logits: Floats, rows: Rows, targets: Ids) -> Doubles:
@@ -77,9 +70,10 @@ class Sampler:
         for start in range(0, len(rows), BLOCK):
             part = rows[start : start + BLOCK]
             block = logits[part]  # [b, V]
-            top, total = self._normalise(block)
+            top = block.max(axis=1)
+            total = _bucket_sums(self._weigh(block, top))[:, -1]
             chosen = block[np.arange(len(part)), targets[start : start + BLOCK]]
-            result[start : start + BLOCK] = (chosen - top).astype(np.float64) - np.log(total, dtype=np.float64)
+            result[start : start + BLOCK] = (chosen - top) - np.log(total)
         return result
 
     def alternatives(self, logits: Floats, count: int) -> tuple[Alternative, ...]:
@@ -88,77 +82,74 @@ class Sampler:
         threshold = np.partition(logits, self._size - count)[self._size - count]
         candidates = np.flatnonzero(logits >= threshold)
         best = candidates[np.argsort(-logits[candidates], kind="stable")[:count]]
-        top, total = self._normalise(logits[None])
-        logprobs = (logits[best] - top) - np.log(total)
+        top = logits.max(keepdims=True)  # [1]
+        total = _bucket_sums(self._weigh(logits[None], top))[:, -1]  # [1]
+        logprobs = ((logits[best] - top) - np.log(total)).astype(np.float32)
         return tuple(
             Alternative(token, logprob) for token, logprob in zip(best.tolist(), logprobs.tolist(), strict=True)
         )
 
-    def _sample_block(self, logits: Floats, table: RowTable, rows: slice, uniforms: Doubles) -> tuple[Ids, Floats]:
-        b = len(logits)
-        each = np.arange(b)
-        top, total = self._normalise(logits)  # leaves exp(logits - top) in the weights
-        temperature = table.temperature[rows]
-        penalised = self._penalise(logits, table, rows)
-        greedy = temperature == 0.0
-        tokens = penalised.argmax(axis=1) if greedy.any() else np.zeros(b, np.int64)
-        if not greedy.all():
-            weights = self._weights[:b]  # [b, W]
-            if penalised is not logits or (temperature != 1.0).any():
-                self._temper(penalised, temperature)
-            self._truncate(weights, table.top_k[rows], table.top_p[rows], table.min_p[rows])
-            sums = _bucket_sums(weights)
-            total_weight = sums[:, -1]
-            goal = np.minimum(uniforms * total_weight, np.nextafter(total_weight, 0.0))
-            sampled = _first_beyond(weights, sums, goal)
-            tokens = np.where(greedy, tokens, sampled)
-        tokens = np.minimum(tokens, self._size - 1)
-        logprobs = (logits[each, tokens] - top) - np.log(total)
-        return tokens, logprobs
-
-    def _normalise(self, logits: Floats) -> tuple[Floats, Floats]:
-        """The largest logit of each row, and the sum of exp(logit - largest); the exponentials stay in the weights."""
+    def _sample_block(
+        self, logits: Floats, plan: BlockPlan, uniforms: Doubles, seen: Mask | None
+    ) -> tuple[Ids, Floats]:
         top = logits.max(axis=1)  # [b]
-        weights = self._weights[: len(logits), : self._size]
-        np.subtract(logits, top[:, None], out=weights)
-        np.exp(weights, out=weights)
-        return top, weights.sum(axis=1)
+        weights = self._weigh(logits, top)  # [b, W]
+        sums = _bucket_sums(weights)  # [b, W / BUCKET]
+        log_total = np.log(sums[:, -1])
+        penalised, largest = logits, top
+        if plan.penalty is not None and seen is not None:
+            penalised = self._penalise(logits, plan.penalty, seen)
+            largest = penalised.max(axis=1)
+        if not plan.all_greedy:
+            altered = plan.inverse_temperature is not None or penalised is not logits
+            if altered:
+                self._weigh(penalised, largest, plan.inverse_temperature)
+            if plan.truncation is not None or plan.min_p is not None:
+                self._truncate(weights, plan)
+                altered = True
+            if altered:
+                sums = _bucket_sums(weights)
+            total = sums[:, -1]
+            tokens = _first_beyond(weights, sums, np.minimum(uniforms * total, np.nextafter(total, 0.0)), plan.each)
+            tokens = np.minimum(tokens, self._size - 1)  # rows of NaN may end anywhere
+            if plan.greedy is not None:
+                tokens = np.where(plan.greedy, penalised.argmax(axis=1), tokens)
+        else:
+            tokens = penalised.argmax(axis=1)
+        return tokens, ((logits[plan.each, tokens] - top) - log_total).astype(np.float32)
 
-    def _penalise(self, logits: Floats, table: RowTable, rows: slice) -> Floats:
-        """Logits with the repetition penalty of each row; the very same array where no row has one."""
-        penalty = table.penalty[rows]
-        if table.seen is None or (penalty == 1.0).all():
-            return logits
+    def _weigh(self, logits: Floats, top: Floats, factor: Floats | None = None) -> Floats:
+        """exp(factor * (logits - top)) in the buffer, whose padding is zero. <float32>[b, W]"""
+        buffer = self._weights[: len(logits)]
+        weights = buffer[:, : self._size]
+        np.subtract(logits, top[:, None], out=weights)
+        if factor is not None:
+            np.multiply(weights, factor, out=weights)
+        np.exp(weights, out=weights)
+        return buffer
+
+    def _penalise(self, logits: Floats, penalty: Floats, seen: Mask) -> Floats:
+        """Logits with the repetition penalty of each row. <float32>[b, V]"""
         result: Floats = self._scratch[: len(logits)]
-        divisor = penalty[:, None]
-        np.copyto(result, np.where(logits > 0, logits / divisor, logits * divisor))
-        np.copyto(result, logits, where=~table.seen[rows])
+        np.copyto(result, np.where(logits > 0, logits / penalty, logits * penalty))
+        np.copyto(result, logits, where=~seen)
         return result
 
-    def _temper(self, logits: Floats, temperature: Floats) -> None:
-        """Leave exp((logits - largest) / temperature) in the weights; a greedy row's are never looked at."""
-        weights = self._weights[: len(logits), : self._size]
-        inverse = 1.0 / np.maximum(temperature, MIN_TEMPERATURE)
-        np.subtract(logits, logits.max(axis=1)[:, None], out=weights)
-        np.multiply(weights, inverse[:, None], out=weights)
-        np.exp(weights, out=weights)
-
-    def _truncate(self, weights: Floats, top_k: Ids, top_p: Doubles, min_p: Floats) -> None:
+    def _truncate(self, weights: Floats, plan: BlockPlan) -> None:
         """Set to zero, in place, the weights that top-k, top-p or min-p remove. The largest weight of a row is 1.
 
         Each of the three keeps what is not below a threshold weight, so ties are kept together and the outcome cannot
         depend on the order in which equal weights were sorted.
         """
-        threshold: Floats = min_p.astype(np.float32)  # [b]
-        top_k = np.where(top_k < self._size, top_k, 0)
-        rows = np.flatnonzero((top_k > 0) | (top_p < 1.0))
-        if len(rows):
-            threshold[rows] = np.maximum(threshold[rows], self._thresholds(weights, rows, top_k[rows], top_p[rows]))
-        if threshold.any():
-            np.multiply(weights, weights >= threshold[:, None], out=weights)
+        threshold: Floats = np.zeros(len(weights), np.float32) if plan.min_p is None else plan.min_p.copy()  # [b]
+        if plan.truncation is not None:
+            rows = plan.truncation.rows
+            threshold[rows] = np.maximum(threshold[rows], self._thresholds(weights, plan.truncation))
+        np.multiply(weights, weights >= threshold[:, None], out=weights)
 
-    def _thresholds(self, weights: Floats, rows: Rows, top_k: Ids, top_p: Doubles) -> Floats:
-        """The smallest weight that top-k, then top-p, keep in each of `rows`. <float32>[r]"""
+    def _thresholds(self, weights: Floats, truncation: Truncation) -> Floats:
+        """The smallest weight that top-k, then top-p, keep in each truncated row. <float32>[r]"""
+        rows, top_k, top_p = truncation.rows, truncation.top_k, truncation.top_p
         each = np.arange(len(rows))
         width = weights.shape[1]
         if not (top_p < 1.0).any():
@@ -173,7 +164,7 @@ class Sampler:
         threshold = ordered[each, kept - 1]
         np.multiply(ordered, ordered >= threshold[:, None], out=ordered)
         sums = _bucket_sums(ordered)
-        nucleus = _first_beyond(ordered, sums, top_p * sums[:, -1], reaching=True)
+        nucleus = _first_beyond(ordered, sums, top_p * sums[:, -1], each, reaching=True)
         return np.asarray(np.where(top_p < 1.0, np.maximum(threshold, ordered[each, nucleus]), threshold), np.float32)
 
 
@@ -183,7 +174,7 @@ def _bucket_sums(weights: Floats) -> Doubles:
     return np.cumsum(buckets.sum(axis=2), axis=1, dtype=np.float64)
 
 
-def _first_beyond(weights: Floats, sums: Doubles, goal: Doubles, *, reaching: bool = False) -> Ids:
+def _first_beyond(weights: Floats, sums: Doubles, goal: Doubles, each: Rows, *, reaching: bool = False) -> Ids:
     """The first place of each row at which the running sum of weights exceeds the goal (or, `reaching`, equals it).
 
     With a goal of u * total, u uniform in [0, 1), this is the inverse of the cumulative distribution; a weight of zero
@@ -193,8 +184,9 @@ def _first_beyond(weights: Floats, sums: Doubles, goal: Doubles, *, reaching: bo
         weights: not negative. <float32>[b, W]
         sums: their bucket sums. <float64>[b, W / BUCKET]
         goal: <float64>[b]
+        each: 0 to b - 1. <intp>[b]
+        reaching: stop where the running sum equals the goal, too.
     """
-    each = np.arange(len(weights))
     short = sums < goal[:, None] if reaching else sums <= goal[:, None]
     bucket = np.minimum(short.sum(axis=1), sums.shape[1] - 1)  # [b]
     before = np.where(bucket > 0, sums[each, bucket - 1], 0.0)

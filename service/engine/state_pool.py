@@ -29,18 +29,21 @@ class StatePool:
     def __init__(self, specs: Mapping[str, StateSpec], max_rows: int) -> None:
         self._before = _zeros(specs, max_rows)
         self._after = _zeros(specs, max_rows)
+        self.swapped = False
+        """Which of the two arrays is read: it tells one from the other."""
 
-    def before(self, n: int) -> dict[str, Array]:
-        """What the next step of n rows reads. [n, ...] each"""
-        return {name: array[:n] for name, array in self._before.items()}
+    def before(self, rows: slice) -> dict[str, Array]:
+        """What the next step of these rows reads. [n, ...] each"""
+        return {name: array[rows] for name, array in self._before.items()}
 
-    def after(self, n: int) -> dict[str, Array]:
-        """What the next step of n rows writes. [n, ...] each"""
-        return {name: array[:n] for name, array in self._after.items()}
+    def after(self, rows: slice) -> dict[str, Array]:
+        """What the next step of these rows writes. [n, ...] each"""
+        return {name: array[rows] for name, array in self._after.items()}
 
     def swap(self) -> None:
         """After a step that succeeded: what it wrote is what the next one reads."""
         self._before, self._after = self._after, self._before
+        self.swapped = not self.swapped
 
     def acquire(self, row: int, initial: Mapping[str, Array] | None) -> None:
         """Give a row to a new sequence: zeros, or the state it goes on from."""

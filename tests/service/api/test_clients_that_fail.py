@@ -25,6 +25,18 @@ def test_websocket_client_that_vanishes_frees_its_row(raw_client, engine, eventu
     ended(ok=2, cancelled=1)
 
 
+def test_websocket_clients_that_vanish_together_are_all_cancelled(raw_client, engine, eventually, ended):
+    connections = [raw_client() for _ in range(24)]  # of 8 rows
+    for connection in connections:
+        connection.upgrade("/v1/models/tiny/stream")
+        connection.frame({"type": "start", "prompt": "abc", "sampling": {"max_tokens": LONG}})
+    eventually(lambda: engine.admitted == 24)
+    for connection in connections:
+        connection.reset()
+    eventually(lambda: engine.admitted == 0 and engine.running == 0)
+    ended(cancelled=24)
+
+
 @pytest.mark.parametrize("goodbye", ["close", "reset"])
 @pytest.mark.parametrize("stream", [False, True], ids=["post", "sse"])
 @pytest.mark.parametrize("copies", [1, 3])

@@ -46,9 +46,7 @@ def test_score_equals_torch(client, oracle, length):
     assert answer["total_logprob"] == pytest.approx(expected.sum().item(), rel=1e-5)
     assert answer["nats_per_token"] == pytest.approx(-expected.mean().item(), rel=1e-5)
     assert answer["perplexity"] == pytest.approx(math.exp(answer["nats_per_token"]))
-    assert answer["bits_per_character"] == pytest.approx(
-        answer["nats_per_token"] / math.log(2)
-    )  # one token, one letter
+    assert answer["bits_per_character"] == pytest.approx(-expected.sum().item() / math.log(2) / len(text), rel=1e-5)
 
 
 def test_score_takes_ids(client):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from service.engine.runner import Step
 from service.engine.sequence import Array, Floats, Ids
 from service.engine.state_pool import StateSpec
 
@@ -34,7 +36,10 @@ class FakeRunner:
         self.steps = 0
         self._cache: dict[int, Floats] = {}
 
-    def step(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> None:
+    def bind(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> Step:
+        return partial(self._step, ids, before, after, logits)
+
+    def _step(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> None:
         self.steps += 1
         for row, token in enumerate(ids.tolist()):
             state = int(before["state.a"][row, 0])

@@ -1,0 +1,73 @@
+"""What sampling has to do to a block of rows: worked out when a row joins or leaves, not at every step.
+
+Axes: b rows of a block, r rows that are truncated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine.sequence import Floats, Ids
+
+Mask = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.intp]
+Doubles = npt.NDArray[np.float64]
+
+BLOCK = 16
+"""Rows worked on at a time: the buffers of 16 rows stay in the processor's second-level cache."""
+
+MIN_TEMPERATURE = np.float32(1e-6)
+"""Below this (and above 0) a temperature acts as this one: its inverse must not overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """The rows of a block that use top-k or top-p, as places in the block, with their parameters. [r] each"""
+
+    rows: Rows
+    top_k: Ids
+    """0 where all are kept."""
+    top_p: Doubles
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlan:
+    """None stands for: no row of the block needs it."""
+
+    rows: slice
+    each: Rows
+    """0 to b - 1."""
+    greedy: Mask | None
+    all_greedy: bool
+    inverse_temperature: Floats | None
+    """<float32>[b, 1]"""
+    penalty: Floats | None
+    """<float32>[b, 1]"""
+    min_p: Floats | None
+    """<float32>[b]"""
+    truncation: Truncation | None
+
+
+def plan_block(
+    rows: slice, temperature: Floats, top_k: Ids, top_p: Doubles, min_p: Floats, penalty: Floats, vocabulary_size: int
+) -> BlockPlan:
+    """The plan of the rows in `rows`, from the parameters of those rows. [b] each"""
+    greedy = temperature == 0.0
+    tempered = (temperature != 1.0) & ~greedy
+    top_k = np.where(top_k < vocabulary_size, top_k, 0)
+    truncated = np.flatnonzero(((top_k > 0) | (top_p < 1.0)) & ~greedy)
+    # A greedy row's weights are never looked at; a temperature of 1 leaves them as they are.
+    inverse = 1.0 / np.maximum(np.where(greedy, np.float32(1.0), temperature), MIN_TEMPERATURE)
+    return BlockPlan(
+        rows=rows,
+        each=np.arange(len(temperature)),
+        greedy=greedy if greedy.any() else None,
+        all_greedy=bool(greedy.all()),
+        inverse_temperature=inverse[:, None].astype(np.float32) if tempered.any() else None,
+        penalty=penalty[:, None].copy() if (penalty != 1.0).any() else None,
+        min_p=min_p.copy() if (min_p > 0.0).any() else None,
+        truncation=Truncation(truncated, top_k[truncated], top_p[truncated]) if len(truncated) else None,
+    )

@@ -6,7 +6,7 @@ Axes: n active rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import onnxruntime
@@ -67,7 +67,20 @@ class OnnxRunner:
         for name in self.states:
             _bind(binding.bind_input, name, before[name])
             _bind(binding.bind_output, next_name(name), after[name])
-        return partial(self._session.run_with_iobinding, binding)
+        return _BoundStep(self._session, binding, (ids, logits, *before.values(), *after.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _BoundStep:
+    """A step over bound memory. It holds on to the arrays: a binding only knows their addresses."""
+
+    session: onnxruntime.InferenceSession
+    binding: onnxruntime.IOBinding
+    arrays: tuple[Array, ...]
+
+    def __call__(self) -> None:
+        """Run the step."""
+        self.session.run_with_iobinding(self.binding)
 
 
 def _bind(bind: Callable[..., Any], name: str, array: Array) -> None:

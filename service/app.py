@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,8 +15,6 @@ from service.observability.metrics import Metrics
 from service.observability.requests import RequestObserver
 from service.repository import Repository
 from service.settings import Settings
-
-logger = logging.getLogger("carousel")
 
 SWITCH_INTERVAL_SECONDS = 0.0005
 """How long one thread may keep the interpreter's lock while another waits for it. With Python's 5 ms, a step that has
@@ -40,7 +37,6 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             context.repository.start()
             context.ready = True
-            logger.info("ready on http://%s:%d (/docs describes the API)", settings.host, settings.port)
             yield
         finally:
             context.ready = False

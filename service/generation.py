@@ -153,27 +153,16 @@ class Generation:
             count += 1
         usage = Usage(self._prompt_tokens, count)
         raise_for(self._model, event)
-        snapshot = event.snapshot
-        if snapshot is None and self.sequence.keep_state:
-            snapshot = self._untouched()
-        yield Finished(event.reason, "".join(texts), usage, snapshot)
+        yield Finished(event.reason, "".join(texts), usage, event.snapshot)
 
     def _measure(self, count: int, last_at: float) -> float:
-        now, metrics, sequence = time.perf_counter(), self._model.metrics, self.sequence
+        now, metrics = time.perf_counter(), self._model.metrics
         if count == 0:
-            metrics.time_to_first_token_seconds.observe(now - sequence.created_at)
-            metrics.queue_seconds.observe((sequence.joined_at or now) - sequence.created_at)
+            metrics.time_to_first_token_seconds.observe(now - self._admission.admitted_at)
+            metrics.queued(self._admission, self.sequence)
         else:
             metrics.inter_token_seconds.observe(now - last_at)
         return now
-
-    def _untouched(self) -> Snapshot:
-        """The memory of a sequence that was cancelled while it waited: where it began, its prompt still to be eaten."""
-        if self.sequence.snapshot is not None:
-            return Snapshot(self.sequence.snapshot.state, self.sequence.prompt)
-        states = self._model.bundle.step.states
-        zeros = {spec.name: np.zeros([size or 0 for size in spec.shape[1:]], spec.dtype) for spec in states}
-        return Snapshot(zeros, self.sequence.prompt)
 
     def _overflowed(self) -> None:
         self._model.metrics.shed_slow_reader.inc()

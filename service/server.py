@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import socket
+
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from service.app import create_app
 from service.settings import Settings
+
+logger = logging.getLogger("carousel")
 
 LINGER_SECONDS = 5.0
 """How long a socket whose application has ended may take to send what is buffered."""
@@ -21,7 +26,18 @@ class StreamProtocol(WebSocketsSansIOProtocol):
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
 
-def create_server(settings: Settings) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """uvicorn's server, which says where it listens once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Bind, and say so."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listening in server.sockets:
+                logger.info("ready on http://%s:%d (/docs describes the API)", *listening.getsockname()[:2])
+
+
+def create_server(settings: Settings) -> Server:
     """The server, not yet running."""
     config = uvicorn.Config(
         create_app(settings),
@@ -35,4 +51,4 @@ def create_server(settings: Settings) -> uvicorn.Server:
         timeout_graceful_shutdown=settings.shutdown_grace_seconds,
         server_header=False,
     )
-    return uvicorn.Server(config)
+    return Server(config)

@@ -101,8 +101,13 @@ class Completion:
         self._echoes: list[str] = []
         self.overflowed = asyncio.Event()
         """Set when the client has read the events too slowly and the generation was ended."""
+        wanted, most = len(body.prompts) * body.n, model.engine.max_admitted
+        if wanted > most:
+            raise RequestError(
+                "invalid_request", f"prompts times n is {wanted:,}; {model.name} runs at most {most:,} at once"
+            )
         # Places are taken before any prompt is tokenised.
-        self._admissions = [places.enter_context(admit(model)) for _ in range(len(body.prompts) * body.n)]
+        self._admissions = [places.enter_context(admit(model)) for _ in range(wanted)]
 
     async def prepare(self) -> None:
         """Tokenise, and refuse what must be refused before a byte is answered."""

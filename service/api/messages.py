@@ -51,7 +51,7 @@ class SamplingFields(Message):
         float, Field(ge=0, le=1, description="Keep tokens at least this times as probable as the best.")
     ] = 0.0
     repetition_penalty: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="Divides the logits of tokens seen before; 1 is none.")
+        float, Field(ge=0.01, le=100, description="Divides the logits of tokens seen before; 1 changes nothing.")
     ] = 1.0
     seed: Annotated[
         int | None, Field(ge=0, lt=2**63, description="The same seed gives the same tokens; none draws one.")

@@ -72,22 +72,24 @@ async def _score(model: ServedModel, body: ScoreRequest) -> ScoreResponse:
         prompt = await prompt_ids(model, body.prompt)
         if len(prompt) < 2:
             raise RequestError("invalid_request", "a text of 1 token has nothing to score; at least 2 are needed")
+        sequence = Sequence(prompt, sampling=None)
         try:
-            event = await admission.start(Sequence(prompt, sampling=None)).get()
+            event = await admission.start(sequence).get()
         except EngineStopped as error:
             raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
         assert isinstance(event, FinishEvent)
         raise_for(model, event)
         assert event.logprobs is not None
-        return await asyncio.to_thread(_score_response, model, prompt.tolist(), event.logprobs.tolist())
+        model.metrics.queued(admission, sequence)
+        return await asyncio.to_thread(_score_response, model, body.text, prompt.tolist(), event.logprobs.tolist())
 
 
-def _score_response(model: ServedModel, tokens: list[int], logprobs: list[float]) -> ScoreResponse:
+def _score_response(model: ServedModel, text: str | None, tokens: list[int], logprobs: list[float]) -> ScoreResponse:
     codec = model.bundle.codec
     texts = {token: codec.token_text(token) for token in set(tokens)}
     total = math.fsum(logprobs)
     nats = -total / len(logprobs)
-    characters = len(codec.decode(tokens))  # all of them, as training counts
+    characters = len(codec.decode(tokens) if text is None else text)  # all of them, as training counts
     return ScoreResponse(
         model=model.name,
         version=model.bundle.version,

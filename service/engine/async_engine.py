@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
@@ -94,6 +95,11 @@ class AsyncEngine:
     def waiting(self) -> int:
         """Sequences admitted that have no row yet (some may still be tokenising)."""
         return max(0, self._admitted - self.running)
+
+    @property
+    def max_admitted(self) -> int:
+        """Places there are: rows and waiting sequences."""
+        return self._max_admitted
 
     @property
     def max_rows(self) -> int:
@@ -218,6 +224,7 @@ class Admission:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._sequence: Sequence | None = None
+        self.admitted_at = time.perf_counter()
 
     def start(self, sequence: Sequence, on_overflow: Callable[[], None] = lambda: None) -> TokenStream:
         """Submit the sequence that the place was taken for.

@@ -75,7 +75,11 @@ class EngineCore:
         if row is not None:
             self._finish(row, FinishReason.CANCELLED)
         elif self.scheduler.withdraw(sequence):
-            self._finished.append((sequence, FinishEvent(FinishReason.CANCELLED)))
+            snapshot = None
+            if sequence.keep_state:
+                state = sequence.snapshot.state if sequence.snapshot else self._pool.blank()
+                snapshot = Snapshot(state, sequence.prompt)
+            self._finished.append((sequence, FinishEvent(FinishReason.CANCELLED, snapshot=snapshot)))
 
     @property
     def idle(self) -> bool:
@@ -126,11 +130,11 @@ class EngineCore:
         A step that raises says nothing about which row it was; what it read is untouched, so each row is tried alone.
         """
         key = (n, self._pool.swapped)
-        step = self._bound.get(key)
-        if step is None:
-            step = self._bound[key] = self._bind(slice(0, n))
         failures: dict[int, str] = {}
         try:
+            step = self._bound.get(key)
+            if step is None:
+                step = self._bound[key] = self._bind(slice(0, n))
             step()
         except Exception:
             for row in range(n):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -83,7 +82,6 @@ class Sequence:
     stop: Callable[[int], bool] | None = None
     snapshot: Snapshot | None = None
     keep_state: bool = False
-    created_at: float = field(default_factory=time.perf_counter)
     joined_at: float | None = None
     eaten: int = 0
     scores: list[npt.NDArray[np.float64]] = field(default_factory=list)

@@ -59,6 +59,10 @@ class StatePool:
         for array in self._after.values():
             array[last] = 0
 
+    def blank(self) -> dict[str, Array]:
+        """One row of zeros of every state."""
+        return {name: np.zeros_like(array[0]) for name, array in self._before.items()}
+
     def snapshot(self, row: int) -> dict[str, Array]:
         """A copy of one row of every state."""
         return {name: array[row].copy() for name, array in self._before.items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from service.engine.async_engine import AsyncEngine
-from service.engine.sequence import StepReport
+from service.engine.async_engine import Admission, AsyncEngine
+from service.engine.sequence import Sequence, StepReport
 
 LATENCY_BUCKETS = (
     0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5,
@@ -31,11 +31,9 @@ class Metrics:
             (*_MODEL, "endpoint", "outcome"), registry=registry,
         )  # fmt: skip
         self.request_seconds = self._histogram("carousel_request_seconds", "From a request's arrival to its end.")
-        self.queue_seconds = self._histogram(
-            "carousel_queue_seconds", "From admission to the first step that a request took part in."
-        )
+        self.queue_seconds = self._histogram("carousel_queue_seconds", "From a request's admission to its first step.")
         self.time_to_first_token_seconds = self._histogram(
-            "carousel_time_to_first_token_seconds", "From a request's arrival to its first sampled token."
+            "carousel_time_to_first_token_seconds", "From a request's admission to its first sampled token."
         )
         self.inter_token_seconds = self._histogram(
             "carousel_inter_token_seconds", "Between two sampled tokens of one request."
@@ -95,6 +93,11 @@ class ModelMetrics:
         self._metrics.rows.labels(*self._labels, "active").set_function(lambda: engine.running)
         self._metrics.rows.labels(*self._labels, "free").set_function(lambda: engine.max_rows - engine.running)
         self._metrics.queue_depth.labels(*self._labels).set_function(lambda: engine.waiting)
+
+    def queued(self, place: Admission, sequence: Sequence) -> None:
+        """Record how long a sequence that has run waited for its row."""
+        assert sequence.joined_at is not None
+        self.queue_seconds.observe(sequence.joined_at - place.admitted_at)
 
     def step(self, report: StepReport) -> None:
         """Record one step."""

@@ -118,6 +118,7 @@ class StreamClient:
         """The error that ends the stream, after whatever comes before it, and the close code."""
         events = [self.receive()]
         while events[-1]["type"] != "error":
+            assert events[-1]["type"] != "finished", events[-1]
             events.append(self.receive())
         return events[-1], self.close_code()
 

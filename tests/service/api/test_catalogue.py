@@ -17,3 +17,11 @@ def test_model_tells_what_it_is(client, server):
     assert model["decoding"] == {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     assert model["validation"]["perplexity"] == 4.48
     assert model["provenance"]["cell"] == "lstm"
+
+
+def test_openapi_describes_every_route(client):
+    schema = client.get("/openapi.json").json()
+    models = "/v1/models/{model}"
+    paths = ["/v1/completions", "/v1/models", models, f"{models}/next-token", f"{models}/score"]
+    assert sorted(schema["paths"]) == sorted([*paths, "/livez", "/readyz", "/metrics"])
+    assert client.get("/docs").status_code == 200

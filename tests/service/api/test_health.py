@@ -1,10 +1,13 @@
 import re
+from collections.abc import Callable
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from websockets.exceptions import ConnectionClosed
+
+from service.engine.runner import OnnxRunner
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
@@ -55,14 +58,13 @@ def test_request_id_is_told_for_every_request(client):
     assert len({response.headers["x-request-id"] for response in responses}) == 3
 
 
-def test_broken_runner_turns_health_red_and_is_told(run_server, connect, eventually):
+def test_broken_runner_turns_health_red_and_is_told(run_server, connect, eventually, monkeypatch):
+    device_is_gone = False
+    _fail_steps(monkeypatch, lambda _: device_is_gone, "the device is gone")
     with run_server() as server:
         engine = server.context.repository.models["tiny"].engine
-
-        def fail(*_: object) -> None:
-            raise RuntimeError("the device is gone")
-
-        engine._core._runner.step = fail
+        assert connect(server).generate("abc", max_tokens=5)[-1]["reason"] == "length"
+        device_is_gone = True
         running = connect(server)
         running.start("abc", max_tokens=5)
         error, code = running.refusal()
@@ -77,6 +79,23 @@ def test_broken_runner_turns_health_red_and_is_told(run_server, connect, eventua
             assert response.json()["error"]["code"] == "model_unavailable"
             assert response.headers["retry-after"] == "1"
         eventually(lambda: engine.admitted == 0 and engine.running == 0)
+
+
+def test_step_that_fails_ends_its_request_only(run_server, connect, outcomes, eventually, monkeypatch):
+    _fail_steps(monkeypatch, lambda ids: 12 in ids, "a step failed")  # 12 is 'k'
+    with run_server() as server, httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+        fields = {"max_tokens": 600, "temperature": 0}  # which never samples 'k'
+        expected = connect(server).generate("abc", **fields)[1:]
+        neighbour, failing = connect(server), connect(server)
+        neighbour.start("abc", **fields)
+        failing.start("aak")
+        error, code = failing.refusal()
+        assert (error["code"], error["retryable"], code) == ("step_failed", True, 4500)
+        response = client.post("/v1/models/tiny/score", json={"text": "akb"})
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "step_failed")
+        assert client.get("/readyz").status_code == 200
+        assert neighbour.rest()[1:] == expected
+        eventually(lambda: outcomes(server) == {"ok": 2, "step_failed": 2})
 
 
 def test_defect_is_one_500_and_counted(run_server, outcomes, eventually, monkeypatch, connect):
@@ -108,6 +127,23 @@ def test_shutdown_ends_running_streams(run_server, connect):
     with pytest.raises(ConnectionClosed) as caught:
         stream.rest()
     assert caught.value.rcvd.code == 1012  # service restart
+
+
+def _fail_steps(monkeypatch, condition: Callable[[list[int]], bool], message: str) -> None:
+    """Servers started from now on fail each step whose ids meet the condition."""
+
+    class Runner(OnnxRunner):
+        def bind(self, ids, *arrays):
+            step = super().bind(ids, *arrays)
+
+            def step_or_fail() -> None:
+                if condition(ids.tolist()):
+                    raise RuntimeError(message)
+                step()
+
+            return step_or_fail
+
+    monkeypatch.setattr("service.repository.OnnxRunner", Runner)
 
 
 def _metrics(client: httpx.Client) -> list[Sample]:

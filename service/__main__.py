@@ -9,7 +9,7 @@ import sys
 from pydantic import ValidationError
 
 from models.errors import CarouselError
-from service.engine.core import RunnerBroken
+from service.engine.runner import RunnerBroken
 from service.server import create_server
 from service.settings import Settings
 

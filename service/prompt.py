@@ -27,10 +27,6 @@ async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
             tokens = await asyncio.to_thread(codec.encode, prompt) if len(prompt) > LONG_TEXT else codec.encode(prompt)
         except UnencodableText as error:
             raise RequestError("invalid_request", f"prompt: {error}") from None
-        if tokens and all(token == codec.unknown_id for token in tokens):
-            raise RequestError(
-                "unknown_tokens", f"none of the prompt's {len(tokens):,} tokens is in the vocabulary of {model.name}"
-            )
     else:
         tokens = prompt
     if not tokens:
@@ -42,7 +38,12 @@ async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
             f"the prompt is {len(tokens):,} tokens; {model.name} takes 1 to {longest:,} "
             "(manifest limits.max_prompt_tokens)",
         )
-    if not isinstance(prompt, str):
+    if isinstance(prompt, str):
+        if all(token == codec.unknown_id for token in tokens):
+            raise RequestError(
+                "unknown_tokens", f"none of the prompt's {len(tokens):,} tokens is in the vocabulary of {model.name}"
+            )
+    else:
         size = codec.vocabulary_size
         wrong = next((token for token in tokens if not 0 <= token < size), None)
         if wrong is not None:

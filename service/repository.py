@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.bundle import STEP_GRAPH, Bundle, model_names, open_bundle, versions
-from models.errors import BundleNotFound
+from models.errors import BundleError, BundleNotFound
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
-from service.engine.runner import OnnxRunner
+from service.engine.runner import OnnxRunner, RunnerBroken
 from service.engine.state_pool import StateSpec
 from service.errors import RequestError
 from service.observability.metrics import Metrics, ModelMetrics
@@ -42,7 +42,7 @@ class Repository:
         self._settings = settings
         self._metrics = metrics
         root = settings.repository
-        self.models = {name: self._open(root / name / str(versions(root, name)[-1])) for name in model_names(root)}
+        self.models = {name: self._open_newest(root, name) for name in model_names(root)}
         if not self.models:
             raise BundleNotFound(f"{root} holds no <model>/<version>/ directory; publish one with python -m export")
 
@@ -68,19 +68,23 @@ class Repository:
         for model in self.models.values():
             await model.engine.close()
 
+    def _open_newest(self, root: Path, name: str) -> ServedModel:
+        version = versions(root, name)[-1]
+        try:
+            return self._open(root / name / str(version))
+        except (BundleError, RunnerBroken) as error:
+            raise type(error)(f"{name} version {version} cannot be served: {error}") from None
+
     def _open(self, path: Path) -> ServedModel:
         started = time.perf_counter()
         bundle = open_bundle(path)
-        logits = bundle.step.output("logits")
-        assert logits is not None
-        assert logits.shape[1] is not None  # open_bundle has checked the graph
         runner = OnnxRunner(
             bundle.files[STEP_GRAPH],
             {
                 spec.name: StateSpec(tuple(size or 0 for size in spec.shape[1:]), spec.dtype)
                 for spec in bundle.step.states
             },
-            logits.shape[1],
+            bundle.codec.vocabulary_size,
             self._settings.intra_op_threads,
         )
         metrics = ModelMetrics(self._metrics, bundle.model, bundle.version)

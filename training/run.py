@@ -65,6 +65,10 @@ def _saved(directory: Path, resume: bool) -> Checkpoint | None:
         return None
     path = directory / LAST
     if not path.exists():
+        if (directory / BEST).exists():
+            raise RunError(
+                f"{directory} holds {BEST} but no {LAST} to go on from; give another directory with --output"
+            )
         return None
     saved = read_checkpoint(path)
     if "progress" not in saved.header:

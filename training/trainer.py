@@ -129,6 +129,8 @@ class Trainer(Generic[W]):
         Raises:
             RunError: the loss is no longer a number.
         """
+        if self.progress.step == 0:
+            self.save()  # so that there is no best.safetensors without a last.safetensors
         while not self.finished:
             self._run_epoch(observer)
         return self.progress

@@ -56,7 +56,8 @@ class TextCodec:
                 of a surrogate pair.
         """
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            # As a batch of one: unlike `encode`, it lets other threads run, and a long text takes seconds.
+            return list(self._tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
         except TypeError:  # what the library makes of a str that has no UTF-8
             raise UnencodableText(
                 "text holds half of a surrogate pair; allowed is text that has a UTF-8 form"

@@ -101,7 +101,7 @@ class Completion:
         self._echoes: list[str] = []
         self.overflowed = asyncio.Event()
         """Set when the client has read the events too slowly and the generation was ended."""
-        wanted, most = len(body.prompts) * body.n, model.engine.max_admitted
+        wanted, most = len(body.prompts) * (body.n or 1), model.engine.max_admitted
         if wanted > most:
             raise RequestError(
                 "invalid_request", f"prompts times n is {wanted:,}; {model.name} runs at most {most:,} at once"
@@ -126,7 +126,7 @@ class Completion:
         admissions = iter(self._admissions)
         for prompt in body.prompts:
             ids = await prompt_ids(self._model, prompt)
-            for copy in range(body.n):
+            for copy in range(body.n or 1):
                 each = replace(sampling, seed=(sampling.seed + copy) % 2**63)
                 self._generations.append(
                     Generation(
@@ -138,7 +138,8 @@ class Completion:
                         on_overflow=self.overflowed.set,
                     )
                 )
-                self._echoes.append(codec.decode(ids.tolist()) if body.echo else "")
+                text = prompt if isinstance(prompt, str) else codec.decode(prompt)
+                self._echoes.append(text if body.echo else "")
 
     async def whole(self) -> dict[str, Any]:
         """The answer at once."""
@@ -209,7 +210,7 @@ class Completion:
         }
 
     def _usage(self, usages: list[Usage]) -> dict[str, int]:
-        copies = self._body.n
+        copies = self._body.n or 1
         prompt = sum(usage.prompt_tokens for usage in usages) // copies
         completion = sum(usage.completion_tokens for usage in usages)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

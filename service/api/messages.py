@@ -48,8 +48,8 @@ class SamplingFields(Message):
         None
     )
     min_p: Annotated[
-        float, Field(ge=0, le=1, description="Keep tokens at least this times as probable as the best.")
-    ] = 0.0
+        float | None, Field(ge=0, le=1, description="Keep tokens at least this times as probable as the best.")
+    ] = None
     repetition_penalty: Annotated[
         float, Field(ge=0.01, le=100, description="Divides the logits of tokens seen before; 1 changes nothing.")
     ] = 1.0
@@ -74,7 +74,7 @@ class SamplingFields(Message):
             temperature=defaults.temperature if self.temperature is None else self.temperature,
             top_k=defaults.top_k if self.top_k is None else self.top_k,
             top_p=defaults.top_p if self.top_p is None else self.top_p,
-            min_p=self.min_p,
+            min_p=self.min_p or 0.0,
             repetition_penalty=self.repetition_penalty,
             seed=secrets.randbits(63) if self.seed is None else self.seed,
             alternatives=alternatives,
@@ -126,7 +126,10 @@ class ScoreRequest(TextOrTokens):
 
 
 class CompletionsRequest(SamplingFields):
-    """OpenAI's completions, with top_k, min_p and repetition_penalty besides."""
+    """OpenAI's completions, with top_k, min_p and repetition_penalty besides.
+
+    Clients send fields of OpenAI's that are not offered here; they may, with the value that asks for nothing.
+    """
 
     model: str
     prompt: str | TokenIds | Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]
@@ -134,9 +137,14 @@ class CompletionsRequest(SamplingFields):
     stream: bool = False
     stream_options: dict[Literal["include_usage"], bool] | None = None
     logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
-    n: Annotated[int, Field(ge=1, le=16)] = 1
-    echo: bool = False
+    n: Annotated[int | None, Field(ge=1, le=16)] = None
+    echo: bool | None = None
     user: str | None = None
+    best_of: Annotated[int | None, Field(ge=1, le=1)] = None
+    presence_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
+    suffix: None = None
+    logit_bias: Annotated[dict[str, float] | None, Field(max_length=0)] = None
 
     @field_validator("stop")
     @classmethod
@@ -213,7 +221,7 @@ class NextTokenResponse(BaseModel):
 
 
 class ScoredToken(BaseModel):
-    """A token with its log-probability given all before it, in nats; null for the first."""
+    """A token with its log-probability given all before it, in nats; null for the first, and where it is impossible."""
 
     token: int
     text: str
@@ -226,8 +234,8 @@ class ScoreResponse(BaseModel):
     model: str
     version: int
     tokens: list[ScoredToken]
-    total_logprob: float
-    nats_per_token: float
+    total_logprob: float | None
+    nats_per_token: float | None
     perplexity: float
     bits_per_character: float | None
 

@@ -7,6 +7,7 @@ The engine's thread runs while onnxruntime has released the interpreter's lock. 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -16,7 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from service.engine.core import EngineCore, RunnerBroken
+from service.engine.core import EngineCore
+from service.engine.runner import RunnerBroken
 from service.engine.sequence import FinishEvent, FinishReason, Sequence, StepOutput, StepReport, TokenEvent
 from service.engine.token_stream import TokenStream
 
@@ -93,8 +95,8 @@ class AsyncEngine:
 
     @property
     def waiting(self) -> int:
-        """Sequences admitted that have no row yet (some may still be tokenising)."""
-        return max(0, self._admitted - self.running)
+        """Sequences that wait for a row, as of now."""
+        return len(self._core.scheduler.waiting)
 
     @property
     def max_admitted(self) -> int:
@@ -173,7 +175,7 @@ class AsyncEngine:
             self._post(self._core.fail_all("the server is shutting down"))
         except RunnerBroken as error:
             self._break(f"the model's runner is broken ({error})")
-        except Exception as error:
+        except BaseException as error:  # nothing may end this thread without its streams being told
             logger.exception("the engine's thread failed")
             self._break(f"the engine failed ({type(error).__name__})")
 
@@ -209,7 +211,8 @@ class AsyncEngine:
         self._failure = reason
         self._post(self._core.fail_all(reason))
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._fail_streams, reason)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._fail_streams, reason)
 
     def _fail_streams(self, reason: str) -> None:
         """End the streams of sequences that the core never heard of."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from service.engine.plan import Mask
 from service.engine.rows import CHUNK, RowTable
-from service.engine.runner import Runner, Step
+from service.engine.runner import Runner, RunnerBroken, Step
 from service.engine.sampler import Sampler
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import (
@@ -28,10 +28,6 @@ from service.engine.sequence import (
 from service.engine.state_pool import StatePool
 
 NOT_FINITE = "the logits were not finite"
-
-
-class RunnerBroken(Exception):
-    """The runner fails on rows of zeros too: it will not recover."""
 
 
 class EngineCore:
@@ -182,7 +178,7 @@ class EngineCore:
         if not emits.any():
             return None
         table, running = self._table, self.scheduler.running
-        samples = self._sampler.sample(self._logits[: len(emits)], table)
+        samples = self._sampler.sample(self._logits[: len(emits)], table, emits)
         if not samples.finite.all():
             for row in np.flatnonzero(emits & ~samples.finite).tolist():
                 ended[row] = (FinishReason.FAILED, NOT_FINITE)
@@ -201,12 +197,21 @@ class EngineCore:
         )
         for row in rows[table.generated[rows] >= table.max_tokens[rows]].tolist():
             ended[row] = (FinishReason.LENGTH, "")
-        for row, sequence, token in zip(rows.tolist(), batch.sequences, batch.tokens, strict=True):
-            if sequence.stop is not None and sequence.stop(token):
-                ended[row] = (FinishReason.STOP, "")
+        for row in rows[table.stops[rows]].tolist():
+            self._ask_stop(row, int(table.pending[row, 0]), ended)
         for row in rows[table.generated[rows] % CHUNK == 0].tolist():
             table.draw(row, running[row])
         return batch
+
+    def _ask_stop(self, row: int, token: int, ended: dict[int, tuple[FinishReason, str]]) -> None:
+        """Ask a sequence whether the token just sampled ends it. If what answers fails, its row fails and no other."""
+        stop = self.scheduler.running[row].stop
+        assert stop is not None
+        try:
+            if stop(token):
+                ended[row] = (FinishReason.STOP, "")
+        except BaseException as error:  # a panic of the tokenizers library is not an Exception
+            ended[row] = (FinishReason.FAILED, f"{type(error).__name__}: {error}")
 
     def _score(self, n: int, ended: dict[int, tuple[FinishReason, str]]) -> None:
         """Weigh the next prompt id of each scoring row."""
@@ -215,7 +220,7 @@ class EngineCore:
         cursor = table.cursor[rows]
         logprobs = self._sampler.score(self._logits[:n], rows, table.targets[rows, cursor])
         table.scores[rows, cursor] = logprobs
-        for row in rows[~np.isfinite(logprobs)].tolist():
+        for row in rows[np.isnan(logprobs)].tolist():  # minus infinity is an answer: an impossible token
             ended.setdefault(row, (FinishReason.FAILED, NOT_FINITE))
 
     def _refill(self, row: int) -> None:

@@ -41,6 +41,8 @@ class RowTable:
         self.min_p = np.zeros(max_rows, np.float32)
         self.penalty = np.ones(max_rows, np.float32)
         self.alternatives = np.zeros(max_rows, np.int64)
+        self.stops = np.zeros(max_rows, np.bool_)
+        """Which rows ask after each token whether it is their last."""
         self.seen: Mask | None = None
         """Which tokens each row has eaten <bool>[R, V]; made when the first penalty is asked for."""
         self._plans: list[BlockPlan] = []
@@ -55,6 +57,7 @@ class RowTable:
         sampling = sequence.sampling
         self.scoring[row] = sampling is None
         self.generated[row] = 0
+        self.stops[row] = sequence.stop is not None
         self.fill(row, sequence)
         if sampling is None:
             return

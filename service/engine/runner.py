@@ -18,6 +18,10 @@ from service.engine.state_pool import StateSpec
 Step = Callable[[], None]
 
 
+class RunnerBroken(Exception):
+    """The runner cannot be made, or fails on rows of zeros too: it will not recover."""
+
+
 class Runner(Protocol):
     """One step of every active row. Tests put a fake here."""
 
@@ -47,6 +51,9 @@ class OnnxRunner:
         states: the shape of each state, by name.
         vocabulary_size: V.
         intra_op_threads: threads of one operator; 0 leaves the choice to onnxruntime (one per core).
+
+    Raises:
+        RunnerBroken: onnxruntime cannot load the graph.
     """
 
     def __init__(
@@ -60,7 +67,10 @@ class OnnxRunner:
         # onnxruntime's threads spin while they wait for work. Within a step that is worth it; between steps they would
         # take a core from the event loop, which has the last step's tokens to send.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has no root error of its own
+            raise RunnerBroken(f"onnxruntime cannot load the step graph ({error})") from None
 
     def bind(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> Step:
         """See Runner. Inputs and outputs are bound where they lie: nothing is allocated or copied on this side."""

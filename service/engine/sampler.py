@@ -41,19 +41,22 @@ class Sampler:
         self._ordered = np.zeros((BLOCK, padded), np.float32)
         self._scratch = np.zeros((BLOCK, vocabulary_size), np.float32)
 
-    def sample(self, logits: Floats, table: RowTable) -> Samples:
+    def sample(self, logits: Floats, table: RowTable, emits: Mask) -> Samples:
         """Choose the next token of each row as its parameters in `table` say.
 
         Args:
             logits: of rows 0 to n - 1. <float32>[n, V]
             table: the rows' sampling parameters, random numbers and seen tokens.
+            emits: which rows are to sample; what the others are given means nothing. <bool>[n]
         """
         n = len(logits)
-        tokens = np.empty(n, np.int64)
-        logprobs = np.empty(n, np.float32)
+        tokens = np.zeros(n, np.int64)
+        logprobs = np.zeros(n, np.float32)
         uniforms = table.next_uniforms(n)
         for plan in table.plans(n):
             rows = plan.rows
+            if not emits[rows].any():  # prompts alone: nothing to do, and a neighbour pays for none of it
+                continue
             seen = table.seen[rows] if table.seen is not None else None
             tokens[rows], logprobs[rows] = self._sample_block(logits[rows], plan, uniforms[rows], seen)
         return Samples(tokens, logprobs, np.isfinite(logprobs))
@@ -77,8 +80,11 @@ class Sampler:
         return result
 
     def alternatives(self, logits: Floats, count: int) -> tuple[Alternative, ...]:
-        """The `count` most probable tokens of one row <float32>[V], ties by id, with log-probabilities."""
-        count = min(count, self._size)
+        """The `count` most probable tokens of one row <float32>[V], ties by id, with log-probabilities.
+
+        Fewer where the model makes fewer possible.
+        """
+        count = min(count, int((logits > -np.inf).sum()))
         threshold = np.partition(logits, self._size - count)[self._size - count]
         candidates = np.flatnonzero(logits >= threshold)
         best = candidates[np.argsort(-logits[candidates], kind="stable")[:count]]

@@ -51,7 +51,7 @@ def _read(path: Path, key: str) -> tuple[str, str]:
     if not content:
         raise CorpusError(f"{key}: {path} is empty; a corpus is a text of at least one window per lane")
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # a byte order mark is not text
     except UnicodeDecodeError as error:
         raise CorpusError(
             f"{key}: {path} is not UTF-8 at byte offset {error.start:,} (0x{content[error.start]:02x}); "

@@ -48,7 +48,7 @@ def test_sampling_field_is_refused(client, bad_sampling):
         ("n", "0"), ("n", "17"), ("n", '"1"'),
         ("stream", '"yes"'), ("stream", "1"),
         ("stream_options", '{"else": true}'), ("stream_options", "true"),
-        ("echo", "null"),
+
         ("model", "5"), ("model", "null"),
         ("prompt", "null"), ("prompt", "5"), ("prompt", "{}"), ("prompt", "[true]"), ("prompt", "[1.0]"),
         ("prompt", '["a", 1]'), ("prompt", "[[2, 3]]"), ("prompt", "[null]"), ("prompt", json.dumps(["a"] * 129)),

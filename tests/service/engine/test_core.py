@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.engine.core import NOT_FINITE, EngineCore, RunnerBroken
+from service.engine.core import NOT_FINITE, EngineCore
 from service.engine.rows import CHUNK
+from service.engine.runner import RunnerBroken
 from service.engine.sequence import FinishReason, SamplingParameters, Sequence
 
 
@@ -139,6 +140,46 @@ def test_stop_ends_at_exactly_the_token(runner, greedy_oracle):
     tokens, end = Listener(runner).one([3], greedy(20), stop=lambda token: token == expected[6])
     assert tokens == expected[: expected.index(expected[6]) + 1]
     assert end.reason is FinishReason.STOP
+
+
+class Panic(BaseException):
+    """As pyo3's panics are."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
+def test_stop_that_raises_fails_its_own_sequence(runner, greedy_oracle, error):
+    def stop(token):
+        raise error("no such id")
+
+    listener = Listener(runner)
+    bad, good = listener.add([1], greedy(9), stop=stop), listener.add([2], greedy(9), stop=lambda token: False)
+    listener.run()
+    assert listener.ends[bad].reason is FinishReason.FAILED
+    assert "no such id" in listener.ends[bad].detail
+    assert listener.tokens[good] == greedy_oracle([2], 9)
+    assert_clean(listener.core)
+
+
+def test_score_of_an_impossible_token_is_minus_infinity(runner):
+    core = EngineCore(runner, 1)
+    core.add(Sequence(np.array([1, 2, 3]), None))
+    bind = runner.bind
+
+    def masking(ids, before, after, logits):
+        step = bind(ids, before, after, logits)
+
+        def run():
+            step()
+            logits[:, 2] = -np.inf
+
+        return run
+
+    runner.bind = masking
+    with np.errstate(all="ignore"):
+        core.step()
+        (_, end), *_ = core.step().finished
+    assert end.logprobs[0] == -np.inf
+    assert np.isfinite(end.logprobs[1])
 
 
 @pytest.mark.parametrize("cut", [1, 4, CHUNK, CHUNK + 1])

@@ -12,6 +12,11 @@ from service.engine.sampler import Sampler
 from service.engine.sequence import SamplingParameters, Sequence
 
 
+def sample(logits, table):
+    """Sample every row."""
+    return Sampler(logits.shape[1]).sample(logits, table, np.ones(len(logits), np.bool_))
+
+
 def make_table(vocabulary, parameters, prompts=None):
     table = RowTable(len(parameters), vocabulary)
     for row, sampling in enumerate(parameters):
@@ -45,7 +50,7 @@ def draw_many(logits, sampling, uniforms, seen=()):
     rows = len(uniforms)
     table = make_table(len(logits), [sampling] * rows, [list(seen)] * rows)
     table.uniforms[:, 0] = uniforms
-    return Sampler(len(logits)).sample(np.tile(logits, (rows, 1)), table).tokens
+    return sample(np.tile(logits, (rows, 1)), table).tokens
 
 
 @pytest.mark.parametrize(
@@ -82,8 +87,8 @@ def test_sample_repetition_penalty_changes_seen_tokens_only():
 def test_sample_greedy_takes_the_largest_after_penalty():
     logits = np.array([[2.0, 1.9, 0.0]], np.float32)
     greedy = SamplingParameters(temperature=0.0, repetition_penalty=1.5)
-    assert Sampler(3).sample(logits, make_table(3, [greedy])).tokens.tolist() == [0]
-    assert Sampler(3).sample(logits, make_table(3, [greedy], [[0]])).tokens.tolist() == [1]
+    assert sample(logits, make_table(3, [greedy])).tokens.tolist() == [0]
+    assert sample(logits, make_table(3, [greedy], [[0]])).tokens.tolist() == [1]
 
 
 def test_sample_top_k_keeps_ties_together():
@@ -108,7 +113,7 @@ def test_sample_survives_extreme_temperatures(temperature):
 
 def test_sample_logprob_is_the_models_own():
     logits = np.array([[1.0, 2.0, 3.0]], np.float32)
-    samples = Sampler(3).sample(logits, make_table(3, [SamplingParameters(temperature=0.1, top_k=1)]))
+    samples = sample(logits, make_table(3, [SamplingParameters(temperature=0.1, top_k=1)]))
     assert samples.logprobs[0] == pytest.approx(3.0 - np.log(np.exp([1.0, 2.0, 3.0]).sum()), abs=1e-6)
 
 
@@ -118,7 +123,7 @@ def test_sample_reports_rows_that_are_not_finite(poison):
     logits = np.zeros((3, 200), np.float32)
     logits[1, 5] = poison
     parameters = [SamplingParameters(top_p=0.9), SamplingParameters(top_k=3, top_p=0.5), SamplingParameters()]
-    samples = Sampler(200).sample(logits, make_table(200, parameters))
+    samples = sample(logits, make_table(200, parameters))
     assert samples.finite.tolist() == [True, False, True]
     assert (samples.tokens >= 0).all()
     assert (samples.tokens < 200).all()
@@ -145,9 +150,9 @@ def test_sample_does_not_depend_on_neighbours_in_any_bit(parameters, seed):
     logits[0, ::7] = logits[0, 3]  # ties
     logits[n // 2] = random.choice([np.nan, 1e30, np.inf])  # a neighbour from hell
     seen = [random.integers(0, vocabulary, 20) for _ in parameters]
-    together = Sampler(vocabulary).sample(logits, make_table(vocabulary, parameters, seen))
+    together = sample(logits, make_table(vocabulary, parameters, seen))
     for row, sampling in enumerate(parameters):
-        alone = Sampler(vocabulary).sample(logits[row : row + 1], make_table(vocabulary, [sampling], [seen[row]]))
+        alone = sample(logits[row : row + 1], make_table(vocabulary, [sampling], [seen[row]]))
         assert alone.finite[0] == together.finite[row]
         if alone.finite[0]:
             assert alone.tokens[0] == together.tokens[row]
@@ -160,6 +165,21 @@ def test_score_is_the_log_softmax_of_the_target():
     exact = logits.astype(np.float64)[rows]
     exact = exact[np.arange(19), targets] - np.log(np.exp(exact).sum(axis=1))
     np.testing.assert_allclose(Sampler(150).score(logits, rows, targets), exact, atol=2e-6)
+
+
+def test_alternatives_leave_out_the_impossible():
+    assert [one.token for one in Sampler(3).alternatives(np.array([0.0, -np.inf, 1.0], np.float32), 3)] == [2, 0]
+
+
+def test_sample_leaves_blocks_alone_that_emit_nothing():
+    logits = np.full((40, 50), np.nan, np.float32)  # would be reported, were it looked at
+    logits[20] = np.arange(50)
+    emits = np.zeros(40, np.bool_)
+    emits[20] = True
+    samples = Sampler(50).sample(logits, make_table(50, [SamplingParameters(temperature=0.0)] * 40), emits)
+    assert samples.tokens[20] == 49
+    assert samples.finite[:16].all()
+    assert samples.finite[32:].all()
 
 
 def test_alternatives_are_the_best_first_and_ties_by_id():

@@ -1,0 +1,56 @@
+"""From a text file to a served figure: what training prints is what the engine gives for the same text."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.bundle import STEP_GRAPH, open_bundle
+from service.engine.core import EngineCore
+from service.engine.runner import OnnxRunner
+from service.engine.sequence import Sequence
+from service.engine.state_pool import StateSpec
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "model.embedding_size=6", "model.hidden_size=11", "batches.lanes=3", "batches.window=13", "schedule.epochs=2",
+    "run.threads=1",
+]  # fmt: skip
+
+
+def run(*command: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=cwd, env=None, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer", ["character", "word", "bpe"])
+def test_own_text_is_trained_exported_and_scored_alike(tmp_path, tokenizer):
+    text = "".join(f"the {number} of {number * 7919 % 101} things is écarté\n" for number in range(300))
+    (tmp_path / "mine.txt").write_text(text)
+    held_out = text[len(text) - int(len(text) * 0.1) :]
+    kind = [f"tokenizer.kind={tokenizer}"] + (["tokenizer.vocabulary_size=300"] if tokenizer == "bpe" else [])
+    run(
+        "training", "training/recipes/own_text.toml", f"corpus.train={tmp_path / 'mine.txt'}", *SMALL, *kind,
+        "--output", str(tmp_path / "run"), cwd=ROOT,
+    )  # fmt: skip
+    run("export", str(tmp_path / "run"), "--repository", str(tmp_path / "repository"), "--name", "mine", cwd=ROOT)
+
+    bundle = open_bundle(tmp_path / "repository" / "mine" / "1")
+    states = {spec.name: StateSpec(tuple(spec.shape[1:]), spec.dtype) for spec in bundle.step.states}
+    core = EngineCore(OnnxRunner(bundle.files[STEP_GRAPH], states, bundle.codec.vocabulary_size, 1), max_rows=2)
+    core.add(Sequence(np.array(bundle.codec.encode(held_out)), sampling=None))
+    finished = []
+    while not core.idle:
+        finished += core.step().finished
+    logprobs = finished[0][1].logprobs
+    assert bundle.manifest.validation is not None
+    assert np.exp(-logprobs.mean()) == pytest.approx(bundle.manifest.validation.perplexity, abs=1e-3)
+    assert len(logprobs) == bundle.manifest.validation.tokens

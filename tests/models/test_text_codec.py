@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -223,3 +224,23 @@ def test_token_text_shows_one_token() -> None:
 def test_codec_from_anything_else_is_a_value_error(content: str) -> None:
     with pytest.raises(ValueError, match="not a tokenizer of the tokenizers library"):
         TextCodec.from_json(content)
+
+
+def test_encode_of_a_long_text_lets_other_threads_run() -> None:
+    counted, stop = [0], threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            counted[0] += 1
+
+    thread = threading.Thread(target=count)
+    text = "abc" * 200_000
+    thread.start()
+    try:
+        before = counted[0]
+        TextCodec(character()).encode(text)
+        during = counted[0] - before
+    finally:
+        stop.set()
+        thread.join()
+    assert during > 10_000  # with the interpreter's lock held it would be a handful

@@ -16,8 +16,10 @@ Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.intp]
 Doubles = npt.NDArray[np.float64]
 
-BLOCK = 16
-"""Rows worked on at a time: the buffers of 16 rows stay in the processor's second-level cache."""
+BLOCK_WEIGHTS = 1 << 18
+"""Weights worked on at a time: a mebibyte of float32 stays in the processor's second-level cache."""
+
+MAX_BLOCK_ROWS = 256
 
 MIN_TEMPERATURE = np.float32(1e-6)
 """Below this (and above 0) a temperature acts as this one: its inverse must not overflow."""
@@ -49,6 +51,11 @@ class BlockPlan:
     min_p: Floats | None
     """<float32>[b]"""
     truncation: Truncation | None
+
+
+def block_rows(vocabulary_size: int) -> int:
+    """How many rows sampling works on at a time."""
+    return min(MAX_BLOCK_ROWS, max(1, BLOCK_WEIGHTS // vocabulary_size))
 
 
 def plan_block(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.plan import BLOCK, BlockPlan, Mask, Rows, plan_block
+from service.engine.plan import BlockPlan, Mask, Rows, block_rows, plan_block
 from service.engine.sequence import Ids, Sequence
 
 CHUNK = 128
@@ -107,7 +107,8 @@ class RowTable:
     def plans(self, n: int) -> list[BlockPlan]:
         """What sampling has to do to the active rows, block by block."""
         if not self._plans:
-            blocks = (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
+            step = block_rows(self._vocabulary_size)
+            blocks = (slice(start, min(start + step, n)) for start in range(0, n, step))
             self._plans = [
                 plan_block(
                     rows,

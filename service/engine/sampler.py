@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.plan import BLOCK, BlockPlan, Doubles, Mask, Rows, Truncation
+from service.engine.plan import BlockPlan, Doubles, Mask, Rows, Truncation, block_rows
 from service.engine.rows import RowTable
 from service.engine.sequence import Alternative, Floats, Ids
 
@@ -36,10 +36,11 @@ class Sampler:
 
     def __init__(self, vocabulary_size: int) -> None:
         self._size = vocabulary_size
+        self._block = block_rows(vocabulary_size)
         padded = -(-vocabulary_size // BUCKET) * BUCKET
-        self._weights = np.zeros((BLOCK, padded), np.float32)
-        self._ordered = np.zeros((BLOCK, padded), np.float32)
-        self._scratch = np.zeros((BLOCK, vocabulary_size), np.float32)
+        self._weights = np.zeros((self._block, padded), np.float32)
+        self._ordered = np.zeros((self._block, padded), np.float32)
+        self._scratch = np.zeros((self._block, vocabulary_size), np.float32)
 
     def sample(self, logits: Floats, table: RowTable, emits: Mask) -> Samples:
         """Choose the next token of each row as its parameters in `table` say.
@@ -70,13 +71,14 @@ class Sampler:
             targets: <int64>[r]
         """
         result = np.empty(len(rows), np.float64)
-        for start in range(0, len(rows), BLOCK):
-            part = rows[start : start + BLOCK]
+        for start in range(0, len(rows), self._block):
+            end = start + self._block
+            part = rows[start:end]
             block = logits[part]  # [b, V]
             top = block.max(axis=1)
             total = _bucket_sums(self._weigh(block, top))[:, -1]
-            chosen = block[np.arange(len(part)), targets[start : start + BLOCK]]
-            result[start : start + BLOCK] = (chosen - top) - np.log(total)
+            chosen = block[np.arange(len(part)), targets[start:end]]
+            result[start:end] = (chosen - top) - np.log(total)
         return result
 
     def alternatives(self, logits: Floats, count: int) -> tuple[Alternative, ...]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine import plan
 from service.engine.rows import RowTable
 from service.engine.sampler import Sampler
 from service.engine.sequence import SamplingParameters, Sequence
@@ -141,10 +142,17 @@ parameters_strategy = st.builds(
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@settings(max_examples=60, deadline=None)
-@given(st.lists(parameters_strategy, min_size=2, max_size=40), st.integers(0, 2**32 - 1))
-def test_sample_does_not_depend_on_neighbours_in_any_bit(parameters, seed):
+@pytest.mark.parametrize("rows_of_a_block", [3, 16, 256])
+@settings(max_examples=25, deadline=None)
+@given(parameters=st.lists(parameters_strategy, min_size=2, max_size=40), seed=st.integers(0, 2**32 - 1))
+def test_sample_does_not_depend_on_neighbours_in_any_bit(rows_of_a_block, parameters, seed):
     vocabulary, n = 300, len(parameters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "BLOCK_WEIGHTS", rows_of_a_block * vocabulary)
+        compare_with_each_alone(vocabulary, n, parameters, seed)
+
+
+def compare_with_each_alone(vocabulary, n, parameters, seed):
     random = np.random.default_rng(seed)
     logits = random.standard_normal((n, vocabulary)).astype(np.float32) * 4
     logits[0, ::7] = logits[0, 3]  # ties
@@ -171,7 +179,8 @@ def test_alternatives_leave_out_the_impossible():
     assert [one.token for one in Sampler(3).alternatives(np.array([0.0, -np.inf, 1.0], np.float32), 3)] == [2, 0]
 
 
-def test_sample_leaves_blocks_alone_that_emit_nothing():
+def test_sample_leaves_blocks_alone_that_emit_nothing(monkeypatch):
+    monkeypatch.setattr(plan, "BLOCK_WEIGHTS", 16 * 50)  # blocks of 16 rows
     logits = np.full((40, 50), np.nan, np.float32)  # would be reported, were it looked at
     logits[20] = np.arange(50)
     emits = np.zeros(40, np.bool_)

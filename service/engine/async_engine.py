@@ -28,6 +28,11 @@ MAX_UNDELIVERED_STEPS = 8
 """Steps the engine may be ahead of an event loop that is busy; then it waits."""
 
 
+MAX_HELD_REPORTS = 64
+"""Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
+at each of its tokens. This many at most."""
+
+
 class EngineFull(Exception):
     """As many sequences run and wait as may."""
 
@@ -56,6 +61,8 @@ class AsyncEngine:
         self._streams: dict[Sequence, TokenStream] = {}
         self._commands: list[tuple[Literal["add", "cancel"], Sequence]] = []
         self._undelivered = 0
+        self._held: list[StepReport] = []
+        """Belongs to the engine's thread."""
         self._closing = False
         self._failure: str | None = None
         self._wake = threading.Condition()
@@ -148,7 +155,7 @@ class AsyncEngine:
             self._commands.append((verb, sequence))
             self._wake.notify()
 
-    def _deliver(self, output: StepOutput) -> None:
+    def _deliver(self, output: StepOutput, reports: list[StepReport]) -> None:
         """On the event loop: hand a step's events to their streams."""
         with self._wake:
             self._undelivered -= 1
@@ -163,8 +170,8 @@ class AsyncEngine:
                 streams[sequence].put(TokenEvent(token, logprob, alternatives.get(place, ())))
         for sequence, event in output.finished:
             streams.pop(sequence).put(event)
-        if output.report is not None:
-            self._on_step(output.report)
+        for report in reports:
+            self._on_step(report)
 
     def _run(self) -> None:
         """The thread: until closed, take commands, step, post what came of it."""
@@ -197,13 +204,16 @@ class AsyncEngine:
         return not self._closing
 
     def _post(self, output: StepOutput) -> None:
-        if output.batch is None and output.report is None and not output.finished:
+        if output.report is not None:
+            self._held.append(output.report)
+        if output.batch is None and not output.finished and len(self._held) < MAX_HELD_REPORTS:
             return
+        reports, self._held = self._held, []
         assert self._loop is not None
         with self._wake:
             self._undelivered += 1
         try:
-            self._loop.call_soon_threadsafe(self._deliver, output)
+            self._loop.call_soon_threadsafe(self._deliver, output, reports)
         except RuntimeError:  # the loop is closed: nobody listens any more
             self._closing = True
 

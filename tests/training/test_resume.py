@@ -189,3 +189,10 @@ def test_run_refuses_to_resume_from_weights_alone(recipe_path: Path, tmp_path: P
     write_checkpoint(tmp_path / "run" / LAST, read_checkpoint(tmp_path / "run" / BEST))
     with pytest.raises(RunError, match="holds weights only"):
         run(recipe_path, [], tmp_path / "run", resume=True)
+
+
+def test_run_refuses_to_start_over_on_a_best_checkpoint(recipe_path: Path, tmp_path: Path) -> None:
+    run(recipe_path, [], tmp_path / "run")
+    (tmp_path / "run" / LAST).unlink()
+    with pytest.raises(RunError, match=r"holds best\.safetensors but no last\.safetensors to go on from"):
+        run(recipe_path, [], tmp_path / "run", resume=True)

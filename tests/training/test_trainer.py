@@ -139,7 +139,8 @@ def test_trainer_refuses_a_loss_that_is_no_number(recipe_path: Path, tmp_path: P
     task.module.weight.data.fill_(math.nan)
     with pytest.raises(RunError, match=r"the loss is nan at step 0 \(epoch 1\); lower optimizer\.learning_rate"):
         Trainer(task, recipe_of(recipe_path), tmp_path).run(Diary())
-    assert not (tmp_path / LAST).exists()
+    assert read_checkpoint(tmp_path / LAST).header["progress"]["step"] == 0  # the beginning, and nothing after it
+    assert not (tmp_path / BEST).exists()
 
 
 def test_trainer_follows_the_schedule(recipe_path: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import math
 
 from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from service.api.context import find_model
 from service.api.disconnect import while_connected
@@ -38,11 +39,11 @@ async def next_token(request: Request, model: str, body: NextTokenRequest) -> Ne
     return await while_connected(request, _next_token(served, body))
 
 
-@router.post("/score", summary="The probability of a text", responses=ERRORS)
-async def score(request: Request, model: str, body: ScoreRequest) -> ScoreResponse:
+@router.post("/score", summary="The probability of a text", responses=ERRORS, response_model=ScoreResponse)
+async def score(request: Request, model: str, body: ScoreRequest) -> Response:
     """The log-probability of each token given all before it, in nats, with total, perplexity and bits per character."""
     served = find_model(request, model)
-    return await while_connected(request, _score(served, body))
+    return Response(await while_connected(request, _score(served, body)), media_type="application/json")
 
 
 async def _next_token(model: ServedModel, body: NextTokenRequest) -> NextTokenResponse:
@@ -67,7 +68,7 @@ async def _next_token(model: ServedModel, body: NextTokenRequest) -> NextTokenRe
         )
 
 
-async def _score(model: ServedModel, body: ScoreRequest) -> ScoreResponse:
+async def _score(model: ServedModel, body: ScoreRequest) -> str:
     with admit(model) as admission:
         prompt = await prompt_ids(model, body.prompt)
         if len(prompt) < 2:
@@ -81,10 +82,11 @@ async def _score(model: ServedModel, body: ScoreRequest) -> ScoreResponse:
         raise_for(model, event)
         assert event.logprobs is not None
         model.metrics.queued(admission, sequence)
-        return await asyncio.to_thread(_score_response, model, body.text, prompt.tolist(), event.logprobs.tolist())
+        # A long text's answer is megabytes of JSON: written on a thread, not to hold the event loop up.
+        return await asyncio.to_thread(_score_json, model, body.text, prompt.tolist(), event.logprobs.tolist())
 
 
-def _score_response(model: ServedModel, text: str | None, tokens: list[int], logprobs: list[float]) -> ScoreResponse:
+def _score_json(model: ServedModel, text: str | None, tokens: list[int], logprobs: list[float]) -> str:
     codec = model.bundle.codec
     texts = {token: codec.token_text(token) for token in set(tokens)}
     total = math.fsum(logprobs)
@@ -101,4 +103,4 @@ def _score_response(model: ServedModel, text: str | None, tokens: list[int], log
         nats_per_token=nats,
         perplexity=math.exp(min(nats, 700.0)),
         bits_per_character=-total / math.log(2) / characters if characters > 0 else None,
-    )
+    ).model_dump_json()

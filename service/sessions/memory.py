@@ -15,6 +15,9 @@ from service.sessions.errors import ModelMismatch
 
 NO_IDS: Ids = np.zeros(0, np.int64)
 
+OUTPUT = "output"
+"""A row that a memory may hold beside the model's states: what the model said after the last id it ate."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
@@ -102,7 +105,8 @@ def remember(
 def check_fit(memory: Memory, model: ModelIdentity) -> None:
     """Refuse a memory that the model must not go on from.
 
-    A memory fits when its digest is the model's and its states have the model's names, shapes and types. Name and
+    A memory fits when its digest is the model's and its states (OUTPUT is none) have the model's names, shapes and
+    types. Name and
     version do not matter: a bundle that was copied, renamed or renumbered byte for byte is the same network. A bundle
     of equal shapes and another digest is not: its numbers would be read as something that they do not mean.
 
@@ -114,7 +118,8 @@ def check_fit(memory: Memory, model: ModelIdentity) -> None:
             f"the memory was made by {memory.model} version {memory.version} (digest {memory.digest[:12]}) and served "
             f"is {model.name} version {model.version} (digest {model.digest[:12]}); start anew without it"
         )
-    seen = {name: StateSpec(row.shape, row.dtype.name) for name, row in memory.snapshot.state.items()}
+    rows = memory.snapshot.state.items()
+    seen = {name: StateSpec(row.shape, row.dtype.name) for name, row in rows if name != OUTPUT}
     if seen != model.states:
         raise ModelMismatch(
             f"the memory holds the states {_describe(seen)} and {model.name} version {model.version} has "

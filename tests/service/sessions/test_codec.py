@@ -137,6 +137,7 @@ def test_decoder_of_spliced_memories_raises_one_error_at_most(memory, data):
         b"\x00\x00" + b"\x01" + b"\x01\x00h" + bytes([1, 8]) + b"\xff" * 32,  # a row of 2 ** 256 floats
         b"\x00\x00" + b"\x01" + b"\x01\x00h" + bytes([1, 1]) + b"\xff" * 4,  # a row of 16 GiB
         b"\x00\x00" + b"\x01" + b"\x01\x00h" + bytes([1, 2]) + b"\x00" * 4 + b"\xff" * 4,  # a row of 0 x 2 ** 32
+        b"\x00\x00" + b"\x01" + b"\x01\x00h" + bytes([1, 65]) + b"\x01\x00\x00\x00" * 66,  # more axes than numpy has
         b"\x00\x00" + b"\x00" + b"\xff" * 4,  # 2 ** 32 pending ids
         b"\x00\x00" + b"\xff" * 4,  # 255 states
     ],

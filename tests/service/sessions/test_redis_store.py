@@ -69,6 +69,33 @@ async def test_redis_never_sees_an_id_and_every_key_has_a_time_to_live(store, re
         assert redis_server.client.pttl(name) > 0
 
 
+async def test_every_use_prolongs_all_keys_of_a_session(make_store, redis_server):
+    store = make_store(redis_server.url, ttl_seconds=60, tombstone_seconds=600, lease_seconds=1000)
+
+    def seconds_left():
+        keys = redis_server.client.keys("*")
+        return {key.decode().rpartition(":")[2]: round(redis_server.client.pttl(key) / 1000) for key in keys}
+
+    fresh = {"memory": 60, "trail": 60, "grave": 660}
+    await put(store, KEY, b"value", [b"mark"])
+    assert seconds_left() == fresh
+    redis_server.elapse(30)
+    lease = await store.acquire(KEY)
+    assert seconds_left() == fresh | {"lease": 1000}
+    redis_server.elapse(30)
+    await store.renew(lease)
+    assert seconds_left() == fresh | {"lease": 1000}
+    redis_server.elapse(30)
+    await store.commit(lease, b"value")
+    assert seconds_left() == fresh
+
+
+async def test_nothing_of_a_deleted_session_stays_in_redis(store, redis_server):
+    await put(store, KEY, b"value", [b"mark"])
+    await store.delete(KEY)
+    assert redis_server.client.keys("*") == []
+
+
 async def test_session_outlives_the_process_that_made_it(make_store, redis_server):
     first = make_store(redis_server.url)
     await put(first, KEY, b"value", [b"mark"])

@@ -102,6 +102,8 @@ class Gate:
         self.open = asyncio.Event()
         self.renewals = asyncio.Queue()
         self.renewal_error = None
+        self.renewing = asyncio.Event()
+        self.renewing.set()
 
     async def acquire(self, key):
         self.entered.set()
@@ -110,6 +112,7 @@ class Gate:
 
     async def renew(self, lease):
         self.renewals.put_nowait(lease)
+        await self.renewing.wait()
         if self.renewal_error is not None:
             raise self.renewal_error
 
@@ -201,3 +204,16 @@ async def test_lost_lease_is_not_renewed_and_its_commit_fails(store, model, make
         with pytest.raises(LeaseLost):
             await session.commit(make_memory())
         await assert_not_renewed_any_more(gate, sessions, model)
+
+
+async def test_renewal_that_ends_after_its_session_is_the_last(store, model, make_memory):
+    gate = Gate(store, lease_seconds=0.03)
+    gate.open.set()
+    gate.renewing.clear()
+    sessions = Sessions(gate)
+    async with sessions.open(KEY, model) as session:
+        await asyncio.wait_for(gate.renewals.get(), 20)
+        await session.commit(make_memory())
+    gate.renewing.set()
+    await assert_not_renewed_any_more(gate, sessions, model)
+    await sessions.close()

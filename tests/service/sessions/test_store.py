@@ -232,6 +232,9 @@ async def test_session_may_expire_while_it_is_held_and_is_written_all_the_same(h
     harness.elapse(6)
     await store.commit(lease, b"next")
     assert (await store.peek(KEY)).value == b"next"
+    await store.delete(KEY)
+    with pytest.raises(UnknownSession):  # no tombstone of the time between is left
+        await store.peek(KEY)
 
 
 async def test_trail_appends_and_keeps_the_newest(harness):

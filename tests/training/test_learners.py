@@ -17,6 +17,7 @@ def cohort() -> Cohort:
 def test_learners_are_a_function_of_the_seed_and_their_number(cohort: Cohort) -> None:
     fewer = simulate(5, 7)
     assert all(np.array_equal(a, b) for a, b in zip(fewer.histories, cohort.histories[:5], strict=True))
+    assert np.array_equal(simulate(1, 7, first=3).histories[0], cohort.histories[3])
     assert not np.array_equal(simulate(1, 8).histories[0], cohort.histories[0])
 
 

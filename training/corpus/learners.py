@@ -72,14 +72,18 @@ class Cohort:
     """The P(correct) that each of those answers was drawn with. <float64>[N]"""
 
 
-def simulate(learners: int, seed: int) -> Cohort:
+def simulate(learners: int, seed: int, first: int = 0) -> Cohort:
     """Make up learners, 20 to 150 attempts each.
 
-    Learner i is a function of (seed, i) alone: a larger cohort begins with the learners of a smaller one.
+    Learner i is a function of (seed, i) alone, and the skills' difficulty of the seed: a larger cohort begins with the
+    learners of a smaller one, and those from `first` on are fresh to a model that was trained on those before.
     """
     skills = _graph()
     difficulty = np.random.default_rng([seed, 0]).normal(0.9, 0.8, len(SKILLS)) + 0.15 * skills.depth  # [S]
-    drawn = [_learner(np.random.default_rng([seed, 1, index]), skills, difficulty) for index in range(learners)]
+    drawn = [
+        _learner(np.random.default_rng([seed, 1, index]), skills, difficulty)
+        for index in range(first, first + learners)
+    ]
     return Cohort([history for history, _ in drawn], [probability for _, probability in drawn])
 
 

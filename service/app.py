@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.context = context
-    for part in (health, catalogue, probability, completions, stream, trace, sessions):
+    for part in (trace, probability, completions, stream, sessions, catalogue, health):  # the busiest are found first
         app.include_router(part.router)
     handlers.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from models.codec.interaction import InteractionCodec
 from service.api.context import context_of, find_model
 from service.api.disconnect import all_or_none, while_connected
 from service.api.probability import ERRORS
@@ -36,6 +38,9 @@ from service.tracing import (
     without_output,
 )
 from service.trail import marks_of, read_marks
+
+LONG_ANSWER = 256
+"""Attempts from which on an answer is written on a thread, not to hold the event loop up."""
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["tracing"])
 
@@ -102,6 +107,8 @@ async def _trace(model: ServedModel, memories: Memories, body: TraceBody) -> byt
             for one, recall, result in zip(asked, recalls, results, strict=True):
                 await _keep(one, recall, result)
         told = [recall.told for recall in recalls]
+        if sum(one.history.count for one in asked) < LONG_ANSWER:
+            return _json(model, asked, results, told, many)
         return await asyncio.to_thread(_json, model, asked, results, told, many)
 
 
@@ -180,15 +187,15 @@ def _json(
 
     In ASCII: a name that a client sent may hold half of a surrogate pair, which UTF-8 cannot express.
     """
-    head = {"model": model.name, "version": model.bundle.version}
+    head = f'{{"model":{json.dumps(model.name)},"version":{model.bundle.version}'
     learners = [_answer(model, *each) for each in zip(asked, results, told, strict=True)]
-    body = {**head, "learners": learners} if many else {**head, **learners[0]}
-    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+    text = f'{head},"learners":[{",".join(learners)}]}}' if many else f"{head},{learners[0][1:]}"
+    return text.encode()
 
 
-def _answer(model: ServedModel, one: _Asked, result: Traced, told: dict[str, str]) -> dict[str, Any]:
-    """One LearnerAnswer."""
-    names, history, fields = model.bundle.interaction_codec.skills, one.history, one.fields
+def _answer(model: ServedModel, one: _Asked, result: Traced, told: dict[str, str]) -> str:
+    """One LearnerAnswer. The predictions are most of a short answer's cost, hence the template."""
+    codec, history, fields = model.bundle.interaction_codec, one.history, one.fields
     answer: dict[str, Any] = {}
     identity = getattr(fields, "id", None)
     if identity is not None:
@@ -196,13 +203,10 @@ def _answer(model: ServedModel, one: _Asked, result: Traced, told: dict[str, str
     answer["attempts"] = len(history.ids)
     if fields.unknown_skill == "ignore":
         answer["ignored"] = history.count - len(history.ids)
-    chosen = range(len(names)) if one.skills is None else one.skills.tolist()
-    after = result.after.tolist()
-    answer["predictions"] = [{"skill": names[skill], "probability": after[skill]} for skill in chosen]
     if fields.each:
         before: list[float | None] = [None] * history.count
         for place, probability in zip(history.places.tolist(), result.before.tolist(), strict=True):
-            before[place] = None if math.isnan(probability) else probability
+            before[place] = None if math.isnan(probability) else _short(probability)
         answer["each"] = [
             {**attempt, "probability": probability}
             for attempt, probability in zip(fields.attempts, before, strict=True)
@@ -210,7 +214,28 @@ def _answer(model: ServedModel, one: _Asked, result: Traced, told: dict[str, str
     if one.curve is not None:
         assert result.curve is not None
         answer["curve"] = [
-            {"skill": names[skill], "probabilities": values}
+            {"skill": codec.skills[skill], "probabilities": [_short(value) for value in values]}
             for skill, values in zip(one.curve.tolist(), result.curve.T.tolist(), strict=True)
         ]
-    return answer | told
+    if one.skills is None:
+        predictions = _template(codec) % tuple(result.after.tolist())
+    else:
+        chosen = zip(one.skills.tolist(), result.after[one.skills].tolist(), strict=True)
+        predictions = _dumps([{"skill": codec.skills[skill], "probability": _short(value)} for skill, value in chosen])
+    return f'{_dumps(answer | told)[:-1]},"predictions":{predictions}}}'
+
+
+@cache
+def _template(codec: InteractionCodec) -> str:
+    """The predictions of all skills, with a place for each probability."""
+    names = (json.dumps(name).replace("%", "%%") for name in codec.skills)
+    return "[" + ",".join(f'{{"skill":{name},"probability":%.9g}}' for name in names) + "]"
+
+
+def _short(probability: float) -> float:
+    """Nine digits tell every float32 from every other, and are half as long as what float64 would take to say it."""
+    return float(f"{probability:.9g}")
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

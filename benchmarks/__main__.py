@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(plan: Plan, machine: Machine) -> Report:
     """Everything that the plan asks for, one thing at a time."""
     bundle = open_bundle(plan.bundle)
-    prompt = random.Random(0).choices(range(bundle.codec.vocabulary_size), k=PROMPT_TOKENS)
+    prompt = random.Random(0).choices(range(bundle.text_codec.vocabulary_size), k=PROMPT_TOKENS)
     generation = Generation(tuple(prompt), plan.max_tokens)
     bare = _bare(bundle, plan.streams)
     closed: list[ClosedRun] = []
@@ -80,7 +80,7 @@ def measure(plan: Plan, machine: Machine) -> Report:
 
 def _bare(bundle: Bundle, rows: Sequence[int]) -> list[BareRun]:
     graph = StepGraph(bundle)
-    size = bundle.codec.vocabulary_size
+    size = bundle.text_codec.vocabulary_size
     return [BareRun(count, bare_tokens_per_second(graph, size, count, BARE_SECONDS)) for count in rows]
 
 

@@ -94,11 +94,11 @@ def create_app(bundle: Bundle) -> FastAPI:
 
 
 async def _generate(socket: WebSocket, graph: StepGraph, bundle: Bundle, model: str, start: dict[str, Any]) -> None:
-    tokens: list[int] = start["tokens"] if "tokens" in start else bundle.codec.encode(start["prompt"])
+    tokens: list[int] = start["tokens"] if "tokens" in start else bundle.text_codec.encode(start["prompt"])
     sampling = start.get("sampling", {})
     max_tokens = int(sampling.get("max_tokens", 16))
     writer = Writer(graph, bundle.manifest.decoding, sampling)
-    detokenizer = bundle.codec.detokenizer(tokens)
+    detokenizer = bundle.text_codec.detokenizer(tokens)
     accepted = {"request_id": uuid.uuid4().hex, "model": model, "version": bundle.version}
     await socket.send_text(json.dumps({"type": "accepted", **accepted, "prompt_tokens": len(tokens)}))
     unread, texts = tokens, []

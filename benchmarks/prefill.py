@@ -21,7 +21,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from export.onnx_graph import export_step
-from export.step_module import StepModule
+from export.step_module import LanguageStep
 from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
 from models.nn.language import LanguageModel, LanguageModelConfig
 
@@ -43,7 +43,7 @@ def bare_graph(step: bytes) -> bytes:
 def scan_graph(step: bytes, config: LanguageModelConfig) -> bytes:
     """The step graph with all but its last node, the projection, moved into the body of a Scan. token int64[T, 1]"""
     model = onnx.load_from_string(step)
-    graph, names = model.graph, list(StepModule(LanguageModel(config)).state_sizes)
+    graph, names = model.graph, list(LanguageStep(LanguageModel(config)).state_sizes)
     last = f"{NEXT_STATE_PREFIX}h{config.layers - 1}"
     projection = next(node for node in graph.node if "logits" in node.output)
     body = helper.make_graph(
@@ -124,7 +124,7 @@ def main() -> None:
     model = LanguageModel(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter.data, std=512**-0.5)
-    graph = export_step(StepModule(model))
+    graph = export_step(LanguageStep(model))
     step, bare = _session(graph), _session(bare_graph(graph))
     lstm, scan = _session(lstm_graph(model)), _session(scan_graph(graph, config))
     names = list(model.stack.state_sizes)

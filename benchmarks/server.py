@@ -26,6 +26,7 @@ LOG_BYTES = 4000
 """How much of a dead server's output its error shows."""
 
 Side = Literal["carousel", "naive"]
+SERVICE = ["service"]
 
 
 class ServerFailed(Exception):
@@ -64,10 +65,38 @@ def running(side: Side, bundle: Path) -> Iterator[Target]:
     Raises:
         ServerFailed: it ended or was not ready in time; the message ends in what it printed.
     """
+    if side == "naive":
+        command, settings = ["benchmarks.naive", "--bundle", str(bundle)], {}
+    else:
+        command, settings = SERVICE, service_settings(bundle)
+    with launched(command, settings, bundle) as target:
+        yield target
+
+
+def service_settings(bundle: Path) -> dict[str, str]:
+    """What makes the service serve the repository of a bundle."""
+    return {"CAROUSEL_REPOSITORY": str(bundle.parent.parent)}
+
+
+@contextmanager
+def launched(module: Sequence[str], settings: Mapping[str, str], bundle: Path) -> Iterator[Target]:
+    """A server on a free port, ready; ended when the block is left.
+
+    Args:
+        module: what to run with `python -m`, with its arguments; `--port` is added for all but the service.
+        settings: for its environment.
+        bundle: `<repository>/<model>/<version>`, of what is asked for.
+
+    Raises:
+        ServerFailed: it ended or was not ready in time; the message ends in what it printed.
+    """
     target = Target(_free_port(), bundle.parent.name)
-    command, environment = _command(side, bundle, target)
+    command = [sys.executable, "-m", *module]
+    environment = {**os.environ, **settings, "CAROUSEL_HOST": target.host, "CAROUSEL_PORT": str(target.port)}
+    if module != SERVICE:
+        command += ["--port", str(target.port)]
     with TemporaryFile() as log:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             deadline = time.monotonic() + START_SECONDS
             while not _ready(target):
@@ -107,17 +136,6 @@ def read_step_time(exposition: str, model: str) -> StepTime:
             elif sample.name == "carousel_engine_overhead_seconds_count":
                 steps += sample.value
     return StepTime(steps, totals["carousel_step_seconds"], totals["carousel_engine_overhead_seconds"])
-
-
-def _command(side: Side, bundle: Path, target: Target) -> tuple[Sequence[str], Mapping[str, str]]:
-    if side == "naive":
-        arguments = ["benchmarks.naive", "--bundle", str(bundle), "--port", str(target.port)]
-        return [sys.executable, "-m", *arguments], {}
-    return [sys.executable, "-m", "service"], {
-        "CAROUSEL_HOST": target.host,
-        "CAROUSEL_PORT": str(target.port),
-        "CAROUSEL_REPOSITORY": str(bundle.parent.parent),
-    }
 
 
 def _free_port() -> int:

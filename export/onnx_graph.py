@@ -12,29 +12,31 @@ import torch
 
 from export.step_module import StepModule
 from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
+from models.step import STEP_OUTPUT
 
 
 def export_step(module: StepModule) -> bytes:
-    """The ONNX model of one step: inputs `token` and `state.<name>`, outputs `logits` and `next_state.<name>`.
+    """The ONNX model of one step: the task's inputs and `state.<name>`, the task's output and `next_state.<name>`.
 
     The batch is free on axis 0 of everything; all weights lie in the one file. What the exporter notes down for its
     own debugging (stack traces with the paths of the machine that exported) is removed.
     """
     names = list(module.state_sizes)
-    token = torch.tensor([0, 0])  # [B]; two rows, since an example of one would fix the axis
+    # Two rows, since an example of one would fix the axis.
+    inputs = {name: torch.zeros(2, dtype=torch.int64) for name in module.input_bounds}  # [B] each
     state = {name: torch.zeros(2, size) for name, size in module.state_sizes.items()}
     batch = {0: torch.export.Dim("batch", min=1)}
     with _quiet_exporter():
         program = torch.onnx.export(
             module,
-            (token,),
+            tuple(inputs.values()),
             kwargs={"state": state},
             dynamo=True,
             verbose=False,
             external_data=False,
-            input_names=["token", *(STATE_PREFIX + name for name in names)],
-            output_names=["logits", *(NEXT_STATE_PREFIX + name for name in names)],
-            dynamic_shapes={"token": batch, "state": dict.fromkeys(names, batch)},
+            input_names=[*inputs, *(STATE_PREFIX + name for name in names)],
+            output_names=[STEP_OUTPUT[module.task], *(NEXT_STATE_PREFIX + name for name in names)],
+            dynamic_shapes=dict.fromkeys(inputs, batch) | {"state": dict.fromkeys(names, batch)},
         )
     assert program is not None  # only the TorchScript exporter writes a file and returns nothing
     model = program.model_proto

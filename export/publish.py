@@ -11,20 +11,25 @@ from pydantic import BaseModel, ValidationError
 
 from export.onnx_graph import export_step
 from export.parity import measure_parity
-from export.step_module import StepModule
+from export.step_module import Model, step_module
 from models.bundle import (
     STEP_GRAPH,
     DecodingDefaults,
+    InteractionCodecSpec,
+    LanguageValidation,
     Limits,
     Manifest,
     Parity,
     Provenance,
     TextCodecSpec,
-    Validation,
+    TracingValidation,
     publish,
 )
+from models.codec.interaction import InteractionCodec
+from models.codec.text import TextCodec
 from models.errors import CheckpointError
-from models.nn.checkpoint import load_language_model, read_checkpoint
+from models.nn.checkpoint import Checkpoint, load_language_model, load_tracing_model, read_checkpoint
+from models.step import STEP_INPUTS, Task
 
 BEST = "best.safetensors"
 """The checkpoint of a run directory that is exported."""
@@ -67,28 +72,55 @@ def export_checkpoint(
     if path.is_dir():
         path = path / BEST
     checkpoint = read_checkpoint(path)
-    model, codec = load_language_model(checkpoint)
-    if codec.vocabulary_size != model.config.vocabulary_size:
-        raise CheckpointError(
-            f"{path}: the tokenizer has {codec.vocabulary_size:,} tokens; "
-            f"the model gives logits for {model.config.vocabulary_size:,}"
-        )
-    graph = export_step(StepModule(model))
-    codec_spec = TextCodecSpec()
+    loaded = _load(path, checkpoint)
+    graph = export_step(step_module(loaded.model))
     manifest = Manifest(
-        task="language",
-        codec=codec_spec,
+        task=loaded.task,
+        codec=loaded.codec_spec,
         limits=limits or Limits(),
         decoding=decoding or DecodingDefaults(),
-        parity=measure_parity(model, graph),
-        validation=_header_part(path, checkpoint.header, "validation", Validation),
+        parity=measure_parity(loaded.model, graph),
+        validation=_header_part(path, checkpoint.header, "validation", loaded.validation),
         provenance=_header_part(path, checkpoint.header, "provenance", Provenance),
         files={},
     )
-    files = {STEP_GRAPH: graph, codec_spec.tokenizer: codec.to_json().encode()}
+    files = {STEP_GRAPH: graph, loaded.codec_spec.file: loaded.codec.to_json().encode()}
     bundle = publish(repository, name, manifest, files)
     assert manifest.parity is not None
     return Export(path, bundle, len(graph), manifest.parity)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A checkpoint's model, and what its task makes of it."""
+
+    task: Task
+    model: Model
+    codec: TextCodec | InteractionCodec
+    codec_spec: TextCodecSpec | InteractionCodecSpec
+    validation: type[LanguageValidation] | type[TracingValidation]
+
+
+def _load(path: Path, checkpoint: Checkpoint) -> _Loaded:
+    match checkpoint.header.get("task"):
+        case "language":
+            model, codec = load_language_model(checkpoint)
+            if codec.vocabulary_size != model.config.vocabulary_size:
+                raise CheckpointError(
+                    f"{path}: the tokenizer has {codec.vocabulary_size:,} tokens; "
+                    f"the model gives logits for {model.config.vocabulary_size:,}"
+                )
+            return _Loaded("language", model, codec, TextCodecSpec(), LanguageValidation)
+        case "tracing":
+            tracer, skills = load_tracing_model(checkpoint)
+            if skills.skill_count != tracer.config.skill_count:
+                raise CheckpointError(
+                    f"{path}: the codec has {skills.skill_count:,} skills; "
+                    f"the model gives probabilities for {tracer.config.skill_count:,}"
+                )
+            return _Loaded("tracing", tracer, skills, InteractionCodecSpec(), TracingValidation)
+        case other:
+            raise CheckpointError(f"{path}: checkpoint is of task {other!r}; allowed are {', '.join(STEP_INPUTS)}")
 
 
 def _header_part(path: Path, header: Mapping[str, Any], key: str, part: type[Part]) -> Part | None:

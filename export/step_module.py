@@ -1,6 +1,6 @@
-"""One step of a recurrent language model, written as the graph that is served.
+"""One step of a recurrent model, written as the graph that is served.
 
-Axes: B batch rows, V vocabulary, E input features, H hidden units.
+Axes: B batch rows, V vocabulary, S skills, E input features, H hidden units.
 
 Training runs fused kernels over many steps; serving runs one step for many rows. So a layer's weights are laid out
 anew here: an LSTM's two matrices and two biases become one of each, applied to x and h side by side. Evaluation only:
@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.nn.language import LanguageModel
-from models.nn.recurrent import RecurrentLayer, RecurrentState
+from models.nn.recurrent import RecurrentLayer, RecurrentStack, RecurrentState
+from models.nn.tracing import TracingModel
+from models.step import STEP_INPUTS, Task
+
+Model = LanguageModel | TracingModel
 
 
 class StepLSTM(nn.Module):
@@ -63,18 +67,51 @@ class StepGRU(nn.Module):
         return ((1 - z) * n + z * h,)
 
 
-class StepModule(nn.Module):
-    """One step of a LanguageModel: a token and the state in, logits and the next state out."""
+class StepStack(nn.Module):
+    """One step of a RecurrentStack."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, stack: RecurrentStack) -> None:
         super().__init__()
-        layers = model.stack.typed_layers()
-        self.state_sizes = model.stack.state_sizes
+        layers = stack.typed_layers()
         self.state_kinds = [layer.state_kinds for layer in layers]
-        self.embedding = model.embedding
         self.layers = nn.ModuleList(StepLSTM(layer) if layer.cell == "lstm" else StepGRU(layer) for layer in layers)
+
+    def forward(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """Make one step. x <float32>[B, E], states <float32>[B, H] each -> the last layer's h, and the next states."""
+        after: RecurrentState = {}
+        for depth, (layer, kinds) in enumerate(zip(self.layers, self.state_kinds, strict=True)):
+            states = layer(x, tuple(state[f"{kind}{depth}"] for kind in kinds))
+            after |= {f"{kind}{depth}": part for kind, part in zip(kinds, states, strict=True)}
+            x = states[0]  # [B, H]
+        return x, after
+
+
+class StepModule(nn.Module):
+    """One step of a model: what it eats and the state in, what it says and the next state out.
+
+    Args:
+        model: embedding, stack and projection.
+        task: whose inputs and output the contract names.
+        input_bounds: each input's name, in the contract's order, and what its values are below.
+    """
+
+    def __init__(self, model: Model, task: Task, input_bounds: dict[str, int]) -> None:
+        super().__init__()
+        assert tuple(input_bounds) == STEP_INPUTS[task]
+        self.task: Task = task
+        self.input_bounds = input_bounds
+        self.state_sizes = model.stack.state_sizes
+        self.embedding = model.embedding
+        self.stack = StepStack(model.stack)
         self.projection = model.projection
         self.eval()
+
+
+class LanguageStep(StepModule):
+    """One step of a LanguageModel."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model, "language", {"token": model.config.vocabulary_size})
 
     def forward(self, token: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Make one step.
@@ -86,10 +123,32 @@ class StepModule(nn.Module):
         Returns:
             Logits of the next token <float32>[B, V], and the state after this one, in the order of `state_sizes`.
         """
-        x = self.embedding(token)  # [B, E]
-        after: RecurrentState = {}
-        for depth, (layer, kinds) in enumerate(zip(self.layers, self.state_kinds, strict=True)):
-            states = layer(x, tuple(state[f"{kind}{depth}"] for kind in kinds))
-            after |= {f"{kind}{depth}": part for kind, part in zip(kinds, states, strict=True)}
-            x = states[0]  # [B, H]
-        return self.projection(x), after
+        y, after = self.stack(self.embedding(token), state)  # [B, H]
+        return self.projection(y), after
+
+
+class TracingStep(StepModule):
+    """One step of a TracingModel."""
+
+    def __init__(self, model: TracingModel) -> None:
+        super().__init__(model, "tracing", {"skill": model.config.skill_count, "correct": 2})
+
+    def forward(self, skill: Tensor, correct: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """Take in one attempt.
+
+        Args:
+            skill: what was tried, in [0, S). <int64>[B]
+            correct: 1 where the answer was right, else 0. <int64>[B]
+            state: what the previous step left, by name (`h0`, `c0`, ...). <float32>[B, H] each
+
+        Returns:
+            P(correct) of the next attempt at each skill <float32>[B, S], and the state after this one, in the order
+            of `state_sizes`.
+        """
+        y, after = self.stack(self.embedding(2 * skill + correct), state)  # [B, H]
+        return torch.sigmoid(self.projection(y)), after
+
+
+def step_module(model: Model) -> StepModule:
+    """The step of a model."""
+    return LanguageStep(model) if isinstance(model, LanguageModel) else TracingStep(model)

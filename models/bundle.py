@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from models.codec.interaction import InteractionCodec
 from models.codec.text import TextCodec
-from models.errors import BundleError, BundleNotFound, DigestMismatch, GraphRejected
-from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX, GraphSpec, TensorSpec, next_name, read_graph
+from models.errors import BundleError, BundleNotFound, DigestMismatch
+from models.graph import GraphSpec, read_graph
+from models.step import STEP_GRAPH as STEP_GRAPH
+from models.step import Task, check_step
 
 MANIFEST = "manifest.json"
-STEP_GRAPH = "step.onnx"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """What a model and a bundle's file may be called: one path component that cannot climb out of its directory."""
 
@@ -49,11 +51,41 @@ class TextCodecSpec(_Part):
     kind: Literal["text"] = "text"
     tokenizer: Name = "tokenizer.json"
 
+    @property
+    def file(self) -> str:
+        """The bundle's file that the codec is read from."""
+        return self.tokenizer
+
+
+class InteractionCodecSpec(_Part):
+    """Attempts in, P(correct) of the next one out, over a list of skills."""
+
+    kind: Literal["interaction"] = "interaction"
+    skills: Name = "skills.json"
+
+    @property
+    def file(self) -> str:
+        """The bundle's file that the codec is read from."""
+        return self.skills
+
+
+def _codec_kind(value: object) -> object:
+    """Which codec a manifest speaks of: text where it does not say, as before there was another."""
+    return value.get("kind", "text") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+CodecSpec = Annotated[
+    Annotated[TextCodecSpec, Tag("text")] | Annotated[InteractionCodecSpec, Tag("interaction")],
+    Discriminator(_codec_kind),
+]
+Codec = TextCodec | InteractionCodec
+
 
 class Limits(_Part):
     """What one request may ask of this model."""
 
     max_prompt_tokens: Annotated[int, Field(ge=1)] = 262_144
+    """Longest prompt; tracing: most attempts of one history."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 65_536
 
 
@@ -74,13 +106,26 @@ class Parity(_Part):
     row_independent: bool
 
 
-class Validation(_Part):
+class LanguageValidation(_Part):
     """Training's own figures on its validation text."""
 
     tokens: int
     nats_per_token: float
     perplexity: float
     bits_per_character: float
+
+
+class TracingValidation(_Part):
+    """Training's own figures on its validation learners: each attempt but a learner's first, predicted."""
+
+    attempts: int
+    """How many were predicted."""
+    auc: float
+    """Area under the ROC curve, over all of them together."""
+    accuracy: float
+    """Share on the right side of 0.5."""
+    log_loss: float
+    """Nats per attempt."""
 
 
 class Provenance(_Part):
@@ -97,15 +142,25 @@ class Manifest(_Part):
     """`manifest.json`. Unknown keys are refused: a field that is not understood must not be ignored."""
 
     format: Literal[1] = 1
-    task: Literal["language"]
-    codec: TextCodecSpec
+    task: Task
+    codec: CodecSpec
     limits: Limits = Limits()
     decoding: DecodingDefaults = DecodingDefaults()
     precision: Literal["fp32"] = "fp32"
     parity: Parity | None = None
-    validation: Validation | None = None
+    validation: LanguageValidation | TracingValidation | None = None
     provenance: Provenance | None = None
     files: dict[Name, FileEntry]
+
+    @model_validator(mode="after")
+    def _parts_fit_task(self) -> Manifest:
+        language = self.task == "language"
+        if not isinstance(self.codec, TextCodecSpec if language else InteractionCodecSpec):
+            raise ValueError(f"codec is of kind {self.codec.kind!r}, which is not that of task {self.task!r}")
+        validation = LanguageValidation if language else TracingValidation
+        if not isinstance(self.validation, validation | None):
+            raise ValueError(f"validation holds figures that are not those of task {self.task!r}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +173,9 @@ class Bundle:
     """sha256 of manifest.json, which holds the sha256 of every other file: it identifies the model."""
     files: Mapping[str, bytes]
     step: GraphSpec
-    codec: TextCodec
+    output_size: int
+    """How many logits (V) or probabilities (S) a step gives for a row."""
+    codec: Codec
 
     @property
     def model(self) -> str:
@@ -129,6 +186,18 @@ class Bundle:
     def version(self) -> int:
         """The version: the directory's name."""
         return int(self.path.name)
+
+    @property
+    def text_codec(self) -> TextCodec:
+        """The codec of a bundle of task language, which the caller has made sure of."""
+        assert isinstance(self.codec, TextCodec)
+        return self.codec
+
+    @property
+    def interaction_codec(self) -> InteractionCodec:
+        """The codec of a bundle of task tracing, which the caller has made sure of."""
+        assert isinstance(self.codec, InteractionCodec)
+        return self.codec
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -150,69 +219,29 @@ def open_bundle(path: Path) -> Bundle:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "content"
         raise BundleError(f"{MANIFEST}: {where}: {first['msg']}") from None
-    for required in (STEP_GRAPH, manifest.codec.tokenizer):
+    for required in (STEP_GRAPH, manifest.codec.file):
         if required not in manifest.files:
             raise BundleError(f"{MANIFEST}: files lists no {required}, which a {manifest.task} bundle must have")
     files = {name: _read_verified(path, name, entry) for name, entry in manifest.files.items()}
     step = read_graph(files[STEP_GRAPH], STEP_GRAPH)
-    vocabulary_size = check_language_step(step)
-    codec = _open_codec(manifest.codec.tokenizer, files)
-    if codec.vocabulary_size != vocabulary_size:
-        raise BundleError(
-            f"{manifest.codec.tokenizer}: {codec.vocabulary_size:,} tokens; "
-            f"{STEP_GRAPH} gives logits for {vocabulary_size:,}"
-        )
-    return Bundle(path, manifest, hashlib.sha256(content).hexdigest(), files, step, codec)
+    output_size = check_step(step, manifest.task)
+    codec = _open_codec(manifest.codec, files)
+    known, unit, gives = (
+        (codec.vocabulary_size, "tokens", "logits")
+        if isinstance(codec, TextCodec)
+        else (codec.skill_count, "skills", "probabilities")
+    )
+    if known != output_size:
+        raise BundleError(f"{manifest.codec.file}: {known:,} {unit}; {STEP_GRAPH} gives {gives} for {output_size:,}")
+    return Bundle(path, manifest, hashlib.sha256(content).hexdigest(), files, step, output_size, codec)
 
 
-def _open_codec(name: str, files: Mapping[str, bytes]) -> TextCodec:
+def _open_codec(spec: TextCodecSpec | InteractionCodecSpec, files: Mapping[str, bytes]) -> Codec:
+    codec = TextCodec if isinstance(spec, TextCodecSpec) else InteractionCodec
     try:
-        return TextCodec.from_json(files[name].decode())
+        return codec.from_json(files[spec.file].decode())
     except ValueError as error:  # UnicodeDecodeError is one
-        raise BundleError(f"{name}: {error}") from None
-
-
-def check_language_step(graph: GraphSpec) -> int:
-    """Hold a language model's step graph against the contract.
-
-    `token` int64[batch] and every `state.<name>` in; `logits` float32[batch, V] and, for every state, a
-    `next_state.<name>` of its type and shape out.
-
-    Returns:
-        V, the size of the vocabulary that the graph gives logits for.
-
-    Raises:
-        GraphRejected: with the first thing that is wrong.
-    """
-    _require(graph.input("token"), "input", TensorSpec("token", "int64", (None,)))
-    logits = graph.output("logits")
-    vocabulary_size = logits.shape[1] if logits and len(logits.shape) == 2 else None
-    if logits is None or logits.dtype != "float32" or logits.shape[0] is not None or not vocabulary_size:
-        raise GraphRejected(
-            f"{STEP_GRAPH}: output logits is {logits or 'missing'}; allowed is logits float32[batch, V], V fixed"
-        )
-    for spec in graph.inputs:
-        if spec.name != "token" and not spec.name.startswith(STATE_PREFIX):
-            raise GraphRejected(f"{STEP_GRAPH}: input {spec} is neither token nor state.<name>")
-    if not graph.states:
-        raise GraphRejected(f"{STEP_GRAPH}: no input is called state.<name>; a recurrent model has at least one state")
-    for state in graph.states:
-        if len(state.shape) < 2 or not all(size and size > 0 for size in state.shape[1:]):
-            raise GraphRejected(f"{STEP_GRAPH}: {state} must have a fixed size on every axis but the batch")
-        if state.shape[0] is not None:
-            raise GraphRejected(f"{STEP_GRAPH}: {state} has a fixed batch; axis 0 must be free")
-        name = next_name(state.name)
-        _require(graph.output(name), "output", TensorSpec(name, state.dtype, state.shape))
-    names = {next_name(state.name) for state in graph.states}
-    for spec in graph.outputs:
-        if spec.name.startswith(NEXT_STATE_PREFIX) and spec.name not in names:
-            raise GraphRejected(f"{STEP_GRAPH}: output {spec} has no input state.<name> of the same name")
-    return vocabulary_size
-
-
-def _require(seen: TensorSpec | None, side: str, allowed: TensorSpec) -> None:
-    if seen is None or (seen.dtype, seen.shape) != (allowed.dtype, allowed.shape):
-        raise GraphRejected(f"{STEP_GRAPH}: {side} {allowed.name} is {seen or 'missing'}; allowed is {allowed}")
+        raise BundleError(f"{spec.file}: {error}") from None
 
 
 def publish(repository: Path, model: str, manifest: Manifest, files: Mapping[str, bytes]) -> Path:

@@ -7,6 +7,7 @@
     │   └── GraphRejected    the ONNX graph breaks the contract
     ├── CheckpointError      a training checkpoint that cannot be read
     ├── UnencodableText      a text that a model's tokens cannot express
+    ├── UnknownSkill         a skill that a model does not have
     └── ShapeMismatch        a tensor's shape differs from what the model takes
 
 Every message is one sentence: what was seen, what was allowed.
@@ -39,6 +40,10 @@ class CheckpointError(CarouselError):
 
 class UnencodableText(CarouselError):
     """A text that a model's tokens cannot express."""
+
+
+class UnknownSkill(CarouselError):
+    """A skill that a model does not have."""
 
 
 class ShapeMismatch(CarouselError):

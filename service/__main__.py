@@ -1,21 +1,27 @@
-"""`python -m service`: serve the model repository."""
+"""`python -m service`: serve the model repository. `python -m service trace`: predict a whole cohort from a file."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import sys
+from pathlib import Path
 
 from pydantic import ValidationError
+from tqdm import tqdm
 
-from models.errors import CarouselError
+from models.bundle import open_bundle, versions
+from models.errors import BundleNotFound, CarouselError
+from service.cohort import CohortError, read_cohort, trace_cohort
 from service.engine.runner import RunnerBroken
 from service.server import create_server
 from service.settings import Settings
 
 
-def main() -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status."""
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, or trace a cohort. Returns the exit status."""
+    options = _parser().parse_args(arguments)
     try:
         settings = Settings()
     except ValidationError as error:
@@ -24,15 +30,79 @@ def main() -> int:
             print(f"{name}: {problem['msg']}", file=sys.stderr)
         return 2
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it logs raw paths; requests are logged by route
     try:
-        server = create_server(settings)
-    except (CarouselError, RunnerBroken) as error:
+        return _trace(settings, options) if options.command == "trace" else _serve(settings)
+    except (CarouselError, RunnerBroken, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve the model repository, as the CAROUSEL_ variables say.",
+    )
+    commands = parser.add_subparsers(dest="command", title="instead of serving", metavar="")
+    trace = commands.add_parser(
+        "trace",
+        help="predict every answer of a cohort from a file",
+        description="Predict every answer of a cohort from the same learner's answers before it.",
+    )
+    trace.add_argument("--model", required=True, help="a tracing model of the repository; its newest version is taken")
+    trace.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        metavar="CSV",
+        help="columns learner, skill, correct; order is that of rows",
+    )
+    trace.add_argument(
+        "--output", required=True, type=Path, metavar="CSV", help="gets learner, attempt, skill, correct, probability"
+    )
+    trace.add_argument("--repository", type=Path, help="instead of CAROUSEL_REPOSITORY")
+    trace.add_argument("--by-id", action="store_true", help="skills are ids, not names")
+    trace.add_argument(
+        "--unknown-skill",
+        choices=("error", "ignore"),
+        default="error",
+        help="about answers at skills that the model does not know (default: error)",
+    )
+    return parser
+
+
+def _serve(settings: Settings) -> int:
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it logs raw paths; requests are logged by route
+    server = create_server(settings)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises Ctrl-C again once it has shut down
         server.run()
     return 0 if server.started else 1
+
+
+def _trace(settings: Settings, options: argparse.Namespace) -> int:
+    repository = options.repository or settings.repository
+    found = versions(repository, options.model)
+    if not found:
+        raise BundleNotFound(f"{repository} holds no model {options.model!r}; publish one with python -m export")
+    bundle = open_bundle(repository / options.model / str(found[-1]))
+    if bundle.manifest.task != "tracing":
+        raise CohortError(f"{options.model} is a {bundle.manifest.task} model; trace needs a tracing model")
+    cohort = read_cohort(
+        options.input,
+        bundle.interaction_codec,
+        by_id=options.by_id,
+        ignore_unknown=options.unknown_skill == "ignore",
+    )
+    with tqdm(total=cohort.answers, unit=" answers", desc=options.model) as bar:
+        trace_cohort(
+            bundle,
+            cohort,
+            options.output,
+            max_rows=settings.max_rows,
+            intra_op_threads=settings.intra_op_threads,
+            by_id=options.by_id,
+            on_answers=bar.update,
+        )
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service.api import catalogue, completions, handlers, health, probability, stream
+from service.api import catalogue, completions, handlers, health, probability, sessions, stream, trace
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
+from service.memories import open_memories
 from service.observability.metrics import Metrics
 from service.observability.requests import RequestObserver
 from service.repository import Repository
@@ -27,9 +28,10 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         BundleError: the repository is missing or empty, or a bundle must not be served.
         RunnerBroken: a graph does not run.
+        ValueError: sessions cannot be kept as the settings say.
     """
     metrics = Metrics()
-    context = Context(settings, Repository(settings, metrics), metrics)
+    context = Context(settings, Repository(settings, metrics), metrics, open_memories(settings, metrics))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -41,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             context.ready = False
             await context.repository.close()
+            await context.memories.close()
 
     app = FastAPI(
         title="Carousel",
@@ -49,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.context = context
-    for part in (health, catalogue, probability, completions, stream):
+    for part in (trace, probability, completions, stream, sessions, catalogue, health):  # the busiest are found first
         app.include_router(part.router)
     handlers.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

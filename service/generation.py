@@ -82,6 +82,7 @@ class Generation:
         snapshot: memory to go on from; None starts from zeros.
         context: ids before the prompt that the detokeniser should know, where there is a snapshot.
         keep_state: whether the end brings a snapshot.
+        keep_prompt: whether that snapshot, and the context, forget what was sampled.
         on_overflow: called when the events are read too slowly and the generation was ended; whoever reads them may
             be stuck in a send for as long as the client likes.
     """
@@ -97,13 +98,14 @@ class Generation:
         snapshot: Snapshot | None = None,
         context: Ids | None = None,
         keep_state: bool = False,
+        keep_prompt: bool = False,
         on_overflow: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._admission = admission
         self._on_overflow = on_overflow
         self._context = (prompt if context is None else np.concatenate([context, prompt]))[-CONTEXT_TOKENS:]
-        codec = model.bundle.codec
+        codec = model.bundle.text_codec
         self._detokenizer = codec.detokenizer(self._context.tolist())
         self._matcher = StopMatcher(stops)
         self._prompt_tokens = len(prompt)
@@ -113,6 +115,7 @@ class Generation:
             stop=stop_condition(stops, codec.detokenizer(self._context.tolist())),
             snapshot=snapshot,
             keep_state=keep_state,
+            keep_prompt=keep_prompt,
         )
         self._tokens: deque[int] = deque(maxlen=CONTEXT_TOKENS)
         self._cancelled = False
@@ -125,6 +128,8 @@ class Generation:
     @property
     def context(self) -> Ids:
         """The last ids of prompt and tokens so far: what a generation that goes on from here gives its detokeniser."""
+        if self.sequence.keep_prompt:
+            return self._context
         return np.concatenate([self._context, np.array(self._tokens, np.int64)])[-CONTEXT_TOKENS:]
 
     async def events(self) -> AsyncIterator[Token | Finished]:
@@ -167,6 +172,21 @@ class Generation:
     def _overflowed(self) -> None:
         self._model.metrics.shed_slow_reader.inc()
         self._on_overflow()
+
+
+async def run_quietly(model: ServedModel, admission: Admission, sequence: Sequence) -> FinishEvent:
+    """Run a sequence that samples nothing, to its end.
+
+    Raises:
+        ServiceError: step_failed or model_unavailable.
+    """
+    try:
+        event = await admission.start(sequence).get()
+    except EngineStopped as error:
+        raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
+    assert isinstance(event, FinishEvent)
+    raise_for(model, event)
+    return event
 
 
 def raise_for(model: ServedModel, event: FinishEvent) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 
 from models.errors import UnencodableText
-from service.engine.sequence import Ids
+from service.engine.sequence import Ids, Snapshot
 from service.errors import RequestError
 from service.repository import ServedModel
 
@@ -21,7 +21,7 @@ async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
     Raises:
         RequestError: invalid_request, empty_prompt, unknown_tokens, token_out_of_range or prompt_too_long.
     """
-    codec = model.bundle.codec
+    codec = model.bundle.text_codec
     if isinstance(prompt, str):
         try:
             tokens = await asyncio.to_thread(codec.encode, prompt) if len(prompt) > LONG_TEXT else codec.encode(prompt)
@@ -51,3 +51,19 @@ async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
                 "token_out_of_range", f"token {wrong} is not in the vocabulary; allowed are 0 to {size - 1:,}"
             )
     return np.array(tokens, np.int64)
+
+
+def check_uneaten(model: ServedModel, recalled: Snapshot | None, fed: int) -> None:
+    """Refuse to pile up prompts that were cancelled before they were eaten.
+
+    Raises:
+        RequestError: prompt_too_long.
+    """
+    uneaten = 0 if recalled is None else len(recalled.pending)
+    longest = model.bundle.manifest.limits.max_prompt_tokens
+    if uneaten > 1 and uneaten + fed > longest:  # 1 is the last token
+        raise RequestError(
+            "prompt_too_long",
+            f"the prompt is {fed:,} tokens and {uneaten:,} are left of a generation that was cancelled; "
+            f"{model.name} takes {longest:,} together (manifest limits.max_prompt_tokens)",
+        )

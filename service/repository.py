@@ -12,9 +12,9 @@ from models.errors import BundleError, BundleNotFound
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
 from service.engine.runner import OnnxRunner, RunnerBroken
-from service.engine.state_pool import StateSpec
 from service.errors import RequestError
 from service.observability.metrics import Metrics, ModelMetrics
+from service.sessions.memory import ModelIdentity
 from service.settings import Settings
 
 logger = logging.getLogger("carousel.repository")
@@ -22,12 +22,24 @@ logger = logging.getLogger("carousel.repository")
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model: its bundle, the engine that runs it, and its metrics."""
+    """One model: its bundle, the engine that runs it, its metrics, and what its memories are checked against."""
 
     name: str
     bundle: Bundle
     engine: AsyncEngine
     metrics: ModelMetrics
+    identity: ModelIdentity
+
+
+def open_runner(bundle: Bundle, intra_op_threads: int) -> OnnxRunner:
+    """The runner of a bundle's step graph, which open_bundle has checked."""
+    return OnnxRunner(
+        bundle.files[STEP_GRAPH],
+        bundle.manifest.task,
+        ModelIdentity.of(bundle).states,
+        bundle.output_size,
+        intra_op_threads,
+    )
 
 
 class Repository:
@@ -78,15 +90,7 @@ class Repository:
     def _open(self, path: Path) -> ServedModel:
         started = time.perf_counter()
         bundle = open_bundle(path)
-        runner = OnnxRunner(
-            bundle.files[STEP_GRAPH],
-            {
-                spec.name: StateSpec(tuple(size or 0 for size in spec.shape[1:]), spec.dtype)
-                for spec in bundle.step.states
-            },
-            bundle.codec.vocabulary_size,
-            self._settings.intra_op_threads,
-        )
+        runner = open_runner(bundle, self._settings.intra_op_threads)
         metrics = ModelMetrics(self._metrics, bundle.model, bundle.version)
         core = EngineCore(runner, self._settings.max_rows)
         core.warm_up()
@@ -103,4 +107,4 @@ class Repository:
         self._metrics.model_load_seconds.labels(*labels).set(seconds)
         self._metrics.model_info.labels(*labels, manifest.task, manifest.precision, bundle.digest).set(1)
         logger.info("serving %s version %d, loaded in %.2f s", bundle.model, bundle.version, seconds)
-        return ServedModel(bundle.model, bundle, engine, metrics)
+        return ServedModel(bundle.model, bundle, engine, metrics, ModelIdentity.of(bundle))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.sessions.tokens import MIN_KEY_BYTES
 
 
 class Settings(BaseSettings):
@@ -31,9 +33,44 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, description="Longest HTTP body and longest WebSocket message.")] = (
         4 * 1024 * 1024
     )
+    redis_url: Annotated[
+        SecretStr | None,
+        Field(description="Redis to keep sessions in (`redis://...`), shared by replicas; none keeps them in memory."),
+    ] = None
+    state_key: Annotated[
+        SecretStr | None,
+        Field(
+            description="Secret that signs state tokens, at least 32 bytes; after a comma, older ones still believed. "
+            "None draws one per process."
+        ),
+    ] = None
+    session_ttl_seconds: Annotated[
+        int, Field(ge=1, le=10 * 365 * 86400, description="How long a session lives after its last use.")
+    ] = 3600
+    max_sessions: Annotated[
+        int, Field(ge=1, description="Sessions kept in memory; beyond it the least recently used go. Not for Redis.")
+    ] = 100_000
     shutdown_grace_seconds: Annotated[
         int, Field(ge=0, description="How long open requests may go on after SIGTERM.")
     ] = 10
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severe log line that is written.")
     ] = "info"
+
+    @field_validator("state_key")
+    @classmethod
+    def _long_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            shortest = min(len(key.encode()) for key in value.get_secret_value().split(","))
+            if shortest < MIN_KEY_BYTES:
+                raise ValueError(
+                    f"a key has {shortest} bytes; give at least {MIN_KEY_BYTES} random ones (openssl rand -hex 32)"
+                )
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("is no URL of a Redis server; allowed are redis://, rediss:// and unix://")
+        return value

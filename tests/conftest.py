@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -108,3 +109,63 @@ def make_bundle(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPa
 def tiny_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published two-layer LSTM bundle `<repository>/tiny/1`, 13 tokens. Shared: copy it to change it."""
     return make_bundle(tmp_path_factory.mktemp("repository"), "tiny")
+
+
+TINY_SKILLS = ("counting", "addition", "fractions, like denominators", "Bruchrechnung \u00fc", "area")
+
+
+@pytest.fixture(scope="session")
+def make_tracing_checkpoint() -> Callable[..., Path]:
+    """Writes a tracing model's checkpoint with random weights over TINY_SKILLS; returns its path."""
+    import torch  # only tests that need a model pay for torch
+
+    from models.codec.interaction import InteractionCodec
+    from models.nn.checkpoint import Checkpoint, write_checkpoint
+    from models.nn.tracing import TracingModel, TracingModelConfig
+
+    torch.set_num_threads(1)
+
+    def make(path: Path, *, embedding: int = 6, hidden: int = 7, seed: int = 0, **shape) -> Path:
+        config = TracingModelConfig(len(TINY_SKILLS), embedding_size=embedding, hidden_size=hidden, **shape)
+        model = TracingModel(config)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():  # wide enough that every weight and bias shows in the probabilities
+            torch.nn.init.normal_(parameter.data, std=0.5, generator=generator)
+        header = {
+            "task": "tracing",
+            "model": config.to_json(),
+            "skills": InteractionCodec(TINY_SKILLS).to_json(),
+            "validation": {"attempts": 11, "auc": 0.75, "accuracy": 0.7, "log_loss": 0.6},
+            "provenance": {
+                "recipe": "[model]\n",
+                "corpus_sha256": "0" * 64,
+                "parameters": model.parameter_count,
+                "cell": config.cell,
+                "steps": 17,
+            },
+        }
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        write_checkpoint(path, Checkpoint(tensors, header))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_tracing_bundle(
+    make_tracing_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Publishes such a model as the next version of `name`; returns the bundle's directory."""
+    from export.publish import export_checkpoint
+
+    def make(repository: Path, name: str, **shape) -> Path:
+        checkpoint = make_tracing_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.safetensors", **shape)
+        return export_checkpoint(checkpoint, repository, name).bundle
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tracing_bundle(make_tracing_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published LSTM bundle `<repository>/tiny-tutor/1`, the skills of TINY_SKILLS. Shared: copy it to change it."""
+    return make_tracing_bundle(tmp_path_factory.mktemp("repository"), "tiny-tutor")

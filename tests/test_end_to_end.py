@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import STEP_GRAPH, open_bundle
+from models.bundle import open_bundle
 from service.engine.core import EngineCore
-from service.engine.runner import OnnxRunner
 from service.engine.sequence import Sequence
-from service.engine.state_pool import StateSpec
+from service.repository import open_runner
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -44,9 +43,8 @@ def test_own_text_is_trained_exported_and_scored_alike(tmp_path, tokenizer):
     run("export", str(tmp_path / "run"), "--repository", str(tmp_path / "repository"), "--name", "mine", cwd=ROOT)
 
     bundle = open_bundle(tmp_path / "repository" / "mine" / "1")
-    states = {spec.name: StateSpec(tuple(spec.shape[1:]), spec.dtype) for spec in bundle.step.states}
-    core = EngineCore(OnnxRunner(bundle.files[STEP_GRAPH], states, bundle.codec.vocabulary_size, 1), max_rows=2)
-    core.add(Sequence(np.array(bundle.codec.encode(held_out)), sampling=None))
+    core = EngineCore(open_runner(bundle, intra_op_threads=1), max_rows=2)
+    core.add(Sequence(np.array(bundle.text_codec.encode(held_out)), sampling=None))
     finished = []
     while not core.idle:
         finished += core.step().finished

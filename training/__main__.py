@@ -1,4 +1,4 @@
-"""Train a language model: `python -m training RECIPE.toml [section.key=value ...]`."""
+"""Train a model: `python -m training RECIPE.toml [section.key=value ...]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from models.errors import CarouselError
 from training.recipe import load_recipe
-from training.run import LanguageRun
+from training.run import TrainingRun
 from training.trainer import BEST, Evaluation, Progress
 
 SECONDS_BETWEEN_LINES_OF_A_FILE = 30.0
@@ -21,14 +21,11 @@ SECONDS_BETWEEN_LINES_OF_A_FILE = 30.0
 class Console:
     """A progress bar over the whole run, one line per validation, and the same figures for TensorBoard."""
 
-    def __init__(self, run: LanguageRun) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         task, progress = run.task, run.trainer.progress
         self._epochs = run.recipe.schedule.epochs
         self._tokens_per_window = task.tokens_per_window
-        print(
-            f"{task.module.parameter_count:,} parameters, {task.module.config.vocabulary_size:,} tokens in the "
-            f"vocabulary, {task.windows_per_epoch:,} windows of {task.tokens_per_window:,} tokens per epoch"
-        )
+        print(task.description)
         print(f"run directory {run.directory}; watch it with: tensorboard --logdir {run.directory.parent}")
         if progress.step:
             print(f"resuming in epoch {progress.epoch + 1}, after {progress.step:,} steps")
@@ -39,7 +36,7 @@ class Console:
             desc=f"epoch {progress.epoch + 1}/{self._epochs}",
             total=self._epochs * task.windows_per_epoch * task.tokens_per_window,
             initial=progress.step * task.tokens_per_window,
-            unit="tok",
+            unit=task.unit,
             unit_scale=True,
             dynamic_ncols=True,
             mininterval=0.2 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES_OF_A_FILE,
@@ -71,7 +68,7 @@ class Console:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 2 is a mistake of the caller's, 130 an interruption."""
-    parser = argparse.ArgumentParser(prog="python -m training", description="Train a language model as a recipe says.")
+    parser = argparse.ArgumentParser(prog="python -m training", description="Train a model as a recipe says.")
     parser.add_argument("recipe", type=Path, help="a .toml file; see training/recipes")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the recipe")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output directory")
@@ -80,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         directory = options.output or Path("runs") / recipe.name
-        run = LanguageRun(recipe, directory, resume=options.resume)
+        run = TrainingRun(recipe, directory, resume=options.resume)
         if run.trainer.finished:
             print(f"the run in {directory} is finished; its best weights are {directory / BEST}")
             return 0
@@ -95,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; go on with --resume", file=sys.stderr)
         return 130
-    print(f"best validation {progress.best:.4f} nats/token; weights in {directory / BEST}")
+    print(f"best validation {progress.best:.4f} {run.task.criterion_name}; weights in {directory / BEST}")
     return 0
 
 

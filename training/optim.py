@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from training.recipe import Optimizer, Schedule
+from training.sections import Optimizer, Schedule
 
 
 def build_optimizer(settings: Optimizer, module: nn.Module) -> torch.optim.Optimizer:

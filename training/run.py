@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from models.codec.text import TextCodec
 from models.nn.checkpoint import Checkpoint, read_checkpoint
-from training.corpus.text import TextCorpus, read_corpus
+from training.corpus.answers import read_answers
+from training.corpus.text import read_corpus
 from training.corpus.tokenizer import build_codec
 from training.errors import RunError
-from training.recipe import Recipe, first_difference
+from training.recipe import LanguageRecipe, Recipe, TracingRecipe, first_difference
 from training.tasks.language import LanguageTask
+from training.tasks.tracing import TracingTask
 from training.trainer import BEST, LAST, Trainer
 
 
-class LanguageRun:
-    """A language model's run, ready to go.
+class TrainingRun:
+    """A run, ready to go.
 
     Args:
         recipe: what to do.
@@ -26,7 +29,7 @@ class LanguageRun:
 
     Raises:
         RunError: the directory holds a run that would be overwritten, or one of another recipe or corpus.
-        CorpusError: the texts cannot be used.
+        CorpusError: the files cannot be used.
     """
 
     def __init__(self, recipe: Recipe, directory: Path, *, resume: bool) -> None:
@@ -38,20 +41,31 @@ class LanguageRun:
         if recipe.run.threads:
             torch.set_num_threads(recipe.run.threads)
         torch.manual_seed(recipe.run.seed)
-        files = recipe.corpus
-        corpus = read_corpus(files.train, files.validation, files.validation_fraction)
-        if saved is None:
-            codec = build_codec(recipe.tokenizer, corpus.train)
-        else:
-            _check_corpus(corpus, saved)
-            codec = TextCodec.from_json(saved.header["tokenizer"])
         self.recipe = recipe
         self.directory = directory
-        self.task = LanguageTask(recipe, corpus, codec)
-        self.trainer = Trainer(self.task, recipe, directory)
+        self.task = (
+            _language_task(recipe, saved) if isinstance(recipe, LanguageRecipe) else _tracing_task(recipe, saved)
+        )
+        self.trainer: Trainer[Any] = Trainer(self.task, recipe, directory)
         if saved is not None:
             self.trainer.restore(saved)
         directory.mkdir(parents=True, exist_ok=True)
+
+
+def _language_task(recipe: LanguageRecipe, saved: Checkpoint | None) -> LanguageTask:
+    files = recipe.corpus
+    corpus = read_corpus(files.train, files.validation, files.validation_fraction)
+    if saved is None:
+        return LanguageTask(recipe, corpus, build_codec(recipe.tokenizer, corpus.train))
+    _check_corpus(corpus.sha256, corpus.validation_sha256, saved)
+    return LanguageTask(recipe, corpus, TextCodec.from_json(saved.header["tokenizer"]))
+
+
+def _tracing_task(recipe: TracingRecipe, saved: Checkpoint | None) -> TracingTask:
+    corpus = read_answers(recipe.corpus, recipe.run.seed)
+    if saved is not None:
+        _check_corpus(corpus.sha256, corpus.validation_sha256, saved)
+    return TracingTask(recipe, corpus)
 
 
 def _saved(directory: Path, resume: bool) -> Checkpoint | None:
@@ -86,10 +100,10 @@ def _check_recipe(recipe: Recipe, saved: Checkpoint, directory: Path) -> None:
         )
 
 
-def _check_corpus(corpus: TextCorpus, saved: Checkpoint) -> None:
-    for key, seen in (("corpus_sha256", corpus.sha256), ("validation_sha256", corpus.validation_sha256)):
+def _check_corpus(train_sha256: str, validation_sha256: str, saved: Checkpoint) -> None:
+    for key, seen in (("corpus_sha256", train_sha256), ("validation_sha256", validation_sha256)):
         if seen != saved.header[key]:
             raise RunError(
-                f"the text's {key} is {seen}, but the run was started with {saved.header[key]}; "
-                "restore the text to resume, or start anew with another --output"
+                f"the corpus's {key} is {seen}, but the run was started with {saved.header[key]}; "
+                "restore the files to resume, or start anew with another --output"
             )

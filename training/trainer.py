@@ -55,7 +55,7 @@ class Task(Protocol[W]):
 
     @property
     def tokens_per_window(self) -> int:
-        """What one update reads; for the progress display."""
+        """What one update reads, on average; for the progress display."""
 
     def windows(self, epoch: int, start: int) -> Iterator[W]:
         """The windows of an epoch from `start` on, a function of the arguments alone."""

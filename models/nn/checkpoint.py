@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from models.codec.interaction import InteractionCodec
 from models.codec.text import TextCodec
 from models.errors import CheckpointError
 from models.nn.language import LanguageModel, LanguageModelConfig
+from models.nn.tracing import TracingModel, TracingModelConfig
 
 _HEADER_KEY = "carousel"
 
@@ -77,16 +80,35 @@ def load_language_model(checkpoint: Checkpoint) -> tuple[LanguageModel, TextCode
     Raises:
         CheckpointError: the header names another task, or tensors are missing or of another shape.
     """
-    header = checkpoint.header
-    if header.get("task") != "language":
-        raise CheckpointError(f"checkpoint is of task {header.get('task')!r}; allowed is 'language'")
-    try:
-        model = LanguageModel(LanguageModelConfig.from_json(header["model"]))
-        codec = TextCodec.from_json(header["tokenizer"])
+    with _whole(checkpoint, "language"):
+        model = LanguageModel(LanguageModelConfig.from_json(checkpoint.header["model"]))
+        codec = TextCodec.from_json(checkpoint.header["tokenizer"])
         model.load_state_dict(checkpoint.group("model"))
+    return model.eval(), codec
+
+
+def load_tracing_model(checkpoint: Checkpoint) -> tuple[TracingModel, InteractionCodec]:
+    """The tracing model in evaluation mode, and its codec.
+
+    Raises:
+        CheckpointError: the header names another task, or tensors are missing or of another shape.
+    """
+    with _whole(checkpoint, "tracing"):
+        model = TracingModel(TracingModelConfig.from_json(checkpoint.header["model"]))
+        codec = InteractionCodec.from_json(checkpoint.header["skills"])
+        model.load_state_dict(checkpoint.group("model"))
+    return model.eval(), codec
+
+
+@contextmanager
+def _whole(checkpoint: Checkpoint, task: str) -> Iterator[None]:
+    """Within the block, whatever the checkpoint lacks becomes one sentence."""
+    if checkpoint.header.get("task") != task:
+        raise CheckpointError(f"checkpoint is of task {checkpoint.header.get('task')!r}; allowed is {task!r}")
+    try:
+        yield
     except KeyError as error:
-        raise CheckpointError(f"checkpoint does not hold a whole language model: its header has no {error}") from None
+        raise CheckpointError(f"checkpoint does not hold a whole {task} model: its header has no {error}") from None
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())  # torch writes one line per tensor
-        raise CheckpointError(f"checkpoint does not hold a whole language model: {reason}") from None
-    return model.eval(), codec
+        raise CheckpointError(f"checkpoint does not hold a whole {task} model: {reason}") from None

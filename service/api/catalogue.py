@@ -25,19 +25,21 @@ async def get_model(request: Request, model: str) -> ModelInfo:
 
 def _info(model: ServedModel) -> ModelInfo:
     bundle, manifest = model.bundle, model.bundle.manifest
+    language = manifest.task == "language"
     return ModelInfo(
         id=model.name,
         task=manifest.task,
         version=bundle.version,
         digest=bundle.digest,
         precision=manifest.precision,
-        vocabulary_size=bundle.codec.vocabulary_size,
+        vocabulary_size=bundle.text_codec.vocabulary_size if language else None,
+        skills=None if language else list(bundle.interaction_codec.skills),
         states=[
             StateInfo(name=spec.name, shape=[size or 0 for size in spec.shape[1:]], dtype=spec.dtype)
             for spec in bundle.step.states
         ],
         limits=manifest.limits.model_dump(),
-        decoding=manifest.decoding.model_dump(),
+        decoding=manifest.decoding.model_dump() if language else None,
         validation=manifest.validation.model_dump() if manifest.validation else None,
         provenance=manifest.provenance.model_dump() if manifest.provenance else None,
     )

@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +16,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.api.context import find_model
-from service.api.disconnect import while_connected
+from service.api.context import context_of, find_model
+from service.api.disconnect import all_or_none, while_connected
 from service.api.messages import CompletionsRequest, check_top_k
 from service.api.probability import ERRORS
 from service.engine.sequence import FinishReason
 from service.errors import RequestError, ServiceError
 from service.generation import Finished, Generation, Token, Usage, admit
+from service.memories import Memories, Recall
 from service.observability.requests import record_of
-from service.prompt import prompt_ids
+from service.prompt import check_uneaten, prompt_ids
 from service.repository import ServedModel
 
 DEFAULT_MAX_TOKENS = 16
@@ -44,9 +45,9 @@ router = APIRouter(tags=["completions"])
 )
 async def completions(request: Request, body: CompletionsRequest) -> Response:
     """OpenAI's completions; with `"stream": true` as server-sent events that end in `data: [DONE]`."""
-    model = find_model(request, body.model)
-    with ExitStack() as places:
-        work = Completion(model, body, places)
+    model = find_model(request, body.model, "language")
+    async with AsyncExitStack() as places:
+        work = Completion(model, context_of(request).memories, body, places)
         if not body.stream:
             return JSONResponse(await while_connected(request, work.whole()))
         await while_connected(request, work.prepare())
@@ -55,21 +56,21 @@ async def completions(request: Request, body: CompletionsRequest) -> Response:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; gives the engine's places back however the response ends, even before it began.
+    """Server-sent events; gives the engine's places and the session back however the response ends.
 
     A client that does not read at all leaves the response stuck in a send: after an overflow it is cut off.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, content: AsyncIterator[bytes], places: ExitStack, overflowed: asyncio.Event) -> None:
+    def __init__(self, content: AsyncIterator[bytes], places: AsyncExitStack, overflowed: asyncio.Event) -> None:
         super().__init__(content, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         self._places = places
         self._overflowed = overflowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
-        with self._places:
+        async with self._places:
             response = asyncio.ensure_future(super().__call__(scope, receive, send))
             overflow = asyncio.ensure_future(self._overflowed.wait())
             try:
@@ -88,9 +89,14 @@ class EventStream(StreamingResponse):
 class Completion:
     """One request: a generation per prompt and per `n`."""
 
-    def __init__(self, model: ServedModel, body: CompletionsRequest, places: ExitStack) -> None:
+    def __init__(
+        self, model: ServedModel, memories: Memories, body: CompletionsRequest, places: AsyncExitStack
+    ) -> None:
         self._model = model
+        self._memories = memories
         self._body = body
+        self._places = places
+        self._recall: Recall | None = None
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -111,7 +117,7 @@ class Completion:
 
     async def prepare(self) -> None:
         """Tokenise, and refuse what must be refused before a byte is answered."""
-        body, codec = self._body, self._model.bundle.codec
+        body, codec = self._body, self._model.bundle.text_codec
         if body.echo and body.logprobs is not None:
             raise RequestError(
                 "invalid_request", "echo with logprobs is not offered; /v1/models/{model}/score gives them"
@@ -124,8 +130,12 @@ class Completion:
         except ValueError as error:
             raise RequestError("invalid_request", str(error)) from None
         admissions = iter(self._admissions)
-        for prompt in body.prompts:
-            ids = await prompt_ids(self._model, prompt)
+        prompts = [await prompt_ids(self._model, prompt) for prompt in body.prompts]
+        self._recall = recall = await self._places.enter_async_context(
+            self._memories.recall(self._model.identity, body.memory)
+        )
+        for prompt, ids in zip(body.prompts, prompts, strict=True):
+            check_uneaten(self._model, recall.snapshot, len(ids))
             for copy in range(body.n or 1):
                 each = replace(sampling, seed=(sampling.seed + copy) % 2**63)
                 self._generations.append(
@@ -135,6 +145,9 @@ class Completion:
                         ids,
                         each,
                         list(body.stop or []),
+                        snapshot=recall.snapshot,
+                        context=recall.context,
+                        keep_state=body.memory.keeps,
                         on_overflow=self.overflowed.set,
                     )
                 )
@@ -144,14 +157,15 @@ class Completion:
     async def whole(self) -> dict[str, Any]:
         """The answer at once."""
         await self.prepare()
-        results = await _all([self._collect(index) for index in range(len(self._generations))])
+        results = await all_or_none([self._collect(index) for index in range(len(self._generations))])
         return {
             **self._head,
             "choices": [choice for choice, _ in results],
             "usage": self._usage([usage for _, usage in results]),
+            **self._told,
         }
 
-    async def stream(self, request: Request, places: ExitStack) -> AsyncIterator[bytes]:
+    async def stream(self, request: Request, places: AsyncExitStack) -> AsyncIterator[bytes]:
         """The answer as events. An error after the first byte is the last event, without [DONE]."""
         usages: list[Usage] = []
         shown = [len(echo) for echo in self._echoes]
@@ -162,14 +176,15 @@ class Completion:
             async for index, event in _merge([generation.events() for generation in self._generations]):
                 if isinstance(event, Finished):
                     usages.append(event.usage)
-                    yield self._event([self._choice(index, "", None, event.reason)])
+                    await self._keep(index, event)
+                    yield self._event([self._choice(index, "", None, event.reason)], **self._told)
                 elif event.text or self._body.logprobs is not None:
                     logprobs = self._logprobs([event], shown[index])
                     shown[index] += len(event.text)
                     yield self._event([self._choice(index, event.text, logprobs, None)])
-            places.close()  # whoever reads the end may ask again at once
+            await places.aclose()  # whoever reads the end may ask again at once
             if (self._body.stream_options or {}).get("include_usage"):
-                yield self._event([], self._usage(usages))
+                yield self._event([], usage=self._usage(usages))
             yield b"data: [DONE]\n\n"
         except ServiceError as error:
             record_of(request.scope).outcome = error.code
@@ -179,13 +194,24 @@ class Completion:
         tokens: list[Token] = []
         async for event in self._generations[index].events():
             if isinstance(event, Finished):
+                await self._keep(index, event)
                 text = self._echoes[index] + event.text
                 return self._choice(index, text, self._logprobs(tokens), event.reason), event.usage
             tokens.append(event)
         raise AssertionError("a generation always ends with Finished")
 
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
-        return _sse({**self._head, "choices": choices} | ({} if usage is None else {"usage": usage}))
+    async def _keep(self, index: int, end: Finished) -> None:
+        if end.snapshot is not None:
+            assert self._recall is not None
+            eaten = end.usage.prompt_tokens + end.usage.completion_tokens
+            await self._recall.keep(end.snapshot, eaten=eaten, context=self._generations[index].context)
+
+    @property
+    def _told(self) -> dict[str, str]:
+        return {} if self._recall is None else self._recall.told
+
+    def _event(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
+        return _sse({**self._head, "choices": choices, **fields})
 
     def _choice(
         self, index: int, text: str, logprobs: dict[str, Any] | None, reason: FinishReason | None
@@ -201,7 +227,7 @@ class Completion:
         """OpenAI's `logprobs`; `offset` is where in the text of the choice the first token begins."""
         if self._body.logprobs is None:
             return None
-        name = self._model.bundle.codec.token_text
+        name = self._model.bundle.text_codec.token_text
         return {
             "tokens": [name(token.token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
@@ -218,16 +244,6 @@ class Completion:
 
 def _sse(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-async def _all(work: list[Any]) -> list[Any]:
-    """Run all; the first failure ends the rest."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def _merge(sources: list[AsyncIterator[Token | Finished]]) -> AsyncIterator[tuple[int, Token | Finished]]:

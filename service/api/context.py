@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from models.step import Task
+from service.errors import RequestError
+from service.memories import Memories
 from service.observability.metrics import Metrics
 from service.observability.requests import record_of
 from service.repository import Repository, ServedModel
@@ -19,6 +22,7 @@ class Context:
     settings: Settings
     repository: Repository
     metrics: Metrics
+    memories: Memories
     ready: bool = False
     """Whether models are loaded and warm and the server is not shutting down."""
 
@@ -30,13 +34,19 @@ def context_of(connection: HTTPConnection) -> Context:
     return context
 
 
-def find_model(connection: HTTPConnection, name: str) -> ServedModel:
+def find_model(connection: HTTPConnection, name: str, task: Task | None = None) -> ServedModel:
     """The model of that name, noted in the request's record.
 
     Raises:
-        RequestError: unknown_model.
+        RequestError: unknown_model, or wrong_task where a task is needed and the model's is another.
     """
     model = context_of(connection).repository.get(name)
     record = record_of(connection.scope)
     record.model, record.version = model.name, str(model.bundle.version)
+    if task is not None and model.bundle.manifest.task != task:
+        raise RequestError(
+            "wrong_task",
+            f"{model.name} is a {model.bundle.manifest.task} model and this route is for {task} models; "
+            "GET /v1/models lists each with its task",
+        )
     return model

@@ -1,9 +1,9 @@
-"""Stops the work of a plain POST when its client has gone: the framework itself never does."""
+"""Ends work that nobody waits for any more: a plain POST's whose client has gone, or the rest of what has failed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -32,6 +32,16 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         watcher.cancel()
         task.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def all_or_none(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run all; the first failure ends the rest."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -19,8 +19,8 @@ from service.observability.requests import CANCELLED, record_of
 logger = logging.getLogger("carousel.errors")
 
 _HTTP_CODES = {400: "malformed_json", 404: "not_found", 405: "method_not_allowed"}
-_UNION_BRANCH = re.compile(r"str|.*[-\[].*")
-"""What pydantic calls the members of a union in an error's place: `str`, `list[int]`, `constrained-str`."""
+_UNION_BRANCH = re.compile(r"str|int|.*[-\[].*")
+"""What pydantic calls the members of a union in an error's place: `str`, `list[int]`, `constrained-str`, our tags."""
 
 MAX_MESSAGE_CHARACTERS = 300
 """A message may name a client's own field or tag, which may be as long as a body."""
@@ -38,11 +38,11 @@ def install(app: FastAPI) -> None:
 def validation_message(errors: Sequence[Any]) -> str:
     """One sentence for the first thing wrong in a message: where, what, what is allowed. Never the value itself."""
     first: Mapping[str, Any] = errors[0]
-    if tuple(first["loc"]) == ("body",) and first["type"] != "value_error":
-        return "the body must be a JSON object, sent with the header content-type: application/json"
     words = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] != "extra_forbidden":  # there the last word is the client's
         words = [word for word in words if not _UNION_BRANCH.fullmatch(word)]
+    if not words and first["loc"][:1] == ("body",) and first["type"] != "value_error":
+        return "the body must be a JSON object, sent with the header content-type: application/json"
     message = ": ".join([*filter(None, [".".join(words)]), str(first["msg"]).removeprefix("Value error, ")])
     if len(message) > MAX_MESSAGE_CHARACTERS:
         message = message[:MAX_MESSAGE_CHARACTERS] + "..."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from models.bundle import Manifest
 from service.engine.sequence import SamplingParameters
+from service.memories import MemoryChoice
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -34,6 +35,34 @@ class Message(BaseModel):
         if isinstance(value, dict) and len(value) > MAX_FIELDS:
             raise ValueError(f"the object has {len(value):,} fields; allowed are at most {MAX_FIELDS}")
         return value
+
+
+class MemoryFields(Message):
+    """Which memory to go on from, and who keeps the new one."""
+
+    session: Annotated[
+        str | None, Field(description="Go on from this session and write it; it is made where there is none.")
+    ] = None
+    state: Annotated[str | None, Field(description="Go on from the memory in this token.")] = None
+    return_state: Annotated[bool, Field(description="Answer with a token of the new memory.")] = False
+
+    @model_validator(mode="after")
+    def _one_memory(self) -> Self:
+        if self.session is not None and self.state is not None:
+            raise ValueError("give either session or state")
+        return self
+
+    @property
+    def memory(self) -> MemoryChoice:
+        """The fields."""
+        return MemoryChoice(self.session, self.state, self.return_state)
+
+
+class MemoryTold(BaseModel):
+    """What an answer says of the new memory."""
+
+    session: Annotated[str | None, Field(description="The session that was written.")] = None
+    state: Annotated[str | None, Field(description="The token that was asked for.")] = None
 
 
 class SamplingFields(Message):
@@ -115,18 +144,31 @@ class TextOrTokens(Message):
         return self.text if self.text is not None else self.tokens or []
 
 
-class NextTokenRequest(TextOrTokens):
-    """Ask for the most probable next tokens."""
+class NextTokenRequest(MemoryFields):
+    """Ask for the most probable next tokens, after a text or after what a memory holds."""
 
+    text: str | None = None
+    tokens: TokenIds | None = None
     top: Annotated[int, Field(ge=1, le=MAX_ALTERNATIVES, description="How many.")] = 10
 
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        if (self.text is not None and self.tokens is not None) or (self.prompt is None and not self.memory.resumes):
+            raise ValueError("give either text or tokens; with session or state, they may be left out")
+        return self
 
-class ScoreRequest(TextOrTokens):
+    @property
+    def prompt(self) -> str | list[int] | None:
+        """Whichever was given; None where there is only a memory."""
+        return self.text if self.text is not None else self.tokens
+
+
+class ScoreRequest(TextOrTokens, MemoryFields):
     """Ask how probable a text is."""
 
 
-class CompletionsRequest(SamplingFields):
-    """OpenAI's completions, with top_k, min_p and repetition_penalty besides.
+class CompletionsRequest(SamplingFields, MemoryFields):
+    """OpenAI's completions, with top_k, min_p, repetition_penalty and a memory besides.
 
     Clients send fields of OpenAI's that are not offered here; they may, with the value that asks for nothing.
     """
@@ -145,6 +187,12 @@ class CompletionsRequest(SamplingFields):
     frequency_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
     suffix: None = None
     logit_bias: Annotated[dict[str, float] | None, Field(max_length=0)] = None
+
+    @model_validator(mode="after")
+    def _one_text_per_memory(self) -> Self:
+        if (self.memory.keeps or self.memory.resumes) and len(self.prompts) * (self.n or 1) > 1:
+            raise ValueError("session, state and return_state are for one prompt and n of 1: a memory is of one text")
+        return self
 
     @field_validator("stop")
     @classmethod
@@ -166,6 +214,7 @@ class StreamPrompt(Message):
     prompt: str | None = None
     tokens: TokenIds | None = None
     sampling: Sampling = Sampling()
+    return_state: Annotated[bool, Field(description="Let `finished` bring a token of the new memory.")] = False
 
     @model_validator(mode="after")
     def _one_of_both(self) -> StreamPrompt:
@@ -179,8 +228,8 @@ class StreamPrompt(Message):
         return self.prompt if self.prompt is not None else self.tokens or []
 
 
-class Start(StreamPrompt):
-    """Begin a generation from an empty memory."""
+class Start(StreamPrompt, MemoryFields):
+    """Begin a generation from an empty memory, or from that of a session or token."""
 
     type: Literal["start"]
 
@@ -211,7 +260,7 @@ class Candidate(BaseModel):
     logprob: float
 
 
-class NextTokenResponse(BaseModel):
+class NextTokenResponse(MemoryTold):
     """The most probable next tokens, best first."""
 
     model: str
@@ -221,15 +270,15 @@ class NextTokenResponse(BaseModel):
 
 
 class ScoredToken(BaseModel):
-    """A token with its log-probability given all before it, in nats; null for the first, and where it is impossible."""
+    """A token with its log-probability given all before it, in nats; null for the first of all and the impossible."""
 
     token: int
     text: str
     logprob: float | None
 
 
-class ScoreResponse(BaseModel):
-    """How probable a text is. Totals are over all tokens but the first, which has nothing before it."""
+class ScoreResponse(MemoryTold):
+    """How probable a text is. Totals are over all tokens but the first of all, which has nothing before it."""
 
     model: str
     version: int
@@ -257,10 +306,11 @@ class ModelInfo(BaseModel):
     version: int
     digest: str
     precision: str
-    vocabulary_size: int
+    vocabulary_size: Annotated[int | None, Field(description="Of a language model.")]
+    skills: Annotated[list[str] | None, Field(description="Of a tracing model: the names; a skill's id is its place.")]
     states: list[StateInfo]
     limits: dict[str, Any]
-    decoding: dict[str, Any]
+    decoding: Annotated[dict[str, Any] | None, Field(description="Of a language model: how it samples by default.")]
     validation: dict[str, Any] | None
     provenance: dict[str, Any] | None
 
@@ -270,6 +320,18 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelInfo]
+
+
+class SessionInfo(BaseModel):
+    """A session. Times are Unix seconds."""
+
+    session: str
+    model: str
+    version: Annotated[int, Field(description="Of the model that wrote it last.")]
+    steps: Annotated[int, Field(description="Tokens or attempts that it holds.")]
+    created_at: float
+    updated_at: float
+    expires_in_seconds: float
 
 
 class ErrorDetail(BaseModel):

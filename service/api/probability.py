@@ -6,10 +6,12 @@ import asyncio
 import json
 import math
 
+import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.context import find_model
+from models.codec.text import CONTEXT_TOKENS
+from service.api.context import context_of, find_model
 from service.api.disconnect import while_connected
 from service.api.messages import (
     Candidate,
@@ -19,40 +21,62 @@ from service.api.messages import (
     ScoreRequest,
     ScoreResponse,
 )
-from service.engine.async_engine import EngineStopped
-from service.engine.sequence import FinishEvent, SamplingParameters, Sequence
-from service.errors import RequestError, Unavailable
-from service.generation import Generation, Token, admit, raise_for
-from service.prompt import prompt_ids
+from service.engine.sequence import SamplingParameters, Sequence
+from service.errors import RequestError
+from service.generation import Finished, Generation, Token, admit, run_quietly
+from service.memories import Memories
+from service.prompt import check_uneaten, prompt_ids
 from service.repository import ServedModel
+from service.sessions.memory import NO_IDS
 
 ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
-    status: {"model": ErrorBody} for status in (400, 404, 413, 422, 500, 503)
+    status: {"model": ErrorBody} for status in (400, 404, 409, 410, 413, 422, 500, 503)
 }
 router = APIRouter(prefix="/v1/models/{model}", tags=["probabilities"])
 
 
-@router.post("/next-token", summary="The most probable next tokens", responses=ERRORS)
+@router.post("/next-token", summary="The most probable next tokens", responses=ERRORS, response_model_exclude_none=True)
 async def next_token(request: Request, model: str, body: NextTokenRequest) -> NextTokenResponse:
-    """The `top` most probable tokens after a text or after token ids, best first."""
-    served = find_model(request, model)
-    return await while_connected(request, _next_token(served, body))
+    """The `top` most probable tokens after a text, after token ids or after what a memory holds, best first."""
+    served = find_model(request, model, "language")
+    return await while_connected(request, _next_token(served, context_of(request).memories, body))
 
 
 @router.post("/score", summary="The probability of a text", responses=ERRORS, response_model=ScoreResponse)
 async def score(request: Request, model: str, body: ScoreRequest) -> Response:
     """The log-probability of each token given all before it, in nats, with total, perplexity and bits per character."""
-    served = find_model(request, model)
-    return Response(await while_connected(request, _score(served, body)), media_type="application/json")
+    served = find_model(request, model, "language")
+    work = _score(served, context_of(request).memories, body)
+    return Response(await while_connected(request, work), media_type="application/json")
 
 
-async def _next_token(model: ServedModel, body: NextTokenRequest) -> NextTokenResponse:
-    codec = model.bundle.codec
+async def _next_token(model: ServedModel, memories: Memories, body: NextTokenRequest) -> NextTokenResponse:
+    codec = model.bundle.text_codec
     with admit(model) as admission:
-        prompt = await prompt_ids(model, body.prompt)
+        prompt = NO_IDS if body.prompt is None else await prompt_ids(model, body.prompt)
         sampling = SamplingParameters(max_tokens=1, temperature=0.0, alternatives=min(body.top, codec.vocabulary_size))
-        generation = Generation(model, admission, prompt, sampling, [])
-        async for event in generation.events():
+        async with memories.recall(model.identity, body.memory) as recall:
+            if body.prompt is None and recall.before is None:
+                raise RequestError("empty_prompt", f"session {body.session!r} is new and there is no text; give one")
+            check_uneaten(model, recall.snapshot, len(prompt))
+            generation = Generation(
+                model,
+                admission,
+                prompt,
+                sampling,
+                [],
+                snapshot=recall.snapshot,
+                context=recall.context,
+                keep_state=body.memory.keeps,
+                keep_prompt=True,  # what was sampled here is a proposal
+            )
+            events = [event async for event in generation.events()]
+            finished = events.pop()
+            if body.memory.keeps:
+                assert isinstance(finished, Finished)
+                assert finished.snapshot is not None
+                await recall.keep(finished.snapshot, eaten=len(prompt), context=generation.context)
+        for event in events:
             if isinstance(event, Token):
                 candidates = [
                     Candidate(
@@ -64,47 +88,59 @@ async def _next_token(model: ServedModel, body: NextTokenRequest) -> NextTokenRe
                     for one in event.alternatives
                 ]
         return NextTokenResponse(
-            model=model.name, version=model.bundle.version, prompt_tokens=len(prompt), candidates=candidates
+            model=model.name,
+            version=model.bundle.version,
+            prompt_tokens=len(prompt),
+            candidates=candidates,
+            **recall.told,
         )
 
 
-async def _score(model: ServedModel, body: ScoreRequest) -> str:
+async def _score(model: ServedModel, memories: Memories, body: ScoreRequest) -> str:
     with admit(model) as admission:
         prompt = await prompt_ids(model, body.prompt)
-        if len(prompt) < 2:
-            raise RequestError("invalid_request", "a text of 1 token has nothing to score; at least 2 are needed")
-        sequence = Sequence(prompt, sampling=None)
-        try:
-            event = await admission.start(sequence).get()
-        except EngineStopped as error:
-            raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
-        assert isinstance(event, FinishEvent)
-        raise_for(model, event)
+        async with memories.recall(model.identity, body.memory) as recall:
+            if len(prompt) < 2 and recall.before is None:
+                raise RequestError("invalid_request", "a text of 1 token has nothing to score; at least 2 are needed")
+            check_uneaten(model, recall.snapshot, len(prompt))
+            uneaten = NO_IDS if recall.snapshot is None else recall.snapshot.pending
+            sequence = Sequence(
+                np.concatenate([uneaten, prompt]), None, snapshot=recall.snapshot, keep_state=body.memory.keeps
+            )
+            event = await run_quietly(model, admission, sequence)
+            if event.snapshot is not None:
+                context = np.concatenate([recall.context, prompt])[-CONTEXT_TOKENS:]
+                await recall.keep(event.snapshot, eaten=len(prompt), context=context)
         assert event.logprobs is not None
+        logprobs = event.logprobs[-len(prompt) :].tolist()  # what was left of an earlier prompt is not asked about
         model.metrics.queued(admission, sequence)
         # A long text's answer is megabytes of JSON: written on a thread, not to hold the event loop up.
-        return await asyncio.to_thread(_score_json, model, body.text, prompt.tolist(), event.logprobs.tolist())
+        return await asyncio.to_thread(_score_json, model, body.text, prompt.tolist(), logprobs, recall.told)
 
 
-def _score_json(model: ServedModel, text: str | None, tokens: list[int], logprobs: list[float]) -> str:
+def _score_json(
+    model: ServedModel, text: str | None, tokens: list[int], logprobs: list[float], told: dict[str, str]
+) -> str:
     """A ScoreResponse as JSON.
 
     The tokens are joined piece by piece rather than handed to a serialiser: that would hold the interpreter's lock,
     and with it every stream, for a tenth of a second per quarter of a million tokens.
     """
-    codec = model.bundle.codec
+    codec = model.bundle.text_codec
     texts = {token: json.dumps(codec.token_text(token)) for token in set(tokens)}
-    rows = [f'{{"token":{tokens[0]},"text":{texts[tokens[0]]},"logprob":null}}']
-    for token, logprob in zip(tokens[1:], logprobs, strict=True):
+    unknown = [None] * (len(tokens) - len(logprobs))  # nothing comes before the first token of all
+    rows = []
+    for token, logprob in zip(tokens, [*unknown, *logprobs], strict=True):
         rows.append(f'{{"token":{token},"text":{texts[token]},"logprob":{_number(logprob)}}}')
     total = math.fsum(logprobs)
     nats = -total / len(logprobs)
     characters = len(codec.decode(tokens) if text is None else text)  # all of them, as training counts
     bits = -total / math.log(2) / characters if characters else None
+    memory = "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in told.items())
     return (
         f'{{"model":{json.dumps(model.name)},"version":{model.bundle.version},"tokens":[{",".join(rows)}],'
         f'"total_logprob":{_number(total)},"nats_per_token":{_number(nats)},'
-        f'"perplexity":{_number(math.exp(min(nats, 700.0)))},"bits_per_character":{_number(bits)}}}'
+        f'"perplexity":{_number(math.exp(min(nats, 700.0)))},"bits_per_character":{_number(bits)}{memory}}}'
     )
 
 

@@ -12,21 +12,21 @@ import json
 import logging
 from typing import Any, NoReturn
 
-import numpy as np
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from service.api.context import context_of, find_model
+from service.api.context import Context, context_of, find_model
 from service.api.handlers import validation_message
 from service.api.messages import DEFAULT_MAX_TOKENS, Cancel, Feed, Start, StreamMessage, check_top_k
 from service.engine.async_engine import Admission
 from service.engine.sequence import Ids, Snapshot
 from service.errors import RequestError, ServiceError
 from service.generation import Finished, Generation, Token, admit
-from service.observability.metrics import Metrics
+from service.memories import MemoryChoice, Recall
 from service.observability.requests import CANCELLED, RequestRecord, finish
-from service.prompt import prompt_ids
+from service.prompt import check_uneaten, prompt_ids
 from service.repository import ServedModel
+from service.sessions.memory import NO_IDS
 
 logger = logging.getLogger("carousel.stream")
 
@@ -41,31 +41,35 @@ router = APIRouter()
 async def stream(websocket: WebSocket, model: str) -> None:
     """Stream generations over one socket (README: "WebSocket")."""
     await websocket.accept()
-    metrics = context_of(websocket).metrics
+    context = context_of(websocket)
+    metrics = context.metrics
     try:
-        served = find_model(websocket, model)
+        served = find_model(websocket, model, "language")
     except ServiceError as error:
         finish(metrics, RequestRecord(endpoint=ENDPOINT, outcome=error.code))
         await _say_goodbye(websocket, error)
         return
-    await Connection(websocket, served, metrics).run()
+    await Connection(websocket, served, context).run()
 
 
 class Connection:
     """One socket."""
 
-    def __init__(self, websocket: WebSocket, model: ServedModel, metrics: Metrics) -> None:
+    def __init__(self, websocket: WebSocket, model: ServedModel, context: Context) -> None:
         self._websocket = websocket
         self._model = model
-        self._metrics = metrics
+        self._metrics = context.metrics
+        self._memories = context.memories
         self._task: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
         self._started = False
         self._cancelled = False
         """Whether a cancel has come since the last start or feed, which may still be tokenising."""
         self._overflowed = asyncio.Event()
+        self._session: str | None = None
+        """The session that the last start named: it is what a feed goes on from."""
         self._memory: Snapshot | None = None
-        self._context: Ids = np.zeros(0, np.int64)
+        self._context: Ids = NO_IDS
         """The last ids of the socket's text, which the detokeniser of a `feed` must know."""
 
     async def run(self) -> None:
@@ -166,14 +170,28 @@ class Connection:
             finish(self._metrics, record)
 
     async def _send_events(self, request: Start | Feed, admission: Admission, record: RequestRecord) -> None:
-        model = self._model
-        memory = self._memory if isinstance(request, Feed) else None
-        prompt = await prompt_ids(model, request.text_or_ids)
-        if memory is not None:
-            _check_length(model, len(memory.pending), len(prompt))
+        prompt = await prompt_ids(self._model, request.text_or_ids)
+        if isinstance(request, Start):
+            self._session, choice = request.session, request.memory
+        else:
+            choice = MemoryChoice(self._session, return_state=request.return_state)
+        async with self._memories.recall(self._model.identity, choice) as recall:
+            await self._generate_from(recall, request, prompt, admission, record)
+
+    async def _generate_from(
+        self, recall: Recall, request: Start | Feed, prompt: Ids, admission: Admission, record: RequestRecord
+    ) -> None:
+        model, choice = self._model, recall.choice
+        memory, context = recall.snapshot, recall.context
+        if isinstance(request, Feed):
+            if choice.session is None:
+                memory, context = self._memory, self._context
+            elif memory is None:
+                raise RequestError("unknown_session", f"session {choice.session!r} was deleted; send start first")
+        check_uneaten(model, memory, len(prompt))
         try:
             sampling = request.sampling.parameters(model.bundle.manifest, default_max_tokens=DEFAULT_MAX_TOKENS)
-            check_top_k(sampling.top_k, model.bundle.codec.vocabulary_size)
+            check_top_k(sampling.top_k, model.bundle.text_codec.vocabulary_size)
         except ValueError as error:
             raise RequestError("invalid_request", f"sampling: {error}") from None
 
@@ -188,7 +206,7 @@ class Connection:
             sampling,
             request.sampling.stop,
             snapshot=memory,
-            context=None if memory is None else self._context,
+            context=context,
             keep_state=True,
             on_overflow=overflowed,
         )
@@ -209,8 +227,12 @@ class Connection:
                 await self._websocket.send_text(_token_frame(event))
             else:
                 self._memory, self._context = event.snapshot, generation.context
+                if choice.keeps:
+                    assert event.snapshot is not None
+                    eaten = event.usage.prompt_tokens + event.usage.completion_tokens
+                    await recall.keep(event.snapshot, eaten=eaten, context=generation.context)
                 record.outcome = CANCELLED if event.reason.value == "cancelled" else "ok"
-                await self._send(_finished(event))
+                await self._send({**_finished(event), **recall.told})
 
     async def _send(self, message: dict[str, Any]) -> None:
         await self._websocket.send_text(_json(message))
@@ -220,21 +242,6 @@ class Connection:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-
-
-def _check_length(model: ServedModel, uneaten: int, fed: int) -> None:
-    """Refuse to pile up prompts that were cancelled before they were eaten.
-
-    Raises:
-        RequestError: prompt_too_long.
-    """
-    longest = model.bundle.manifest.limits.max_prompt_tokens
-    if uneaten > 1 and uneaten + fed > longest:  # 1 is the last sampled token
-        raise RequestError(
-            "prompt_too_long",
-            f"the prompt is {fed:,} tokens and {uneaten:,} are left of a generation that was cancelled; "
-            f"{model.name} takes {longest:,} together (manifest limits.max_prompt_tokens)",
-        )
 
 
 def _json(message: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The engine's loop body: who joins, one step of everyone, what came of it.
 
-Axes: n active rows, V vocabulary.
+Axes: n active rows, O outputs of a step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from service.engine.plan import Mask
+from service.engine.plan import Doubles, Mask, Rows
 from service.engine.rows import CHUNK, RowTable
 from service.engine.runner import Runner, RunnerBroken, Step
 from service.engine.sampler import Sampler
@@ -18,7 +18,9 @@ from service.engine.scheduler import Scheduler
 from service.engine.sequence import (
     FinishEvent,
     FinishReason,
+    Floats,
     Ids,
+    Reading,
     Sequence,
     Snapshot,
     StepOutput,
@@ -27,7 +29,7 @@ from service.engine.sequence import (
 )
 from service.engine.state_pool import StatePool
 
-NOT_FINITE = "the logits were not finite"
+NOT_FINITE = "the outputs were not finite"
 
 
 class EngineCore:
@@ -44,10 +46,10 @@ class EngineCore:
         self._runner = runner
         self._clock = clock
         self._pool = StatePool(runner.states, max_rows)
-        self._table = RowTable(max_rows, runner.vocabulary_size)
-        self._sampler = Sampler(runner.vocabulary_size)
+        self._table = RowTable(max_rows, runner.output_size)
+        self._sampler = Sampler(runner.output_size)
         self._ids = np.zeros(max_rows, np.int64)
-        self._logits = np.zeros((max_rows, runner.vocabulary_size), np.float32)
+        self._outputs = np.zeros((max_rows, runner.output_size), np.float32)
         self._bound: dict[tuple[int, bool], Step] = {}
         """Steps by number of rows and by which of the pool's two arrays is read."""
         self._finished: list[tuple[Sequence, FinishEvent]] = []
@@ -92,6 +94,7 @@ class EngineCore:
         for row, sequence in self.scheduler.admit():
             self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None)
             self._table.acquire(row, sequence)
+            self._look(row, sequence)
             sequence.joined_at = started
         n = len(self.scheduler.running)
         batch, report = None, None
@@ -144,28 +147,28 @@ class EngineCore:
         return failures
 
     def _bind(self, rows: slice) -> Step:
-        return self._runner.bind(self._ids[rows], self._pool.before(rows), self._pool.after(rows), self._logits[rows])
+        return self._runner.bind(self._ids[rows], self._pool.before(rows), self._pool.after(rows), self._outputs[rows])
 
     def _digest(self, ids: Ids, failures: dict[int, str]) -> TokenBatch | None:
-        """After a step: weigh, sample, queue what was sampled, and let go of who has ended."""
+        """After a step: weigh, read, sample, queue what was sampled, and let go of who has ended."""
         n, table = len(ids), self._table
         ended: dict[int, tuple[FinishReason, str]] = {
             row: (FinishReason.FAILED, detail) for row, detail in failures.items()
         }
         table.mark_seen(ids)
-        scoring = table.scoring[:n].any()
-        if scoring:
+        quiet = table.scoring[:n] | table.reading[:n]  # rows that sample nothing
+        if quiet.any():
             self._score(n, ended)
+            self._read(n, ended)
         table.advance(n)
         done = table.empty(n)
         if table.unfilled[:n].any():
             for row in np.flatnonzero(done & (table.unfilled[:n] > 0)).tolist():
                 self._refill(row)
             done = table.empty(n)
-        if scoring:
-            for row in np.flatnonzero(done & table.scoring[:n]).tolist():
-                ended.setdefault(row, (FinishReason.STOP, ""))
-            done &= ~table.scoring[:n]
+        for row in np.flatnonzero(done & quiet).tolist():
+            ended.setdefault(row, (FinishReason.STOP, ""))
+        done &= ~quiet
         batch = self._sample(done, ended)
         for row in sorted(ended, reverse=True):  # from the last on, so that no row moves before its turn
             self._finish(row, *ended[row])
@@ -178,7 +181,7 @@ class EngineCore:
         if not emits.any():
             return None
         table, running = self._table, self.scheduler.running
-        samples = self._sampler.sample(self._logits[: len(emits)], table, emits)
+        samples = self._sampler.sample(self._outputs[: len(emits)], table, emits)
         if not samples.finite.all():
             for row in np.flatnonzero(emits & ~samples.finite).tolist():
                 ended[row] = (FinishReason.FAILED, NOT_FINITE)
@@ -191,7 +194,7 @@ class EngineCore:
             tokens=tokens.tolist(),
             logprobs=samples.logprobs[rows].tolist(),
             alternatives={
-                place: self._sampler.alternatives(self._logits[rows[place]], int(table.alternatives[rows[place]]))
+                place: self._sampler.alternatives(self._outputs[rows[place]], int(table.alternatives[rows[place]]))
                 for place in np.flatnonzero(table.alternatives[rows]).tolist()
             },
         )
@@ -217,35 +220,88 @@ class EngineCore:
         """Weigh the next prompt id of each scoring row."""
         table = self._table
         rows = np.flatnonzero(table.scoring[:n])
-        cursor = table.cursor[rows]
-        logprobs = self._sampler.score(self._logits[:n], rows, table.targets[rows, cursor])
-        table.scores[rows, cursor] = logprobs
-        for row in rows[np.isnan(logprobs)].tolist():  # minus infinity is an answer: an impossible token
+        if len(rows):
+            cursor = table.cursor[rows]
+            values = self._sampler.score(self._outputs[:n], rows, table.targets[rows, cursor])
+            self._note(rows, cursor, values, ~np.isnan(values), ended)  # minus infinity: the impossible
+
+    def _read(self, n: int, ended: dict[int, tuple[FinishReason, str]]) -> None:
+        """Read what each row with a readout asks for."""
+        table = self._table
+        rows = np.flatnonzero(table.reading[:n])
+        if len(rows):
+            cursor = table.cursor[rows]
+            outputs = self._outputs[rows]
+            values = self._outputs[rows, table.targets[rows, cursor]]
+            finite = np.asarray(np.isfinite(outputs).all(axis=1))
+            self._note(rows, cursor, values, finite, ended)
+        if table.record is not None:
+            rows = np.flatnonzero(table.recording[:n])
+            table.record[rows, table.cursor[rows]] = self._outputs[rows]
+
+    def _note(
+        self,
+        rows: Rows,
+        cursor: Ids,
+        values: Floats | Doubles,
+        finite: Mask,
+        ended: dict[int, tuple[FinishReason, str]],
+    ) -> None:
+        self._table.values[rows, cursor] = values
+        for row in rows[~finite].tolist():
             ended.setdefault(row, (FinishReason.FAILED, NOT_FINITE))
 
     def _refill(self, row: int) -> None:
         sequence = self.scheduler.running[row]
-        self._keep_scores(row, sequence)
+        self._collect(row, sequence)
         self._table.fill(row, sequence)
+        self._look(row, sequence)
 
-    def _keep_scores(self, row: int, sequence: Sequence) -> None:
-        if sequence.sampling is None:
-            sequence.scores.append(self._table.scores[row, : self._table.cursor[row]].copy())
+    def _look(self, row: int, sequence: Sequence) -> None:
+        """Take the snapshot of a prompt of which only the last id is left."""
+        if sequence.keep_prompt and self._table.filled[row] == 1 and not self._table.unfilled[row]:
+            sequence.kept = Snapshot(self._pool.snapshot(row), sequence.prompt[-1:])
+
+    def _collect(self, row: int, sequence: Sequence) -> None:
+        """Take what was weighed or read in a chunk out of the table."""
+        if sequence.sampling is not None:
+            return
+        table, count, readout = self._table, int(self._table.cursor[row]), sequence.readout
+        sequence.values.append(table.values[row, :count].copy())
+        if readout is None or table.record is None or not table.recording[row]:
+            return
+        outputs = table.record[row, :count]
+        if readout.columns is not None:
+            sequence.curve.append(outputs[:, readout.columns])
+        wanted = readout.last - (len(sequence.prompt) - sequence.eaten)  # of this chunk: the rest is still to come
+        if wanted > 0:
+            sequence.outputs.append(outputs[-wanted:].copy())
+
+    def _reading(self, row: int, sequence: Sequence) -> Reading:
+        last = self._outputs[row : row + 1].copy()
+        return Reading(
+            values=np.concatenate(sequence.values).astype(np.float32),
+            curve=np.concatenate(sequence.curve) if sequence.curve else None,
+            outputs=np.concatenate(sequence.outputs) if sequence.outputs else last,
+        )
 
     def _finish(self, row: int, reason: FinishReason, detail: str = "") -> None:
         """Free the row, then tell."""
         sequence = self.scheduler.running[row]
-        snapshot, logprobs = None, None
+        snapshot, logprobs, reading = None, None, None
         if sequence.keep_state and reason is not FinishReason.FAILED:
             pending = np.concatenate([self._table.pending_ids(row), sequence.prompt[sequence.eaten :]])
-            snapshot = Snapshot(self._pool.snapshot(row), pending)
+            snapshot = sequence.kept or Snapshot(self._pool.snapshot(row), pending)
         if sequence.sampling is None and reason is FinishReason.STOP:
-            self._keep_scores(row, sequence)
-            logprobs = np.concatenate(sequence.scores)
+            self._collect(row, sequence)
+            if sequence.readout is not None:
+                reading = self._reading(row, sequence)
+            else:
+                logprobs = np.concatenate(sequence.values)
         last = self.scheduler.remove(row)
         self._pool.release(row, last)
         self._table.release(row, last)
-        self._finished.append((sequence, FinishEvent(reason, detail, snapshot, logprobs)))
+        self._finished.append((sequence, FinishEvent(reason, detail, snapshot, logprobs, reading)))
 
     def _take_finished(self) -> list[tuple[Sequence, FinishEvent]]:
         finished, self._finished = self._finished, []
@@ -260,7 +316,7 @@ class EngineCore:
         states = {name: np.zeros((n, *spec.shape), spec.dtype) for name, spec in self._runner.states.items()}
         after = {name: np.zeros_like(array) for name, array in states.items()}
         try:
-            logits = np.zeros((n, self._runner.vocabulary_size), np.float32)
-            self._runner.bind(np.zeros(n, np.int64), states, after, logits)()
+            outputs = np.zeros((n, self._runner.output_size), np.float32)
+            self._runner.bind(np.zeros(n, np.int64), states, after, outputs)()
         except Exception as error:
             raise RunnerBroken(f"{type(error).__name__}: {error}") from error

@@ -1,9 +1,9 @@
 """What the engine knows of each active row, as parallel arrays, so that a step never loops over sequences.
 
 Row r of every array belongs to the sequence in row r of the state pool. Ids wait in `pending`, CHUNK at a time: prompt
-ids, then one sampled id after another, so that prefill, decode and scoring are the same thing to a step.
+ids, then one sampled id after another, so that prefill, decode, scoring and tracing are the same thing to a step.
 
-Axes: R max_rows, n active rows, C chunk.
+Axes: R max_rows, n active rows, C chunk, O outputs of a step (a vocabulary's or a list of skills' size).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.plan import BlockPlan, Mask, Rows, block_rows, plan_block
-from service.engine.sequence import Ids, Sequence
+from service.engine.sequence import Floats, Ids, Sequence
 
 CHUNK = 128
 """Ids (and random numbers) that a row holds ready; a row is visited in Python once per chunk, not once per step."""
@@ -21,18 +21,22 @@ CHUNK = 128
 class RowTable:
     """The parallel arrays. Rows 0 to n - 1 are active; the caller keeps them compact with `release`."""
 
-    def __init__(self, max_rows: int, vocabulary_size: int) -> None:
-        self._vocabulary_size = vocabulary_size
+    def __init__(self, max_rows: int, output_size: int) -> None:
+        self._output_size = output_size
         self._range = np.arange(max_rows)
         self.pending = np.zeros((max_rows, CHUNK), np.int64)
         self.targets = np.zeros((max_rows, CHUNK), np.int64)
-        self.scores = np.zeros((max_rows, CHUNK), np.float64)
+        self.values = np.zeros((max_rows, CHUNK), np.float64)
+        """What was weighed or read after each id of the chunk."""
         self.uniforms = np.zeros((max_rows, CHUNK), np.float64)
         self.cursor = np.zeros(max_rows, np.int64)
         self.filled = np.zeros(max_rows, np.int64)
         self.unfilled = np.zeros(max_rows, np.int64)
         """Prompt ids that do not lie in `pending` yet."""
         self.scoring = np.zeros(max_rows, np.bool_)
+        self.reading = np.zeros(max_rows, np.bool_)
+        self.recording = np.zeros(max_rows, np.bool_)
+        """Rows of readouts that want more than one output whole, or a curve."""
         self.generated = np.zeros(max_rows, np.int64)
         self.max_tokens = np.zeros(max_rows, np.int64)
         self.temperature = np.ones(max_rows, np.float32)
@@ -45,17 +49,29 @@ class RowTable:
         """Which rows ask after each token whether it is their last."""
         self.seen: Mask | None = None
         """Which tokens each row has eaten <bool>[R, V]; made when the first penalty is asked for."""
+        self.record: Floats | None = None
+        """The outputs of the chunk in each recording row <float32>[R, C, O]; made when first asked for."""
         self._plans: list[BlockPlan] = []
 
     @property
     def _arrays(self) -> list[npt.NDArray[np.generic]]:
-        return [value for value in vars(self).values() if isinstance(value, np.ndarray) and value is not self._range]
+        apart = (self._range, self.record)
+        return [
+            value
+            for value in vars(self).values()
+            if isinstance(value, np.ndarray) and not any(value is x for x in apart)
+        ]
 
     def acquire(self, row: int, sequence: Sequence) -> None:
         """Fill a row for a sequence that joins."""
         self._plans = []
         sampling = sequence.sampling
-        self.scoring[row] = sampling is None
+        readout = sequence.readout
+        self.scoring[row] = sampling is None and readout is None
+        self.reading[row] = readout is not None
+        self.recording[row] = readout is not None and (readout.columns is not None or readout.last > 1)
+        if self.recording[row] and self.record is None:
+            self.record = np.zeros((len(self._range), CHUNK, self._output_size), np.float32)
         self.generated[row] = 0
         self.stops[row] = sequence.stop is not None
         self.fill(row, sequence)
@@ -69,7 +85,7 @@ class RowTable:
         self.penalty[row] = sampling.repetition_penalty
         self.alternatives[row] = sampling.alternatives
         if sampling.repetition_penalty != 1.0 and self.seen is None:
-            self.seen = np.zeros((len(self._range), self._vocabulary_size), np.bool_)
+            self.seen = np.zeros((len(self._range), self._output_size), np.bool_)
         if self.seen is not None:
             self.seen[row] = False
         self.draw(row, sequence)
@@ -81,14 +97,22 @@ class RowTable:
             if row != last:
                 array[row] = array[last]
             array[last] = 0
+        if self.record is not None and row != last and self.recording[row]:
+            self.record[row] = self.record[last]
 
     def fill(self, row: int, sequence: Sequence) -> None:
         """Put the next chunk of the prompt into a row that has eaten the last one."""
-        end = len(sequence.prompt) - (1 if sequence.sampling is None else 0)  # a score's last id is only a target
-        chunk = sequence.prompt[sequence.eaten : min(end, sequence.eaten + CHUNK)]
+        end = len(sequence.prompt)
+        if self.scoring[row]:
+            end -= 1  # a score's last id is only a target
+        # A prompt to be kept stops before its last id for a look at the state.
+        stop = end - 1 if sequence.keep_prompt and sequence.eaten < end - 1 else end
+        chunk = sequence.prompt[sequence.eaten : min(stop, sequence.eaten + CHUNK)]
         self.pending[row, : len(chunk)] = chunk
-        if sequence.sampling is None:
+        if self.scoring[row]:
             self.targets[row, : len(chunk)] = sequence.prompt[sequence.eaten + 1 : sequence.eaten + 1 + len(chunk)]
+        elif sequence.readout is not None:
+            self.targets[row, : len(chunk)] = sequence.readout.targets[sequence.eaten : sequence.eaten + len(chunk)]
         self.cursor[row] = 0
         self.filled[row] = len(chunk)
         sequence.eaten += len(chunk)
@@ -107,7 +131,7 @@ class RowTable:
     def plans(self, n: int) -> list[BlockPlan]:
         """What sampling has to do to the active rows, block by block."""
         if not self._plans:
-            step = block_rows(self._vocabulary_size)
+            step = block_rows(self._output_size)
             blocks = (slice(start, min(start + step, n)) for start in range(0, n, step))
             self._plans = [
                 plan_block(
@@ -117,7 +141,7 @@ class RowTable:
                     self.top_p[rows],
                     self.min_p[rows],
                     self.penalty[rows],
-                    self._vocabulary_size,
+                    self._output_size,
                 )
                 for rows in blocks
             ]

@@ -62,29 +62,52 @@ class FinishReason(Enum):
     SLOW_READER = "slow_reader"
 
 
-@dataclass(eq=False, slots=True)
-class Sequence:
-    """One request as the engine sees it: ids to eat, then ids to sample.
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """What to read off the outputs of a model that says something after every id: a tracing model.
 
     Args:
-        prompt: ids to eat before the first is sampled, each in [0, V), at least one. <int64>[N]
-        sampling: how to sample; None scores instead: prompt[1:] is weighed and nothing is sampled.
+        targets: which output to read after each id. <int64>[N], each in [0, S)
+        columns: outputs to read after every id; None reads none. <int64>[K], each in [0, S)
+        last: how many of the last outputs to report whole, at least 1.
+    """
+
+    targets: Ids
+    columns: Ids | None = None
+    last: int = 1
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One request as the engine sees it: ids to eat, then ids to sample, or outputs to read.
+
+    Args:
+        prompt: ids to eat, each one that the model takes, at least one (two to be scored). <int64>[N]
+        sampling: how to sample after the prompt; None samples nothing.
+        readout: what to read, where nothing is sampled; None scores: prompt[1:] is weighed, the last id is not eaten.
         stop: called with each sampled id on the engine's thread; True ends the sequence. It sees ids only: what a
             stop string is, the engine does not know.
         snapshot: memory to start from; None starts from zeros.
         keep_state: whether the end reports a snapshot to go on from.
+        keep_prompt: whether that snapshot is the prompt's, its last id not eaten: what was sampled is forgotten.
 
-    The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken, what it weighed.
+    The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken, what it weighed
+    and read, the prompt's snapshot.
     """
 
     prompt: Ids
     sampling: SamplingParameters | None
+    readout: Readout | None = None
     stop: Callable[[int], bool] | None = None
     snapshot: Snapshot | None = None
     keep_state: bool = False
+    keep_prompt: bool = False
     joined_at: float | None = None
     eaten: int = 0
-    scores: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    values: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    curve: list[Floats] = field(default_factory=list)
+    outputs: list[Floats] = field(default_factory=list)
+    kept: Snapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +131,30 @@ class TokenEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What a Readout asked for: after each id, the output at its target; the curve; the last outputs, oldest first."""
+
+    values: Floats
+    """<float32>[N]"""
+    curve: Floats | None
+    """<float32>[N, K]"""
+    outputs: Floats
+    """<float32>[min(last, N), S]"""
+
+
+@dataclass(frozen=True, slots=True)
 class FinishEvent:
     """The end of a sequence: the last event it gets.
 
-    `logprobs` are the scores of prompt[1:] in nats, for a sequence that asked for them. <float64>[N - 1]
+    `logprobs` are the scores of prompt[1:] in nats, for a sequence that was scored <float64>[N - 1]; `reading` is what
+    a sequence with a readout asked for.
     """
 
     reason: FinishReason
     detail: str = ""
     snapshot: Snapshot | None = None
     logprobs: npt.NDArray[np.float64] | None = None
+    reading: Reading | None = None
 
 
 Event = TokenEvent | FinishEvent

@@ -50,11 +50,22 @@ class Metrics:
         self.rows = Gauge("carousel_rows", "Rows by state: active or free.", (*_MODEL, "state"), registry=registry)
         self.queue_depth = Gauge("carousel_queue_depth", "Requests waiting for a row.", _MODEL, registry=registry)
         self.tokens = Counter(
-            "carousel_tokens_total", "Tokens by kind: prompt or generated.", (*_MODEL, "kind"), registry=registry
+            "carousel_tokens_total",
+            "Tokens (tracing: attempts) by kind: prompt or generated.",
+            (*_MODEL, "kind"),
+            registry=registry,
         )
         self.shed = Counter(
             "carousel_shed_total", "Requests refused or ended for capacity, by reason: full or slow_reader.",
             (*_MODEL, "reason"), registry=registry,
+        )  # fmt: skip
+        self.sessions = Gauge(
+            "carousel_sessions", "Sessions in this process; 0 where Redis keeps them.", registry=registry
+        )
+        self.sessions_evicted = Counter(
+            "carousel_sessions_evicted_total",
+            "Sessions that ended, by reason: ttl, lru or deleted (Redis counts its own ttl and lru).",
+            ("reason",), registry=registry,
         )  # fmt: skip
         self.model_info = Gauge(
             "carousel_model_info", "1 for each model served, with its task, precision and digest.",

@@ -5,22 +5,22 @@ import pytest
 import torch
 
 from export.onnx_graph import export_step
-from export.step_module import StepModule
-from models.bundle import check_language_step
+from export.step_module import LanguageStep
 from models.graph import TensorSpec, read_graph
 from models.nn.language import LanguageModel, LanguageModelConfig
+from models.step import check_step
 
 
 @pytest.fixture(scope="module")
 def content() -> bytes:
     torch.manual_seed(0)
     config = LanguageModelConfig(11, "lstm", embedding_size=5, hidden_size=7, layers=2, tied=True)
-    return export_step(StepModule(LanguageModel(config)))
+    return export_step(LanguageStep(LanguageModel(config)))
 
 
 def test_exported_graph_keeps_the_contract(content: bytes) -> None:
     graph = read_graph(content, "step.onnx")
-    assert check_language_step(graph) == 11
+    assert check_step(graph, "language") == 11
     assert graph.inputs == (
         TensorSpec("token", "int64", (None,)),
         TensorSpec("state.h0", "float32", (None, 7)),
@@ -54,4 +54,4 @@ def test_exported_graph_tells_nothing_of_the_machine_that_made_it(content: bytes
 def test_export_step_of_the_same_weights_gives_the_same_bytes(content: bytes) -> None:
     torch.manual_seed(0)
     config = LanguageModelConfig(11, "lstm", embedding_size=5, hidden_size=7, layers=2, tied=True)
-    assert export_step(StepModule(LanguageModel(config))) == content
+    assert export_step(LanguageStep(LanguageModel(config))) == content

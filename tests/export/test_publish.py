@@ -89,7 +89,7 @@ def test_export_of_a_graph_with_other_weights_publishes_nothing(make_checkpoint,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "captioning"}, r"task 'captioning'; allowed is 'language'$"),
+        ({"task": "captioning"}, r"task 'captioning'; allowed are language, tracing$"),
         ({"model": {"vocabulary_size": 13, "depth": 2}}, r"unknown keys \['depth'\]$"),
         ({"model": {"vocabulary_size": 13, "layers": 0}}, r"layers is 0; allowed is 1 or more$"),
         ({"model": {"vocabulary_size": 13}}, r"does not hold a whole language model: Error\(s\) in loading [^\n]*$"),

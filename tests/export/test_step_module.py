@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from export.step_module import StepModule
+from export.step_module import LanguageStep
 from models.nn.language import LanguageModel, LanguageModelConfig
 
 
@@ -15,7 +15,7 @@ def test_step_module_repeated_is_the_model(cell: str, tied: bool, layers: int) -
     ).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter.data)
-    step = StepModule(model)
+    step = LanguageStep(model)
     ids = torch.randint(0, 11, (2, 9))
     state = {name: torch.randn(2, size) for name, size in model.stack.state_sizes.items()}
     with torch.inference_mode():
@@ -36,7 +36,7 @@ def test_step_module_has_no_dropout() -> None:
         **dict.fromkeys(["embedding_dropout", "input_dropout", "hidden_dropout", "output_dropout", "weight_drop"], 0.9),
     )
     model = LanguageModel(config).train()
-    step = StepModule(model)
+    step = LanguageStep(model)
     token, state = torch.tensor([3, 4]), model.initial_state(2)
     first, _ = step(token, state)
     again, _ = step(token, state)

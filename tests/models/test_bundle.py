@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from models import bundle as bundle_module
-from models.bundle import Manifest, TextCodecSpec, Validation, model_names, open_bundle, publish, versions
+from models.bundle import LanguageValidation, Manifest, TextCodecSpec, model_names, open_bundle, publish, versions
 from models.errors import BundleError, BundleNotFound, DigestMismatch, GraphRejected
 
 MakeGraph = Callable[[], onnx.ModelProto]
@@ -134,14 +134,14 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     ("change", "message"),
     [
         (lambda m: m.update(colour="red"), r"colour: Extra inputs are not permitted"),
-        (lambda m: m["codec"].update(path="x"), r"codec\.path: Extra inputs are not permitted"),
+        (lambda m: m["codec"].update(path="x"), r"codec\.text\.path: Extra inputs are not permitted"),
         (lambda m: m.update(format=2), r"format: Input should be 1"),
         (lambda m: m.update(task="translation"), r"task: Input should be 'language'"),
         (lambda m: m.pop("task"), r"task: Field required"),
         (lambda m: m.pop("files"), r"files: Field required"),
         (lambda m: m["files"].pop("step.onnx"), r"files lists no step\.onnx, which a language bundle must have"),
         (lambda m: m["files"].pop("tokenizer.json"), r"files lists no tokenizer\.json"),
-        (lambda m: m["codec"].update(tokenizer="../tokenizer.json"), r"codec\.tokenizer: String should match"),
+        (lambda m: m["codec"].update(tokenizer="../tokenizer.json"), r"codec\.text\.tokenizer: String should match"),
         (lambda m: m["limits"].update(max_prompt_tokens=0), r"limits\.max_prompt_tokens: Input should be greater"),
         (lambda m: m["decoding"].update(temperature=-1), r"decoding\.temperature: Input should be greater"),
         (lambda m: m["decoding"].update(top_p=0), r"decoding\.top_p: Input should be greater"),
@@ -287,7 +287,7 @@ def test_publish_that_is_killed_leaves_no_version(
 
 def test_manifest_takes_no_infinite_figure() -> None:
     with pytest.raises(ValueError, match="finite number"):
-        Validation(tokens=1, nats_per_token=1e3, perplexity=float("inf"), bits_per_character=1.0)
+        LanguageValidation(tokens=1, nats_per_token=1e3, perplexity=float("inf"), bits_per_character=1.0)
 
 
 def test_model_names_are_those_with_a_version(tmp_path: Path, path: Path) -> None:

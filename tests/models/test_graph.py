@@ -4,9 +4,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from models.bundle import check_language_step
 from models.errors import GraphRejected
 from models.graph import GraphSpec, TensorSpec, next_name, read_graph
+from models.step import check_step
 
 MakeGraph = Callable[[], onnx.ModelProto]
 
@@ -24,7 +24,7 @@ def test_read_graph_gives_names_types_and_shapes(make_step_graph: MakeGraph) -> 
     )
     assert graph.output("logits") == TensorSpec("logits", "float32", (None, 5))
     assert [state.name for state in graph.states] == ["state.h0", "state.c0"]
-    assert check_language_step(graph) == 5
+    assert check_step(graph, "language") == 5
 
 
 def test_read_graph_does_not_take_an_initializer_for_an_input(make_step_graph: MakeGraph) -> None:
@@ -65,7 +65,7 @@ def test_read_graph_refuses_any_truncation(make_step_graph: MakeGraph) -> None:
     survivors = []
     for length in range(len(content)):
         try:
-            survivors.append(check_language_step(read_graph(content[:length], "step.onnx")))
+            survivors.append(check_step(read_graph(content[:length], "step.onnx"), "language"))
         except GraphRejected:
             continue
     # Where the cut falls between two top-level fields, after the graph, what is left is whole; the digest sees it.
@@ -249,18 +249,18 @@ def add_output(model: onnx.ModelProto) -> None:
         (add_output, r"output next_state\.h1 float32\[batch, 3\] has no input state\.<name>"),
     ],
 )
-def test_check_language_step_refuses(
+def test_check_step_refuses(
     make_step_graph: MakeGraph, change: Callable[[onnx.ModelProto], None], message: str
 ) -> None:
     model = make_step_graph()
     change(model)
     with pytest.raises(GraphRejected, match=r"^step\.onnx: " + message):
-        check_language_step(read(model))
+        check_step(read(model), "language")
 
 
-def test_check_language_step_refuses_swapped_states(make_step_graph: MakeGraph) -> None:
+def test_check_step_refuses_swapped_states(make_step_graph: MakeGraph) -> None:
     model = make_step_graph()
     h, c = value(model, "next_state.h0"), value(model, "next_state.c0")
     h.name, c.name = c.name, h.name
     with pytest.raises(GraphRejected, match=r"output next_state\.h0 is next_state\.h0 float32\[batch, 4\]"):
-        check_language_step(read(model))
+        check_step(read(model), "language")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -59,11 +60,20 @@ def running(settings: Settings) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
-def run_server(tiny_bundle: Path) -> RunServer:
+def two_models(tiny_bundle: Path, tiny_tracing_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of a language model, `tiny`, and a tracing model, `tutor`."""
+    repository = tmp_path_factory.mktemp("two-models")
+    shutil.copytree(tiny_bundle.parent, repository / "tiny")
+    shutil.copytree(tiny_tracing_bundle.parent, repository / "tutor")
+    return repository
+
+
+@pytest.fixture(scope="session")
+def run_server(two_models: Path) -> RunServer:
     """Starts a server of its own: `with run_server(max_rows=2) as server`."""
 
     def run(**overrides: object) -> AbstractContextManager[RunningServer]:
-        values = {"repository": tiny_bundle.parent.parent, "port": 0, "max_rows": 8, "intra_op_threads": 1} | overrides
+        values = {"repository": two_models, "port": 0, "max_rows": 8, "intra_op_threads": 1} | overrides
         return running(Settings(**values))  # type: ignore[arg-type]
 
     return run

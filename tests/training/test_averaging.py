@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training.averaging import WeightAverage
-from training.recipe import Averaging
+from training.sections import Averaging
 
 
 class Scalar(nn.Module):

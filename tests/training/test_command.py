@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from models.bundle import Provenance, Validation
+from models.bundle import LanguageValidation, Provenance
 from models.nn.checkpoint import load_language_model, read_checkpoint
 from training.__main__ import main
 from training.corpus.encoding import encode_text
@@ -28,7 +28,7 @@ def test_command_trains_a_model_that_the_next_room_can_load(
 
     best = read_checkpoint(output / "best.safetensors")
     provenance = Provenance(**best.header["provenance"])
-    validation = Validation(**best.header["validation"])
+    validation = LanguageValidation(**best.header["validation"])
     model, codec = load_language_model(best)
     assert provenance.recipe == "tiny"
     assert provenance.cell == "lstm"

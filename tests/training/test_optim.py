@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training.optim import build_optimizer, clip_gradients, learning_rate
-from training.recipe import Optimizer, Schedule
+from training.sections import Optimizer, Schedule
 
 
 def test_learning_rate_warms_up_and_falls_as_half_a_cosine() -> None:

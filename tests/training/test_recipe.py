@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from models.nn.language import LanguageModelConfig
+from models.nn.tracing import TracingModelConfig
 from training.errors import RecipeError
-from training.recipe import Model, first_difference, load_recipe
+from training.recipe import first_difference, load_recipe
+from training.sections import Model, TracingModelShape
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 
@@ -18,17 +20,24 @@ RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 def test_recipe_that_is_shipped_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    recipe.model.config(vocabulary_size=100)
+    recipe.model.config(100)
 
 
 def test_recipes_that_the_documents_name_are_shipped() -> None:
     shipped = {path.stem for path in RECIPES.glob("*.toml")}
     assert shipped >= {"shakespeare_lstm", "shakespeare_gru", "ptb", "wikitext2", "own_text"}
+    assert shipped >= {"assist2009_updated", "assist2009_xiong", "assist2015", "statics2011", "tutor"}
 
 
-def test_recipe_model_section_is_the_model_configuration() -> None:
-    allowed = {field.name: field.default for field in fields(LanguageModelConfig) if field.name != "vocabulary_size"}
-    assert {name: field.default for name, field in Model.model_fields.items()} == allowed
+@pytest.mark.parametrize(
+    ("section", "configuration", "decided_by_corpus"),
+    [(Model, LanguageModelConfig, "vocabulary_size"), (TracingModelShape, TracingModelConfig, "skill_count")],
+)
+def test_recipe_model_section_is_the_model_configuration(
+    section: type, configuration: type, decided_by_corpus: str
+) -> None:
+    allowed = {field.name: field.default for field in fields(configuration) if field.name != decided_by_corpus}
+    assert {name: field.default for name, field in section.model_fields.items()} == allowed
 
 
 def test_recipe_overrides_are_toml_values_or_bare_words(recipe_path: Path) -> None:
@@ -107,3 +116,48 @@ def test_recipe_difference_names_the_first_key_that_matters(recipe_path: Path) -
     assert first_difference(free, saved) is None
     changed = load_recipe(recipe_path, ["model.layers=3", "optimizer.clip_norm=1.0"])
     assert first_difference(changed, saved) == ("model.layers", 2, 3)
+
+
+def test_recipe_of_an_older_run_had_todays_defaults(recipe_path: Path) -> None:
+    saved = load_recipe(recipe_path).model_dump(mode="json")
+    del saved["run"]["task"], saved["model"]["tied"]
+    assert first_difference(load_recipe(recipe_path), saved) is None
+    assert first_difference(load_recipe(recipe_path, ["model.tied=true"]), saved) == ("model.tied", False, True)
+
+
+@pytest.fixture
+def tracing_recipe_path(tmp_path: Path) -> Path:
+    path = tmp_path / "answers.toml"
+    path.write_text('[run]\ntask = "tracing"\n\n[corpus]\ntrain = "a.csv"\n')
+    return path
+
+
+def test_tracing_recipe_takes_one_file_or_several(tracing_recipe_path: Path) -> None:
+    assert load_recipe(tracing_recipe_path).corpus.train == ["a.csv"]
+    recipe = load_recipe(tracing_recipe_path, ['corpus.train=["b.csv", "c.csv"]', "corpus.validation=d.csv"])
+    assert (recipe.corpus.train, recipe.corpus.validation) == (["b.csv", "c.csv"], ["d.csv"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["tokenizer.kind=word"],
+            "[tokenizer] is not a section of a recipe; allowed are run, corpus, model, batches, loss",
+        ),
+        (["batches.lanes=3"], "batches.lanes is not a key of a recipe; allowed in [batches] are learners, window"),
+        (["model.tied=true"], "model.tied is not a key of a recipe"),
+        (["corpus.train="], "corpus: kind three-line takes files; set corpus.train to one path or a list of them"),
+        (["corpus.kind=generated"], "corpus: kind generated reads no files; leave out train and validation"),
+        (["corpus.kind=json"], "corpus.kind is 'json'; it should be 'three-line', 'rows', 'pykt' or 'generated'"),
+        (["corpus.learners=1"], "corpus.learners is 1; it should be greater than or equal to 2"),
+        (["corpus.train=5"], "corpus.train is 5; it should be a valid list"),
+        (["loss.waviness_l1=-1"], "loss.waviness_l1 is -1; it should be greater than or equal to 0"),
+        (["run.task=captions"], "run.task is 'captions'; it should be 'language' or 'tracing'"),
+    ],
+)
+def test_tracing_recipe_refuses_in_one_sentence(tracing_recipe_path: Path, overrides: list[str], sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tracing_recipe_path, overrides)
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)

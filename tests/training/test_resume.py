@@ -14,7 +14,7 @@ import torch
 from models.nn.checkpoint import read_checkpoint, write_checkpoint
 from training.errors import RunError
 from training.recipe import load_recipe
-from training.run import LanguageRun
+from training.run import TrainingRun
 from training.trainer import BEST, LAST, Evaluation, Progress, Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def run(
     recipe: Path, overrides: list[str], directory: Path, *, resume: bool = False, watch: Nobody | None = None
 ) -> int:
     """Run to the end, or until `watch` ends it; returns the steps made."""
-    return LanguageRun(load_recipe(recipe, overrides), directory, resume=resume).trainer.run(watch or Nobody()).step
+    return TrainingRun(load_recipe(recipe, overrides), directory, resume=resume).trainer.run(watch or Nobody()).step
 
 
 def assert_equal_files(seen: Path, expected: Path) -> None:
@@ -157,7 +157,7 @@ def test_run_without_a_checkpoint_resumes_from_the_beginning(recipe_path: Path, 
 def test_run_that_finished_has_nothing_left_to_do(recipe_path: Path, tmp_path: Path) -> None:
     run(recipe_path, [], tmp_path / "run")
     before = (tmp_path / "run" / LAST).stat().st_mtime_ns
-    trainer: Trainer[object] = LanguageRun(load_recipe(recipe_path), tmp_path / "run", resume=True).trainer
+    trainer: Trainer[object] = TrainingRun(load_recipe(recipe_path), tmp_path / "run", resume=True).trainer
     assert trainer.finished
     trainer.run(Nobody())
     assert (tmp_path / "run" / LAST).stat().st_mtime_ns == before
@@ -180,7 +180,7 @@ def test_run_refuses_to_resume_with_another_text(recipe_path: Path, tmp_path: Pa
     run(recipe_path, [], tmp_path / "run")
     with (recipe_path.parent / name).open("a") as file:
         file.write("more")
-    with pytest.raises(RunError, match=rf"the text's {key} is [0-9a-f]{{64}}, but the run was started with"):
+    with pytest.raises(RunError, match=rf"the corpus's {key} is [0-9a-f]{{64}}, but the run was started with"):
         run(recipe_path, [], tmp_path / "run", resume=True)
 
 

@@ -12,7 +12,7 @@ from models.codec.text import TextCodec
 from training.corpus.encoding import encode_text
 from training.corpus.text import read_corpus
 from training.corpus.tokenizer import build_codec
-from training.recipe import TokenizerKind
+from training.sections import TokenizerKind
 
 TEXT = "the cat's hat \n<unk> sat  on\tthe <unk> mat , 42 times\n\n naïve 猫 the end\n"
 KINDS = {

@@ -10,7 +10,7 @@ from collections import Counter
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from models.codec.text import END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
-from training.recipe import TokenizerKind
+from training.sections import TokenizerKind
 
 
 def build_codec(kind: TokenizerKind, text: str) -> TextCodec:

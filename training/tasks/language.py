@@ -21,14 +21,17 @@ from training.corpus.encoding import encode_text
 from training.corpus.text import TextCorpus
 from training.errors import CorpusError
 from training.evaluation import score
-from training.recipe import Recipe
+from training.recipe import LanguageRecipe
 from training.trainer import Evaluation
 
 
 class LanguageTask:
     """A language model, its corpus as lanes, and its validation text as one stream."""
 
-    def __init__(self, recipe: Recipe, corpus: TextCorpus, codec: TextCodec) -> None:
+    unit = "tok"
+    criterion_name = "nats/token"
+
+    def __init__(self, recipe: LanguageRecipe, corpus: TextCorpus, codec: TextCodec) -> None:
         self._recipe = recipe
         self._corpus = corpus
         self._codec = codec
@@ -45,6 +48,10 @@ class LanguageTask:
         self.module = LanguageModel(recipe.model.config(codec.vocabulary_size)).to(self._device)
         self.windows_per_epoch = self._lanes.windows_per_epoch
         self.tokens_per_window = batches.lanes * batches.window
+        self.description = (
+            f"{self.module.parameter_count:,} parameters, {codec.vocabulary_size:,} tokens in the vocabulary, "
+            f"{self.windows_per_epoch:,} windows of {self.tokens_per_window:,} tokens per epoch"
+        )
 
     def windows(self, epoch: int, start: int) -> Iterator[Window]:
         """The windows of an epoch, from window `start` on."""

@@ -72,8 +72,8 @@ def _nothing_leaks(server, eventually):
     """After every test: no place, no row is taken, and nothing was counted as the server's own defect."""
     defects = _outcomes(server)["internal_error"]
     yield
-    engine = server.context.repository.models["tiny"].engine
-    eventually(lambda: engine.admitted == 0 and engine.running == 0, seconds=30)
+    engines = [model.engine for model in server.context.repository.models.values()]
+    eventually(lambda: all(engine.admitted == 0 and engine.running == 0 for engine in engines), seconds=30)
     assert _outcomes(server)["internal_error"] == defects
 
 
@@ -82,6 +82,43 @@ def client(server) -> Iterator[httpx.Client]:
     """An HTTP client of the session's server."""
     with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as instance:
         yield instance
+
+
+@pytest.fixture
+def refused() -> Callable[..., str]:
+    """Holds a response against the one shape of errors; gives its message."""
+
+    def check(response: httpx.Response, status: int, code: str, retryable: bool = False) -> str:
+        assert response.status_code == status, response.text[:500]
+        body = response.json()
+        assert body == {"error": {"code": code, "message": body["error"]["message"], "retryable": retryable}}
+        message = body["error"]["message"]
+        assert isinstance(message, str)
+        assert 0 < len(message) < 600
+        assert "\n" not in message
+        return message
+
+    return check
+
+
+@pytest.fixture
+def trace(client) -> Callable[..., dict[str, Any]]:
+    """Posts to the tracing model and gives the answer."""
+
+    def post(**body: Any) -> dict[str, Any]:
+        response = client.post("/v1/models/tutor/trace", json=body)
+        assert response.status_code == 200, response.text[:500]
+        answer = response.json()
+        assert isinstance(answer, dict)
+        return answer
+
+    return post
+
+
+@pytest.fixture
+def steps(server) -> Callable[[], int]:
+    """How many ids the tracing model has eaten so far."""
+    return lambda: int(server.context.repository.models["tutor"].metrics._prompt_tokens._value.get())
 
 
 class StreamClient:

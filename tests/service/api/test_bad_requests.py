@@ -181,7 +181,7 @@ def test_model_in_a_path_that_is_not_served_is_refused(client, name, rest):
     _refused(response, 404, "unknown_model")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/model", "/v1/models/tiny/trace", "/v1/models/tiny/1", "/%00/%ff"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/model", "/v1/models/tiny/traces", "/v1/models/tiny/1", "/%00/%ff"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_unknown_path_is_refused(client, path, method):
     _refused(client.request(method, path), 404, "not_found")

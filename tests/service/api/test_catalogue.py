@@ -1,7 +1,8 @@
 def test_models_are_listed(client):
     response = client.get("/v1/models")
     assert response.status_code == 200
-    assert response.json() == {"object": "list", "data": [client.get("/v1/models/tiny").json()]}
+    models = [client.get(f"/v1/models/{name}").json() for name in ("tiny", "tutor")]
+    assert response.json() == {"object": "list", "data": models}
 
 
 def test_model_tells_what_it_is(client, server):
@@ -19,9 +20,18 @@ def test_model_tells_what_it_is(client, server):
     assert model["provenance"]["cell"] == "lstm"
 
 
+def test_tracing_model_tells_its_skills(client):
+    model = client.get("/v1/models/tutor").json()
+    assert (model["task"], model["vocabulary_size"], model["decoding"]) == ("tracing", None, None)
+    assert len(model["skills"]) == 5
+    assert model["skills"][2] == "fractions, like denominators"
+    assert model["validation"]["auc"] == 0.75
+
+
 def test_openapi_describes_every_route(client):
     schema = client.get("/openapi.json").json()
     models = "/v1/models/{model}"
     paths = ["/v1/completions", "/v1/models", models, f"{models}/next-token", f"{models}/score"]
+    paths += [f"{models}/trace", f"{models}/trace/{{session}}/mastery.svg", f"{models}/sessions/{{session}}"]
     assert sorted(schema["paths"]) == sorted([*paths, "/livez", "/readyz", "/metrics"])
     assert client.get("/docs").status_code == 200

@@ -36,7 +36,7 @@ def test_metrics_count_requests_tokens_and_steps(client, server, eventually):
     assert grown("step_rows_count") == grown("step_rows_sum") == 9  # the last prompt id's step samples the first token
     assert grown("step_seconds_count") == grown("engine_overhead_seconds_count") == 9
     after = _metrics(client)
-    assert _value(after, "rows", state="free") == 8
+    assert _value(after, "rows", model="tiny", state="free") == 8
     assert _value(after, "rows", state="active") == _value(after, "queue_depth") == 0
     digest = server.context.repository.models["tiny"].bundle.digest
     assert _value(after, "model_info", model="tiny", version="1", task="language", digest=digest) == 1

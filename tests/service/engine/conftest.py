@@ -30,7 +30,7 @@ class FakeRunner:
     """Rows are independent by construction; `fault` may raise or spoil logits, by the row's state before the step."""
 
     def __init__(self, vocabulary: int = 23) -> None:
-        self.vocabulary_size = vocabulary
+        self.output_size = vocabulary
         self.states = {"state.a": StateSpec((1,), "float32"), "state.b": StateSpec((2, 3), "float32")}
         self.fault: Callable[[int, int], Exception | float | None] = lambda state, token: None
         self.steps = 0
@@ -47,7 +47,7 @@ class FakeRunner:
             new = fold(state, token)
             after["state.a"][row], after["state.b"][row] = new, new
             if new not in self._cache:
-                self._cache[new] = logits_of(new, self.vocabulary_size)
+                self._cache[new] = logits_of(new, self.output_size)
             logits[row] = self._cache[new]
             fault = self.fault(state, token)
             if isinstance(fault, Exception):
@@ -88,6 +88,20 @@ def score_oracle() -> Callable[[list[int]], list[float]]:
             state = fold(state, token)
             logits = logits_of(state, vocabulary).astype(np.float64)
             result.append(float(logits[target] - np.log(np.exp(logits).sum())))
+        return result
+
+    return run
+
+
+@pytest.fixture
+def outputs_oracle() -> Callable[[list[int]], list[Floats]]:
+    """What the model says after each id. <float32>[V] each"""
+
+    def run(ids: list[int], vocabulary: int = 23) -> list[Floats]:
+        state, result = 0, []
+        for token in ids:
+            state = fold(state, token)
+            result.append(logits_of(state, vocabulary))
         return result
 
     return run

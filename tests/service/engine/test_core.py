@@ -8,7 +8,7 @@ import pytest
 from service.engine.core import NOT_FINITE, EngineCore
 from service.engine.rows import CHUNK
 from service.engine.runner import RunnerBroken
-from service.engine.sequence import FinishReason, SamplingParameters, Sequence
+from service.engine.sequence import FinishReason, Readout, SamplingParameters, Sequence
 
 
 class Listener:
@@ -313,3 +313,52 @@ def test_alternatives_come_with_the_token(runner):
     assert list(batch.alternatives) == [0]
     assert batch.alternatives[0][0].token == batch.tokens[0]
     assert batch.alternatives[0][0].logprob == pytest.approx(batch.logprobs[0])
+
+
+@pytest.mark.parametrize("length", [1, 2, CHUNK, CHUNK + 1, CHUNK + 2])
+def test_snapshot_of_the_prompt_forgets_what_was_sampled(runner, greedy_oracle, score_oracle, length):
+    prompt = np.random.default_rng(length).integers(0, 23, length).tolist()
+    listener = Listener(runner)
+    tokens, end = listener.one(prompt, greedy(3), keep_state=True, keep_prompt=True)
+    assert tokens == greedy_oracle(prompt, 3)
+    assert end.snapshot.pending.tolist() == prompt[-1:]
+    more = [*end.snapshot.pending.tolist(), 4, 7]
+    _, scored = listener.one(more, None, snapshot=end.snapshot)
+    np.testing.assert_allclose(scored.logprobs, score_oracle([*prompt, 4, 7])[-2:], atol=1e-5)
+
+
+def test_score_resumed_weighs_the_first_new_id(runner, score_oracle):
+    prompt = np.random.default_rng(6).integers(0, 23, CHUNK + 20).tolist()
+    listener = Listener(runner)
+    _, first = listener.one(prompt[:50], None, keep_state=True)
+    resumed = [*first.snapshot.pending.tolist(), *prompt[50:]]
+    _, rest = listener.one(resumed, None, snapshot=first.snapshot, keep_state=True)
+    np.testing.assert_allclose([*first.logprobs, *rest.logprobs], score_oracle(prompt), atol=1e-5)
+
+
+def test_readout_of_a_row_that_is_not_finite_fails_alone(runner, outputs_oracle):
+    runner.fault = lambda state, token: np.nan if token == 11 else None
+    listener = Listener(runner)
+    sound = listener.add([1] * 9, None, readout=Readout(np.arange(9), np.array([2]), last=3))
+    bad = listener.add([1, 1, 11, 1], None, readout=Readout(np.arange(4), np.array([2]), last=3))
+    listener.run()
+    assert listener.ends[bad].detail == NOT_FINITE
+    assert listener.ends[bad].reading is None
+    expected = outputs_oracle([1] * 9)
+    reading = listener.ends[sound].reading
+    np.testing.assert_array_equal(reading.values, [expected[place][place] for place in range(9)])
+    np.testing.assert_array_equal(reading.curve[:, 0], [row[2] for row in expected])
+    np.testing.assert_array_equal(reading.outputs, expected[-3:])
+    assert_clean(listener.core)
+
+
+def test_readouts_of_rows_that_move_keep_their_records(runner):
+    random = np.random.default_rng(8)
+    together = Listener(runner, max_rows=5)
+    histories = [random.integers(0, 23, random.integers(1, 2 * CHUNK)) for _ in range(30)]
+    sequences = [together.add(ids, None, readout=Readout(ids, np.array([5, 1, 7]), last=40)) for ids in histories]
+    together.run()
+    for ids, sequence in zip(histories, sequences, strict=True):
+        _, alone = Listener(runner).one(ids, None, readout=Readout(ids, np.array([5, 1, 7]), last=40))
+        for name in ("values", "curve", "outputs"):
+            np.testing.assert_array_equal(getattr(together.ends[sequence].reading, name), getattr(alone.reading, name))

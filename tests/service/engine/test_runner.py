@@ -7,29 +7,27 @@ import gc
 import numpy as np
 import pytest
 
-from models.bundle import STEP_GRAPH, open_bundle
+from models.bundle import open_bundle
 from service.engine.core import EngineCore
-from service.engine.runner import OnnxRunner
-from service.engine.sequence import SamplingParameters, Sequence
-from service.engine.state_pool import StateSpec
+from service.engine.sequence import Readout, SamplingParameters, Sequence
+from service.repository import open_runner
 
 
 @pytest.fixture
 def onnx_runner(tiny_bundle):
     bundle = open_bundle(tiny_bundle)
-    states = {spec.name: StateSpec(tuple(spec.shape[1:]), spec.dtype) for spec in bundle.step.states}
-    return OnnxRunner(bundle.files[STEP_GRAPH], states, bundle.codec.vocabulary_size, intra_op_threads=1)
+    return open_runner(bundle, intra_op_threads=1)
 
 
 def arrays(runner, n, seed):
     random = np.random.default_rng(seed)
     states = {name: random.standard_normal((n, *spec.shape)).astype(spec.dtype) for name, spec in runner.states.items()}
-    ids = random.integers(0, runner.vocabulary_size, n)
+    ids = random.integers(0, runner.output_size, n)
     return ids, states, {name: np.zeros_like(array) for name, array in states.items()}
 
 
 def test_bound_step_keeps_its_memory_alive(onnx_runner):
-    logits = np.zeros((3, onnx_runner.vocabulary_size), np.float32)
+    logits = np.zeros((3, onnx_runner.output_size), np.float32)
     step = onnx_runner.bind(*arrays(onnx_runner, 3, seed=1), logits)
     gc.collect()
     litter = [np.full(3, -(10**9)) for _ in range(1000)]  # what takes the place of memory that was freed
@@ -42,7 +40,7 @@ def test_bound_step_keeps_its_memory_alive(onnx_runner):
 
 def test_bound_step_writes_where_it_was_told(onnx_runner):
     ids, before, after = arrays(onnx_runner, 5, seed=2)
-    logits = np.zeros((7, onnx_runner.vocabulary_size), np.float32)
+    logits = np.zeros((7, onnx_runner.output_size), np.float32)
     kept = {name: array.copy() for name, array in before.items()}
     onnx_runner.bind(ids, before, after, logits[1:6])()
     assert not logits[[0, 6]].any()
@@ -70,3 +68,76 @@ def test_engine_generates_what_torch_generates(tiny_bundle, onnx_runner, tmp_pat
         for sequence, token in zip(batch.sequences, batch.tokens, strict=True) if batch else ():
             told[sequence].append(token)
     assert list(told.values()) == [generate(model, prompt, 30) for prompt in prompts]
+
+
+@pytest.fixture
+def tracing_runner(tiny_tracing_bundle):
+    return open_runner(open_bundle(tiny_tracing_bundle), intra_op_threads=1)
+
+
+@pytest.fixture
+def tracing_oracle(make_tracing_checkpoint, tmp_path):
+    """P(correct) at every skill after each attempt of a history, by torch. <float32>[N, S]"""
+    import torch
+
+    from models.nn.checkpoint import load_tracing_model, read_checkpoint
+
+    model, _ = load_tracing_model(read_checkpoint(make_tracing_checkpoint(tmp_path / "tutor.safetensors")))
+
+    def run(ids):
+        with torch.inference_mode():
+            return model(torch.from_numpy(ids)[None], model.initial_state(1))[0][0].sigmoid().numpy()
+
+    return run
+
+
+def run(core, *sequences):
+    """The end of each."""
+    ends = {}
+    for sequence in sequences:
+        core.add(sequence)
+    while not core.idle:
+        ends.update(core.step().finished)
+    return [ends[sequence] for sequence in sequences]
+
+
+def test_engine_reads_what_torch_predicts(tracing_runner, tracing_oracle):
+    random = np.random.default_rng(3)
+    core = EngineCore(tracing_runner, 4)
+    histories = [random.integers(0, 10, length) for length in (1, 2, 128, 129, 300, 7)]
+    readouts = [
+        Readout(random.integers(0, 5, len(ids)), np.array([3, 0]) if place % 2 else None, last=1 + 150 * (place > 2))
+        for place, ids in enumerate(histories)
+    ]
+    ends = run(core, *(Sequence(ids, None, readout) for ids, readout in zip(histories, readouts, strict=True)))
+    for ids, readout, end in zip(histories, readouts, ends, strict=True):
+        expected = tracing_oracle(ids)
+        np.testing.assert_allclose(end.reading.values, expected[range(len(ids)), readout.targets], atol=1e-5)
+        np.testing.assert_allclose(end.reading.outputs, expected[-readout.last :], atol=1e-5)
+        if readout.columns is None:
+            assert end.reading.curve is None
+        else:
+            np.testing.assert_allclose(end.reading.curve, expected[:, readout.columns], atol=1e-5)
+
+
+def test_readout_resumed_anywhere_equals_one_run_bit_for_bit(tracing_runner):
+    random = np.random.default_rng(4)
+    ids, targets = random.integers(0, 10, 140), random.integers(0, 5, 140)
+    core = EngineCore(tracing_runner, 8)
+    (whole,) = run(core, Sequence(ids, None, Readout(targets), keep_state=True))
+    cuts = [1, 2, 70, 127, 128, 129, 139]
+    firsts = run(core, *(Sequence(ids[:cut], None, Readout(targets[:cut]), keep_state=True) for cut in cuts))
+    rests = run(
+        core,
+        *(
+            Sequence(ids[cut:], None, Readout(targets[cut:]), snapshot=first.snapshot, keep_state=True)
+            for cut, first in zip(cuts, firsts, strict=True)
+        ),
+    )
+    for first, rest in zip(firsts, rests, strict=True):
+        values = np.concatenate([first.reading.values, rest.reading.values])
+        np.testing.assert_array_equal(values, whole.reading.values)
+        np.testing.assert_array_equal(rest.reading.outputs, whole.reading.outputs)
+        assert len(rest.snapshot.pending) == 0
+        for name, row in rest.snapshot.state.items():
+            np.testing.assert_array_equal(row, whole.snapshot.state[name])

@@ -1,0 +1,118 @@
+"""Interactions <-> ids: what a learner tried, and whether it was right, as one number per attempt.
+
+Axes: S skills. An attempt's id is `2 * skill + correct`, in [0, 2 S): one int64 per row and step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from models.errors import UnknownSkill
+
+MAX_NAME_CHARACTERS = 500
+
+
+class InteractionCodec:
+    """An ordered list of skill names; a skill's id is its position.
+
+    Args:
+        skills: names, each once: 1 to 500 characters that have a UTF-8 form.
+
+    Raises:
+        ValueError: no names, or one that is not allowed.
+    """
+
+    def __init__(self, skills: Sequence[str]) -> None:
+        if not skills:
+            raise ValueError("the list of skills is empty; allowed is one name or more")
+        self._ids: dict[str, int] = {}
+        for position, name in enumerate(skills):
+            _check_name(name, position)
+            if name in self._ids:
+                raise ValueError(
+                    f"skill {position} is called {name!r}, as skill {self._ids[name]} is; names are unique"
+                )
+            self._ids[name] = position
+        self.skills: tuple[str, ...] = tuple(skills)
+        """Names, by id."""
+
+    @classmethod
+    def from_json(cls, content: str) -> InteractionCodec:
+        """The codec of a `skills.json`: a JSON array of names.
+
+        Raises:
+            ValueError: the content is anything else.
+        """
+        try:
+            skills = json.loads(content)
+        except (ValueError, RecursionError):
+            raise ValueError("is not JSON; allowed is an array of skill names") from None
+        if not isinstance(skills, list):
+            raise ValueError(f"holds a JSON {type(skills).__name__}; allowed is an array of skill names")
+        return cls(skills)
+
+    def to_json(self) -> str:
+        """The codec as `skills.json`, one name a line."""
+        return json.dumps(self.skills, ensure_ascii=False, indent=1) + "\n"
+
+    @property
+    def skill_count(self) -> int:
+        """S."""
+        return len(self.skills)
+
+    @property
+    def interaction_count(self) -> int:
+        """2 S: an attempt's id is below it."""
+        return 2 * len(self.skills)
+
+    def skill_id(self, skill: str | int) -> int:
+        """The id of a skill, in [0, S), given its name or the id itself.
+
+        Raises:
+            UnknownSkill: the model has no such skill.
+        """
+        if isinstance(skill, str):
+            found = self._ids.get(skill)
+            if found is not None:
+                return found
+            shown = skill if len(skill) <= MAX_NAME_CHARACTERS else skill[:MAX_NAME_CHARACTERS] + "..."
+            raise UnknownSkill(f"there is no skill {shown!r}; this model knows {self._known()}")
+        if isinstance(skill, int) and not isinstance(skill, bool) and 0 <= skill < len(self.skills):
+            return skill
+        raise UnknownSkill(f"there is no skill {skill!r}; this model knows {self._known()}")
+
+    def encode(self, skill: str | int, correct: bool) -> int:
+        """The id of an attempt at a skill, given by name or id.
+
+        Raises:
+            UnknownSkill: the model has no such skill.
+        """
+        return 2 * self.skill_id(skill) + bool(correct)
+
+    def decode(self, attempt: int) -> tuple[int, bool]:
+        """The inverse of encode: (skill id, correct).
+
+        Raises:
+            ValueError: the id is not in [0, 2 S).
+        """
+        if not 0 <= attempt < self.interaction_count:
+            raise ValueError(f"attempt is {attempt}; allowed are 0 to {self.interaction_count - 1:,}")
+        return attempt >> 1, bool(attempt & 1)
+
+    def _known(self) -> str:
+        last = len(self.skills) - 1
+        return f"{len(self.skills):,} skills, ids 0 to {last:,}, the first called {self.skills[0]!r}"
+
+
+def _check_name(name: object, position: int) -> None:
+    if not isinstance(name, str):
+        raise ValueError(f"skill {position} is {name!r}; allowed is a name, a string")
+    if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
+        raise ValueError(
+            f"the name of skill {position} has {len(name):,} characters; allowed are 1 to {MAX_NAME_CHARACTERS}"
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of skill {position} holds half of a surrogate pair; allowed is text") from None

@@ -1,0 +1,241 @@
+"""Knowledge tracing: what a learner knows after each answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from models.codec.interaction import InteractionCodec
+from service.api.context import context_of, find_model
+from service.api.disconnect import all_or_none, while_connected
+from service.api.probability import ERRORS
+from service.api.trace_messages import LearnersRequest, LearnersResponse, TraceBody, TraceFields, TraceResponse
+from service.engine.async_engine import Admission
+from service.engine.sequence import Ids
+from service.errors import RequestError
+from service.generation import admit, run_quietly
+from service.mastery import mastery_svg
+from service.memories import MAX_MARKS, Memories, Recall
+from service.repository import ServedModel
+from service.sessions.sessions import SessionView
+from service.tracing import (
+    MAX_CURVE_VALUES,
+    History,
+    Traced,
+    encode_history,
+    skill_ids,
+    trace_sequence,
+    traced,
+    without_output,
+)
+from service.trail import marks_of, read_marks
+
+LONG_ANSWER = 256
+"""Attempts from which on an answer is written on a thread, not to hold the event loop up."""
+
+router = APIRouter(prefix="/v1/models/{model}", tags=["tracing"])
+
+
+@router.post(
+    "/trace",
+    summary="What learners know after each answer",
+    responses=ERRORS,
+    response_model=TraceResponse | LearnersResponse,
+)
+async def trace(request: Request, model: str, body: TraceBody) -> Response:
+    """P(correct) of the next attempt at every skill; of one learner, or of many in `learners`, all or none."""
+    served = find_model(request, model, "tracing")
+    work = _trace(served, context_of(request).memories, body)
+    return Response(await while_connected(request, work), media_type="application/json")
+
+
+@router.get(
+    "/trace/{session}/mastery.svg",
+    summary="A picture of a session",
+    responses={200: {"content": {"image/svg+xml": {}}}, **ERRORS},
+    response_model=None,
+)
+async def mastery(request: Request, model: str, session: str) -> Response:
+    """Skills down, attempts across, colour for P(correct), each answer marked; the last 256 attempts."""
+    served = find_model(request, model, "tracing")
+    view = await context_of(request).memories.look(served.name, session, trail=True, fits=served.identity)
+    picture = await asyncio.to_thread(_draw, served, session, view)
+    headers = {"cache-control": "no-store", "content-security-policy": "default-src 'none'"}
+    return Response(picture, media_type="image/svg+xml", headers=headers)
+
+
+def _draw(model: ServedModel, session: str, view: SessionView) -> str:
+    ids, after = read_marks(view.trail)
+    first, last = view.memory.steps - len(ids) + 1, view.memory.steps
+    title = f"{model.name} version {model.bundle.version} · session {session} · attempts {first:,} to {last:,}"
+    return mastery_svg(model.bundle.interaction_codec.skills, ids, after, title=title, first_attempt=first)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One learner's request, checked."""
+
+    fields: TraceFields
+    history: History
+    skills: Ids | None
+    curve: Ids | None
+
+
+async def _trace(model: ServedModel, memories: Memories, body: TraceBody) -> bytes:
+    many = isinstance(body, LearnersRequest)
+    learners: Sequence[TraceFields] = body.learners if isinstance(body, LearnersRequest) else [body]
+    with ExitStack() as places:
+        # As many rows as there are at most: a large request takes turns instead of everybody's place.
+        wanted = min(len(learners), model.engine.max_rows)
+        admissions = [places.enter_context(admit(model)) for _ in range(wanted)]
+        asked = [_check(model, fields, f"learners.{place}." if many else "") for place, fields in enumerate(learners)]
+        _check_sessions(learners)
+        async with AsyncExitStack() as held:
+            recalls = [
+                await held.enter_async_context(memories.recall(model.identity, one.fields.memory)) for one in asked
+            ]
+            results = await _run_all(model, admissions, asked, recalls)
+            for one, recall, result in zip(asked, recalls, results, strict=True):
+                await _keep(one, recall, result)
+        told = [recall.told for recall in recalls]
+        if sum(one.history.count for one in asked) < LONG_ANSWER:
+            return _json(model, asked, results, told, many)
+        return await asyncio.to_thread(_json, model, asked, results, told, many)
+
+
+def _check(model: ServedModel, fields: TraceFields, where: str) -> _Asked:
+    """Everything about a learner that can be refused without a memory."""
+    codec = model.bundle.interaction_codec
+    attempts = ((attempt["skill"], attempt["correct"]) for attempt in fields.attempts)
+    history = encode_history(model, attempts, ignore_unknown=fields.unknown_skill == "ignore", where=where)
+    skills = None if fields.skills is None else skill_ids(codec, fields.skills, f"{where}skills")
+    curve = None if fields.curve is None else skill_ids(codec, fields.curve, f"{where}curve")
+    if curve is not None and len(curve) * len(history.ids) > MAX_CURVE_VALUES:
+        raise RequestError(
+            "invalid_request",
+            f"{where}curve: {len(curve):,} skills after each of {len(history.ids):,} attempts are "
+            f"{len(curve) * len(history.ids):,} values; allowed are {MAX_CURVE_VALUES:,}",
+        )
+    return _Asked(fields, history, skills, curve)
+
+
+def _check_sessions(learners: Sequence[TraceFields]) -> None:
+    places: dict[str, int] = {}
+    for place, learner in enumerate(learners):
+        if learner.session is None:
+            continue
+        first = places.setdefault(learner.session, place)
+        if first != place:
+            raise RequestError(
+                "invalid_request", f"learners.{place}.session: is that of learners.{first}; each session may come once"
+            )
+
+
+async def _run_all(
+    model: ServedModel, admissions: list[Admission], asked: list[_Asked], recalls: list[Recall]
+) -> list[Traced]:
+    """Every learner's history, as many at once as there are places; the first failure ends the rest."""
+    results: dict[int, Traced] = {}
+    waiting = iter(range(len(asked)))
+
+    async def work(admission: Admission) -> None:
+        measured = False
+        for place in waiting:
+            one, recall = asked[place], recalls[place]
+            wants_marks = recall.choice.session is not None and len(one.history.ids) > 1
+            sequence = trace_sequence(
+                one.history.ids,
+                recalled=recall.snapshot,
+                curve=one.curve,
+                last=MAX_MARKS if wants_marks else 1,
+                keep_state=recall.choice.keeps,
+            )
+            results[place] = traced(sequence, await run_quietly(model, admission, sequence))
+            if not measured:
+                model.metrics.queued(admission, sequence)
+                measured = True
+
+    if len(asked) == 1:
+        await work(admissions[0])
+        return [results[0]]
+    await all_or_none(work(admission) for admission in admissions)
+    return [results[place] for place in range(len(asked))]
+
+
+async def _keep(one: _Asked, recall: Recall, result: Traced) -> None:
+    if result.snapshot is None:
+        return
+    marks = marks_of(one.history.ids, result.outputs) if recall.choice.session is not None else []
+    # A token holds what the model said last only for who asks for `each`: it is as long as the states.
+    signed = result.snapshot if one.fields.each else without_output(result.snapshot)
+    await recall.keep(result.snapshot, eaten=len(one.history.ids), marks=marks, signed=signed)
+
+
+def _json(
+    model: ServedModel, asked: list[_Asked], results: list[Traced], told: list[dict[str, str]], many: bool
+) -> bytes:
+    """The answer. Written by hand: an answer of 100,000 attempts need not be validated on its way out.
+
+    In ASCII: a name that a client sent may hold half of a surrogate pair, which UTF-8 cannot express.
+    """
+    head = f'{{"model":{json.dumps(model.name)},"version":{model.bundle.version}'
+    learners = [_answer(model, *each) for each in zip(asked, results, told, strict=True)]
+    text = f'{head},"learners":[{",".join(learners)}]}}' if many else f"{head},{learners[0][1:]}"
+    return text.encode()
+
+
+def _answer(model: ServedModel, one: _Asked, result: Traced, told: dict[str, str]) -> str:
+    """One LearnerAnswer. The predictions are most of a short answer's cost, hence the template."""
+    codec, history, fields = model.bundle.interaction_codec, one.history, one.fields
+    answer: dict[str, Any] = {}
+    identity = getattr(fields, "id", None)
+    if identity is not None:
+        answer["id"] = identity
+    answer["attempts"] = len(history.ids)
+    if fields.unknown_skill == "ignore":
+        answer["ignored"] = history.count - len(history.ids)
+    if fields.each:
+        before: list[float | None] = [None] * history.count
+        for place, probability in zip(history.places.tolist(), result.before.tolist(), strict=True):
+            before[place] = None if math.isnan(probability) else _short(probability)
+        answer["each"] = [
+            {**attempt, "probability": probability}
+            for attempt, probability in zip(fields.attempts, before, strict=True)
+        ]
+    if one.curve is not None:
+        assert result.curve is not None
+        answer["curve"] = [
+            {"skill": codec.skills[skill], "probabilities": [_short(value) for value in values]}
+            for skill, values in zip(one.curve.tolist(), result.curve.T.tolist(), strict=True)
+        ]
+    if one.skills is None:
+        predictions = _template(codec) % tuple(result.after.tolist())
+    else:
+        chosen = zip(one.skills.tolist(), result.after[one.skills].tolist(), strict=True)
+        predictions = _dumps([{"skill": codec.skills[skill], "probability": _short(value)} for skill, value in chosen])
+    return f'{_dumps(answer | told)[:-1]},"predictions":{predictions}}}'
+
+
+@cache
+def _template(codec: InteractionCodec) -> str:
+    """The predictions of all skills, with a place for each probability."""
+    names = (json.dumps(name).replace("%", "%%") for name in codec.skills)
+    return "[" + ",".join(f'{{"skill":{name},"probability":%.9g}}' for name in names) + "]"
+
+
+def _short(probability: float) -> float:
+    """Nine digits tell every float32 from every other, and are half as long as what float64 would take to say it."""
+    return float(f"{probability:.9g}")
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,219 @@
+"""Where a request's memory comes from and where it goes: a session, a state token, or nowhere."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from service.engine.sequence import Ids, Snapshot
+from service.errors import ServiceError
+from service.observability.metrics import Metrics
+from service.sessions.errors import SessionError
+from service.sessions.key import SessionKey
+from service.sessions.memory import NO_IDS, Memory, ModelIdentity, check_fit, remember
+from service.sessions.process_store import ProcessSessionStore
+from service.sessions.redis_store import RedisSessionStore
+from service.sessions.sessions import OpenSession, Sessions, SessionView
+from service.sessions.store import Retention, SessionStore
+from service.sessions.tokens import MIN_KEY_BYTES, TokenSigner
+from service.settings import Settings
+
+logger = logging.getLogger("carousel.sessions")
+
+TENANT = "anonymous"
+"""Whose sessions and tokens they are: without API keys, every caller is the same one."""
+
+MAX_MARKS = 256
+"""Attempts that a session keeps for its picture: as many as a screen can tell apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryChoice:
+    """Which memory a request goes on from, and who keeps the new one.
+
+    Args:
+        session: id of the session to go on from and to write.
+        state: a token to go on from.
+        return_state: whether the answer brings a token of the new memory.
+    """
+
+    session: str | None = None
+    state: str | None = None
+    return_state: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anybody wants the new memory."""
+        return self.session is not None or self.return_state
+
+    @property
+    def resumes(self) -> bool:
+        """Whether there may be a memory to go on from."""
+        return self.session is not None or self.state is not None
+
+
+class Recall:
+    """The memory of one request, for as long as it runs."""
+
+    def __init__(
+        self,
+        model: ModelIdentity,
+        choice: MemoryChoice,
+        signer: TokenSigner,
+        before: Memory | None,
+        held: OpenSession | None,
+    ) -> None:
+        self._model = model
+        self._signer = signer
+        self._held = held
+        self.choice = choice
+        self.before = before
+        self._state: str | None = None
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What to go on from; None starts from zeros."""
+        return None if self.before is None else self.before.snapshot
+
+    @property
+    def context(self) -> Ids:
+        """The last ids before this request."""
+        return NO_IDS if self.before is None else self.before.context
+
+    async def keep(
+        self,
+        snapshot: Snapshot,
+        *,
+        eaten: int,
+        context: Ids = NO_IDS,
+        marks: Sequence[bytes] = (),
+        signed: Snapshot | None = None,
+    ) -> None:
+        """Write the session and sign the token, where they are wanted. Lets the session go.
+
+        Args:
+            snapshot: how the request ended.
+            eaten: ids that it added to the memory.
+            context: the last ids, which a detokeniser must know.
+            marks: for the session's trail.
+            signed: what a token holds, where that is not `snapshot`.
+
+        Raises:
+            ServiceError: any of the sessions' codes.
+        """
+        with _as_service_errors():
+            memory = remember(self._model, snapshot, eaten=eaten, now=time.time(), before=self.before, context=context)
+            if self.choice.return_state:
+                portable = (
+                    memory
+                    if signed is None
+                    else remember(
+                        self._model, signed, eaten=eaten, now=memory.updated_at, before=self.before, context=context
+                    )
+                )
+                self._state = self._signer.sign(portable, TENANT)
+            if self._held is not None:
+                await self._held.commit(memory, marks)
+
+    @property
+    def told(self) -> dict[str, str]:
+        """What the answer says of the new memory."""
+        told = {} if self.choice.session is None else {"session": self.choice.session}
+        return told if self._state is None else {**told, "state": self._state}
+
+
+class Memories:
+    """Sessions and tokens as requests use them.
+
+    Args:
+        sessions: those that the server keeps.
+        signer: of those that clients keep.
+    """
+
+    def __init__(self, sessions: Sessions, signer: TokenSigner) -> None:
+        self._sessions = sessions
+        self._signer = signer
+
+    @asynccontextmanager
+    async def recall(self, model: ModelIdentity, choice: MemoryChoice) -> AsyncIterator[Recall]:
+        """Hold a request's memory for the time of a `with` block; leaving it without `keep` changes nothing.
+
+        Raises:
+            ServiceError: any of the sessions' codes.
+        """
+        with _as_service_errors():
+            before = None if choice.state is None else self._signer.open(choice.state, TENANT, model)
+            if choice.session is None:
+                yield Recall(model, choice, self._signer, before, None)
+                return
+            async with self._sessions.open(SessionKey(TENANT, model.name, choice.session), model) as held:
+                yield Recall(model, choice, self._signer, held.memory, held)
+
+    async def look(
+        self, model: str, session: str, *, trail: bool = False, fits: ModelIdentity | None = None
+    ) -> SessionView:
+        """What a session holds; where `fits` is given, refused unless that model can go on from it.
+
+        Raises:
+            ServiceError: any of the sessions' codes.
+        """
+        with _as_service_errors():
+            view = await self._sessions.look(SessionKey(TENANT, model, session), trail=trail)
+            if fits is not None:
+                check_fit(view.memory, fits)
+            return view
+
+    async def delete(self, model: str, session: str) -> None:
+        """Forget a session.
+
+        Raises:
+            ServiceError: any of the sessions' codes.
+        """
+        with _as_service_errors():
+            await self._sessions.delete(SessionKey(TENANT, model, session))
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        await self._sessions.close()
+
+
+def open_memories(settings: Settings, metrics: Metrics) -> Memories:
+    """The store and the keys that the settings name.
+
+    Raises:
+        ValueError: a URL or a key that cannot be used.
+    """
+    retention = Retention(ttl_seconds=settings.session_ttl_seconds, max_marks=MAX_MARKS)
+
+    def count(reason: str) -> None:
+        metrics.sessions_evicted.labels(reason).inc()
+
+    store: SessionStore
+    if settings.redis_url is None:
+        store = process_store = ProcessSessionStore(retention, max_sessions=settings.max_sessions, on_evicted=count)
+        metrics.sessions.set_function(lambda: len(process_store))
+    else:
+        store = RedisSessionStore(settings.redis_url.get_secret_value(), retention, on_evicted=count)
+    return Memories(Sessions(store), TokenSigner(_keys(settings)))
+
+
+def _keys(settings: Settings) -> list[bytes]:
+    if settings.state_key is None:
+        logger.info(
+            "CAROUSEL_STATE_KEY is not set: state tokens are signed with a random key that only this process knows "
+            "and are worth nothing after its end"
+        )
+        return [secrets.token_bytes(MIN_KEY_BYTES)]
+    return [key.encode() for key in settings.state_key.get_secret_value().split(",")]
+
+
+@contextmanager
+def _as_service_errors() -> Iterator[None]:
+    try:
+        yield
+    except SessionError as error:
+        raise ServiceError(error.code, str(error), error.retry_after_seconds) from None

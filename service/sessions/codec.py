@@ -1,0 +1,174 @@
+"""A memory as bytes, exactly: the same floats come back bit for bit.
+
+Little-endian, nothing padded, nothing after the end:
+
+    magic "CRM" and format number 1                             4 bytes
+    version u32, steps u64, created_at f64, updated_at f64     28 bytes
+    digest                                                     32 bytes
+    model                                                      text
+    states: u8 count, then each: name text, type u8, rank u8, rank sizes u32, the row's bytes
+    pending: u32 count, then int64 each
+    context: u32 count, then int64 each
+    extra                                                      text: a JSON object
+
+where text is a u16 length and that many bytes of UTF-8, and a type is ONNX's number for it (models.graph). Whoever
+changes the layout changes the format number. Bytes come from a network, so a reader believes no length before it has
+seen that so many bytes are there: it allocates no more than a small multiple of what it was given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from models.graph import ELEMENT_TYPES
+from service.engine.sequence import Array, Ids, Snapshot
+from service.sessions.errors import InvalidMemory, MemoryTooLarge
+from service.sessions.memory import Memory
+
+MAX_MEMORY_BYTES = 1 << 20
+"""Longest encoding that is written or read: two layers of 1,024 units are 16 KiB."""
+
+MAX_EXTRA_BYTES = 1024
+MAX_RANK = 8
+
+_MAGIC = b"CRM\x01"
+_HEAD = struct.Struct("<IQdd32s")
+_U8, _U16, _U32 = struct.Struct("<B"), struct.Struct("<H"), struct.Struct("<I")
+_TYPE_NUMBERS = {name: number for number, name in ELEMENT_TYPES.items()}
+
+
+def encode(memory: Memory) -> bytes:
+    """The bytes of a memory.
+
+    Raises:
+        MemoryTooLarge: it has more than MAX_MEMORY_BYTES, or its extra more than MAX_EXTRA_BYTES.
+    """
+    extra = _json(memory.extra).encode()
+    if len(extra) > MAX_EXTRA_BYTES:
+        raise MemoryTooLarge(f"a memory's extra is {len(extra):,} bytes; allowed are {MAX_EXTRA_BYTES:,}")
+    state = memory.snapshot.state
+    parts = [
+        _MAGIC,
+        _HEAD.pack(memory.version, memory.steps, memory.created_at, memory.updated_at, bytes.fromhex(memory.digest)),
+        _text(memory.model.encode()),
+        _U8.pack(len(state)),
+    ]
+    for name, row in state.items():
+        parts += [
+            _text(name.encode()),
+            bytes((_TYPE_NUMBERS[row.dtype.name], row.ndim)),
+            struct.pack(f"<{row.ndim}I", *row.shape),
+            row.astype(row.dtype.newbyteorder("<"), copy=False).tobytes(),
+        ]
+    for ids in (memory.snapshot.pending, memory.context):
+        parts += [_U32.pack(len(ids)), ids.astype("<i8", copy=False).tobytes()]
+    content = b"".join((*parts, _text(extra)))
+    if len(content) > MAX_MEMORY_BYTES:
+        raise MemoryTooLarge(
+            f"the memory is {len(content):,} bytes; at most {MAX_MEMORY_BYTES:,} can be kept or signed"
+        )
+    return content
+
+
+def decode(content: bytes) -> Memory:
+    """The memory that `encode` made these bytes of. Its arrays are its own and can be written to.
+
+    Raises:
+        InvalidMemory: they are the bytes of no memory, or of another format.
+    """
+    reader = _Reader(content)
+    if len(content) > MAX_MEMORY_BYTES:
+        reader.refuse(f"longer than the {MAX_MEMORY_BYTES:,} bytes allowed")
+    if reader.take(len(_MAGIC)) != _MAGIC:
+        reader.refuse("no memory, or one in another format")
+    version, steps, created_at, updated_at, digest = _HEAD.unpack(reader.take(_HEAD.size))
+    if not (math.isfinite(created_at) and math.isfinite(updated_at)):
+        reader.refuse("holds a time that is no number")
+    model = reader.text()
+    state: dict[str, Array] = {}
+    for _ in range(reader.number(_U8)):
+        name = reader.text()
+        if name in state:
+            reader.refuse("holds a state twice")
+        state[name] = reader.row()
+    pending, context = reader.ids(), reader.ids()
+    extra = reader.json_object()
+    if reader.left:
+        reader.refuse(f"{reader.left:,} bytes follow its end")
+    snapshot = Snapshot(state, pending)
+    return Memory(model, version, digest.hex(), snapshot, steps, created_at, updated_at, context, extra)
+
+
+def _json(extra: Mapping[str, Any]) -> str:
+    return json.dumps(dict(extra), separators=(",", ":"), allow_nan=False)
+
+
+def _text(content: bytes) -> bytes:
+    return _U16.pack(len(content)) + content
+
+
+class _Reader:
+    """Takes values off the front of untrusted bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = memoryview(content)
+        self.left = len(content)
+
+    def refuse(self, reason: str) -> NoReturn:
+        raise InvalidMemory(f"a memory of {len(self._content):,} bytes: {reason}")
+
+    def take(self, size: int) -> memoryview:
+        if size > self.left:
+            self.refuse("cut short")
+        start = len(self._content) - self.left
+        self.left -= size
+        return self._content[start : start + size]
+
+    def number(self, kind: struct.Struct) -> int:
+        return int(kind.unpack(self.take(kind.size))[0])
+
+    def text(self) -> str:
+        try:
+            return str(self.take(self.number(_U16)), "utf-8")
+        except UnicodeDecodeError:
+            self.refuse("holds a text that is no UTF-8")
+
+    def row(self) -> Array:
+        """One row of a state."""
+        type_name = ELEMENT_TYPES.get(self.number(_U8))
+        rank = self.number(_U8)
+        if type_name is None or rank > MAX_RANK:
+            self.refuse("holds a state of unknown type or rank")
+        shape = struct.unpack(f"<{rank}I", self.take(4 * rank))
+        if 0 in shape:
+            self.refuse("holds an empty state")
+        dtype = np.dtype(type_name)
+        content = self.take(math.prod(shape) * dtype.itemsize)  # Python's integers: the product cannot wrap
+        if type_name == "bool" and not set(content) <= {0, 1}:
+            self.refuse("holds a truth value that is neither 0 nor 1")
+        return np.frombuffer(content, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+
+    def ids(self) -> Ids:
+        ids = np.frombuffer(self.take(8 * self.number(_U32)), "<i8").astype(np.int64)
+        if (ids < 0).any():
+            self.refuse("holds a negative id")
+        return ids
+
+    def json_object(self) -> Mapping[str, Any]:
+        text = self.text()
+        if len(text) > MAX_EXTRA_BYTES:
+            self.refuse(f"its extra is longer than the {MAX_EXTRA_BYTES:,} bytes allowed")
+        try:
+            value = json.loads(text)
+            canonical = isinstance(value, dict) and _json(value) == text
+        except (ValueError, RecursionError):
+            canonical = False
+        if not canonical:  # then it could not be written as it was read
+            self.refuse("its extra is no JSON object as this service writes them")
+        return dict(value)

@@ -1,0 +1,131 @@
+"""What a recurrent model remembers of one learner or writer, and which model may go on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from models.bundle import Bundle
+from service.engine.sequence import Ids, Snapshot
+from service.engine.state_pool import StateSpec
+from service.sessions.errors import ModelMismatch
+
+NO_IDS: Ids = np.zeros(0, np.int64)
+
+OUTPUT = "output"
+"""A row that a memory may hold beside the model's states: what the model said after the last id it ate."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model it is: what a memory is stamped with and checked against.
+
+    `digest` is the sha256 of the bundle's manifest, which holds those of all its files; `states` are one row each.
+    """
+
+    name: str
+    version: int
+    digest: str
+    states: Mapping[str, StateSpec]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> ModelIdentity:
+        """The identity of an open bundle."""
+        states = {
+            spec.name: StateSpec(tuple(size or 0 for size in spec.shape[1:]), spec.dtype) for spec in bundle.step.states
+        }
+        return cls(bundle.model, bundle.version, bundle.digest, states)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Memory:
+    """A snapshot and the few facts around it. Its size does not depend on how much the model has eaten.
+
+    Args:
+        model: name of the model that made it.
+        version: that model's version.
+        digest: that model's digest, in hexadecimal.
+        snapshot: one row of every state, and the ids not yet eaten.
+        steps: ids eaten since the memory began.
+        created_at: when it began, Unix seconds.
+        updated_at: when it was last written, Unix seconds.
+        context: the last ids, which a detokeniser must know to go on. <int64>[at most a few]
+        extra: what a task keeps beside it: JSON, at most codec.MAX_EXTRA_BYTES, and nothing that grows with the
+            history: that belongs into the session's trail.
+    """
+
+    model: str
+    version: int
+    digest: str
+    snapshot: Snapshot
+    steps: int
+    created_at: float
+    updated_at: float
+    context: Ids
+    extra: Mapping[str, Any]
+
+
+def remember(
+    model: ModelIdentity,
+    snapshot: Snapshot,
+    *,
+    eaten: int,
+    now: float,
+    before: Memory | None = None,
+    context: Ids = NO_IDS,
+    extra: Mapping[str, Any] | None = None,
+) -> Memory:
+    """The memory after a request: what to commit to a session or to sign.
+
+    Args:
+        model: the model that ran.
+        snapshot: how it ended.
+        eaten: ids that this request made it eat.
+        now: Unix seconds.
+        before: the memory that the request went on from; None where it began from zeros.
+        context: the last ids of the text.
+        extra: None keeps that of `before`.
+    """
+    return Memory(
+        model=model.name,
+        version=model.version,
+        digest=model.digest,
+        snapshot=snapshot,
+        steps=eaten + (0 if before is None else before.steps),
+        created_at=now if before is None else before.created_at,
+        updated_at=now,
+        context=context,
+        extra=extra if extra is not None else {} if before is None else before.extra,
+    )
+
+
+def check_fit(memory: Memory, model: ModelIdentity) -> None:
+    """Refuse a memory that the model must not go on from.
+
+    A memory fits when its digest is the model's and its states (OUTPUT is none) have the model's names, shapes and
+    types. Name and
+    version do not matter: a bundle that was copied, renamed or renumbered byte for byte is the same network. A bundle
+    of equal shapes and another digest is not: its numbers would be read as something that they do not mean.
+
+    Raises:
+        ModelMismatch
+    """
+    if memory.digest != model.digest:
+        raise ModelMismatch(
+            f"the memory was made by {memory.model} version {memory.version} (digest {memory.digest[:12]}) and served "
+            f"is {model.name} version {model.version} (digest {model.digest[:12]}); start anew without it"
+        )
+    rows = memory.snapshot.state.items()
+    seen = {name: StateSpec(row.shape, row.dtype.name) for name, row in rows if name != OUTPUT}
+    if seen != model.states:
+        raise ModelMismatch(
+            f"the memory holds the states {_describe(seen)} and {model.name} version {model.version} has "
+            f"{_describe(model.states)}; start anew without it"
+        )
+
+
+def _describe(states: Mapping[str, StateSpec]) -> str:
+    return ", ".join(f"{name} {spec.dtype}{list(spec.shape)}" for name, spec in sorted(states.items()))

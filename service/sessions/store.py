@@ -1,0 +1,142 @@
+"""Where sessions are kept: bytes under a key, held by one request at a time.
+
+A request takes a **lease** on its session, computes, and commits the new bytes. The lease is what makes it safe:
+
+- while one request holds it, others get SessionBusy instead of waiting: what they would go on from is about to change;
+- it ends by itself, so a crashed process does not lock a learner out for longer than `lease_seconds`;
+- a commit names its lease, and store and check are one atomic step: who has lost the lease, whether by a pause or by a
+  restart of the store, gets LeaseLost and cannot overwrite what a later holder wrote.
+
+Beside its bytes a session has a **trail**: a list of small marks that a commit appends to and that only `peek` reads.
+A history belongs there. It is never read or rewritten for the next answer, so that one costs the same however long the
+history; the oldest marks go when there are more than `max_marks`.
+
+A session lives for `ttl_seconds` after its last use (acquire, renew, commit). What is gone because of that, or because
+it had to make room, is remembered as a tombstone for `tombstone_seconds`: ExpiredSession, rather than a silent start
+from nothing. Deleting a session, or its tombstone, makes its id free again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from service.sessions.codec import MAX_MEMORY_BYTES
+from service.sessions.errors import MemoryTooLarge
+from service.sessions.key import SessionKey
+
+EvictionReason = Literal["ttl", "lru", "deleted"]
+OnEvicted = Callable[[EvictionReason], None]
+
+
+def not_counted(reason: EvictionReason) -> None:
+    """The OnEvicted of who keeps no figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long and how much a store keeps.
+
+    Args:
+        ttl_seconds: life of a session after its last use.
+        tombstone_seconds: how long after that it is still known to have been there.
+        lease_seconds: how long a request holds a session without a sign of life.
+        max_marks: marks that a trail keeps, at least 1.
+        max_value_bytes: longest value, and longest mark.
+    """
+
+    ttl_seconds: float = 3600.0
+    tombstone_seconds: float = 86400.0
+    lease_seconds: float = 10.0
+    max_marks: int = 1000
+    max_value_bytes: int = MAX_MEMORY_BYTES
+
+    def check_size(self, value: bytes, marks: Sequence[bytes]) -> None:
+        """Raises MemoryTooLarge."""
+        longest = max(map(len, (value, *marks)))
+        if longest > self.max_value_bytes:
+            raise MemoryTooLarge(
+                f"a session would keep {longest:,} bytes in one piece; allowed are {self.max_value_bytes:,}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write a session, and what lay there when it was taken: None where the session is new.
+
+    `token` differs from that of every other lease, ever.
+    """
+
+    key: SessionKey
+    token: str
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a session holds."""
+
+    value: bytes
+    expires_in_seconds: float
+    trail: tuple[bytes, ...]
+
+
+class SessionStore(Protocol):
+    """Every method may raise StoreUnavailable. A key of another tenant behaves like one that was never used."""
+
+    @property
+    def retention(self) -> Retention:
+        """How long and how much it keeps."""
+        ...
+
+    async def acquire(self, key: SessionKey) -> Lease:
+        """Take the lease, and count as a use.
+
+        Raises:
+            SessionBusy: somebody has it.
+            ExpiredSession: there is only a tombstone.
+        """
+        ...
+
+    async def renew(self, lease: Lease) -> None:
+        """Hold a lease for another `lease_seconds`, and count as a use.
+
+        Raises:
+            LeaseLost
+        """
+        ...
+
+    async def commit(self, lease: Lease, value: bytes, marks: Sequence[bytes] = ()) -> None:
+        """Replace the session's bytes (or make the session), append to its trail, and end the lease.
+
+        Raises:
+            LeaseLost: nothing was written.
+            MemoryTooLarge: nothing was written; the lease holds.
+        """
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """End a lease and leave the session as it is. Does nothing where the lease has ended already."""
+        ...
+
+    async def peek(self, key: SessionKey, *, trail: bool = False) -> Kept:
+        """Look without taking the lease and without counting as a use; the trail is read only where asked for.
+
+        Raises:
+            UnknownSession, ExpiredSession
+        """
+        ...
+
+    async def delete(self, key: SessionKey) -> None:
+        """Forget a session, or the tombstone of one.
+
+        Raises:
+            UnknownSession: there is neither.
+            SessionBusy: a request holds it and would write it again.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...

@@ -1,0 +1,59 @@
+"""Which model may go on from which memory."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from service.engine.sequence import Snapshot
+from service.engine.state_pool import StateSpec
+from service.sessions.errors import ModelMismatch
+from service.sessions.memory import ModelIdentity, check_fit, remember
+
+
+def test_memory_fits_the_model_that_made_it(make_memory, model):
+    check_fit(make_memory(), model)
+
+
+def test_memory_fits_the_same_bundle_under_another_name_and_version(make_memory, model):
+    check_fit(make_memory(), dataclasses.replace(model, name="tutor2", version=9))
+
+
+def test_memory_of_another_digest_does_not_fit_though_the_states_are_alike(make_memory, model):
+    with pytest.raises(ModelMismatch, match=r"tutor version 4 .*abababababab.* served is tutor version 5") as error:
+        check_fit(make_memory(), dataclasses.replace(model, version=5, digest="cd" * 32))
+    assert error.value.status == 409
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        {"state.h": StateSpec((2, 3), "float32")},
+        {"state.h": StateSpec((2, 3), "float32"), "state.c": StateSpec((3, 2), "float32")},
+        {"state.h": StateSpec((2, 3), "float32"), "state.c": StateSpec((2, 3), "float16")},
+        {"state.h": StateSpec((2, 3), "float32"), "state.d": StateSpec((2, 3), "float32")},
+    ],
+)
+def test_memory_of_other_states_does_not_fit(make_memory, model, states):
+    with pytest.raises(ModelMismatch, match="states"):
+        check_fit(make_memory(), dataclasses.replace(model, states=states))
+
+
+def test_remember_goes_on_from_the_memory_before(make_memory, model):
+    before = make_memory(steps=5, goal="fractions")
+    snapshot = Snapshot(before.snapshot.state, np.zeros(0, np.int64))
+    after = remember(dataclasses.replace(model, version=9), snapshot, eaten=2, now=2e9, before=before)
+    assert (after.steps, after.created_at, after.updated_at) == (7, before.created_at, 2e9)
+    assert (after.version, after.extra) == (9, {"goal": "fractions"})
+    assert remember(model, snapshot, eaten=2, now=2e9, before=before, extra={}).extra == {}
+
+
+def test_model_identity_is_that_of_the_bundle(tiny_bundle):
+    from models.bundle import open_bundle
+
+    bundle = open_bundle(tiny_bundle)
+    identity = ModelIdentity.of(bundle)
+    assert (identity.name, identity.version, identity.digest) == (bundle.model, bundle.version, bundle.digest)
+    assert identity.states
+    for spec in bundle.step.states:
+        assert identity.states[spec.name] == StateSpec(spec.shape[1:], spec.dtype)

@@ -1,0 +1,207 @@
+"""A cohort from a file: each answer predicted as torch predicts it, whatever the order of the rows."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.bundle import open_bundle
+from service.__main__ import main
+from service.cohort import CohortError, read_cohort, trace_cohort
+
+SKILLS = ("counting", "addition", "fractions, like denominators", "Bruchrechnung \u00fc", "area")
+
+
+@pytest.fixture
+def bundle(tiny_tracing_bundle):
+    return open_bundle(tiny_tracing_bundle)
+
+
+@pytest.fixture
+def oracle(make_tracing_checkpoint, tmp_path):
+    """P(correct) before each attempt but the first, by torch."""
+    import torch
+
+    from models.nn.checkpoint import load_tracing_model, read_checkpoint
+
+    model, _ = load_tracing_model(read_checkpoint(make_tracing_checkpoint(tmp_path / "tutor.safetensors")))
+
+    def run(ids):
+        with torch.inference_mode():
+            after = model(torch.tensor([ids]), model.initial_state(1))[0][0].sigmoid().numpy()
+        return after[range(len(ids) - 1), [one // 2 for one in ids[1:]]]
+
+    return run
+
+
+def write(path: Path, rows, header=("learner", "skill", "correct")) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def make_rows(learners: int, longest: int, seed: int = 0):
+    """Rows of several learners, interleaved; and each learner's ids."""
+    random = np.random.default_rng(seed)
+    histories = {
+        f"learner {one}": random.integers(0, 10, random.integers(1, longest)).tolist() for one in range(learners)
+    }
+    turns = random.permutation([name for name, ids in histories.items() for _ in ids]).tolist()
+    left = {name: iter(ids) for name, ids in histories.items()}
+    rows = [(name, SKILLS[(one := next(left[name])) // 2], one % 2) for name in turns]
+    return rows, histories, list(dict.fromkeys(turns))
+
+
+def test_cohort_is_predicted_as_torch_does(bundle, oracle, tmp_path):
+    rows, histories, order = make_rows(40, 200)
+    cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.interaction_codec)
+    counts: list[int] = []
+    out = tmp_path / "out.csv"
+    trace_cohort(bundle, cohort, out, max_rows=3, intra_op_threads=1, on_answers=counts.append)
+    told = read(out)
+    assert sum(counts) == len(rows) == len(told) == cohort.answers
+    assert [row["learner"] for row in told] == [name for name in order for _ in histories[name]]
+    for name, ids in histories.items():
+        mine = [row for row in told if row["learner"] == name]
+        assert [int(row["attempt"]) for row in mine] == list(range(1, len(ids) + 1))
+        assert [(row["skill"], int(row["correct"])) for row in mine] == [(SKILLS[one // 2], one % 2) for one in ids]
+        assert mine[0]["probability"] == ""
+        assert [float(row["probability"]) for row in mine[1:]] == pytest.approx(oracle(ids).tolist(), abs=1e-5)
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_cohort_gives_the_figures_of_training(bundle, oracle, tmp_path):
+    from training.tracing_score import auc
+
+    rows, histories, _ = make_rows(30, 60, seed=4)
+    cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.interaction_codec)
+    trace_cohort(bundle, cohort, tmp_path / "out.csv", max_rows=8, intra_op_threads=1)
+    told = [row for row in read(tmp_path / "out.csv") if row["probability"]]
+    seen = auc(np.array([float(row["probability"]) for row in told]), np.array([row["correct"] == "1" for row in told]))
+    expected = auc(
+        np.concatenate([oracle(ids) for ids in histories.values()]).astype(np.float64),
+        np.array([one % 2 == 1 for ids in histories.values() for one in ids[1:]]),
+    )
+    assert seen == pytest.approx(expected, abs=1e-4)
+
+
+def test_cohort_takes_ids_and_other_columns_in_any_order(bundle, tmp_path):
+    names = write(tmp_path / "names.csv", [("a", "area", 1), ("a", "counting", "FALSE"), ("a", "area", "true")])
+    ids = write(
+        tmp_path / "ids.csv",
+        [(1, 9, "4", "a"), (0, 9, "0", "a"), (1, 9, "4", "a")],
+        ("Correct", "when", "skill", "learner"),
+    )
+    ids.write_bytes(b"\xef\xbb\xbf" + ids.read_bytes() + b"\r\n")  # a byte order mark, an empty line
+    by_name = read_cohort(names, bundle.interaction_codec)
+    by_id = read_cohort(ids, bundle.interaction_codec, by_id=True)
+    assert by_name.learners == by_id.learners
+    trace_cohort(bundle, by_id, tmp_path / "out.csv", max_rows=2, intra_op_threads=1, by_id=True)
+    assert [row["skill"] for row in read(tmp_path / "out.csv")] == ["4", "0", "4"]
+
+
+def test_cohort_passes_over_unknown_skills_where_told(bundle, oracle, tmp_path):
+    rows = [("a", "area", 1), ("a", "alchemy", 1), ("a", "counting", 0), ("b", "alchemy", 0), ("a", "magic", 0)]
+    cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.interaction_codec, ignore_unknown=True)
+    trace_cohort(bundle, cohort, tmp_path / "out.csv", max_rows=2, intra_op_threads=1)
+    told = read(tmp_path / "out.csv")
+    assert [(row["learner"], row["skill"], int(row["correct"])) for row in told] == [
+        row for learner in "ab" for row in rows if row[0] == learner
+    ]
+    assert [row["probability"] == "" for row in told] == [True, True, False, True, True]
+    assert float(told[2]["probability"]) == pytest.approx(oracle([9, 0])[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "lacks learner, skill, correct"),
+        ("learner,skill\na,area\n", "lacks correct"),
+        ("learner,skill,correct\n", "no answer"),
+        ("learner,skill,correct\na,area,1\na,alchemy,1\n", "line 3: there is no skill 'alchemy'"),
+        ("learner,skill,correct\na,area,2\n", "line 2: correct is '2'"),
+        ("learner,skill,correct\na,area,\n", "line 2: correct is ''"),
+        ("learner,skill,correct\na,area\n", "line 2: 2 fields; the header has 3"),
+        ("learner,skill,correct\n,area,1\n", "line 2: learner is empty"),
+        ('learner,skill,correct\n"a,area,1\n', "is no CSV"),
+        (b"learner,skill,correct\n\xff,area,1\n", "is no CSV in UTF-8"),
+    ],
+)
+def test_file_is_refused_with_its_line(bundle, tmp_path, content, told):
+    path = tmp_path / "in.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CohortError) as caught:
+        read_cohort(path, bundle.interaction_codec)
+    assert told in str(caught.value)
+
+
+def test_command_line_traces_a_file(tiny_tracing_bundle, tmp_path, capsys):
+    rows, _, _ = make_rows(5, 20)
+    source, target = write(tmp_path / "in.csv", rows), tmp_path / "out.csv"
+    command = ["trace", "--repository", str(tiny_tracing_bundle.parent.parent), "--model", "tiny-tutor"]
+    assert main([*command, "--input", str(source), "--output", str(target)]) == 0
+    assert len(read(target)) == len(rows)
+    assert f"{len(rows)}/{len(rows)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"--model": "nobody"}, "holds no model 'nobody'"),
+        ({"--input": "missing.csv"}, "missing.csv"),
+        ({"--output": "no/such/directory/out.csv"}, "no/such/directory"),
+        ({"--repository": "missing"}, "missing holds no model"),
+    ],
+)
+def test_command_line_says_what_is_wrong(tiny_tracing_bundle, tmp_path, capsys, change, told):
+    options = {
+        "--repository": str(tiny_tracing_bundle.parent.parent),
+        "--model": "tiny-tutor",
+        "--input": str(write(tmp_path / "in.csv", [("a", "area", 1)])),
+        "--output": str(tmp_path / "out.csv"),
+    } | change
+    assert main(["trace", *(part for pair in options.items() for part in pair)]) == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_command_line_refuses_a_language_model(tiny_bundle, tmp_path, capsys):
+    source = write(tmp_path / "in.csv", [("a", "area", 1)])
+    command = ["trace", "--repository", str(tiny_bundle.parent.parent), "--model", "tiny"]
+    assert main([*command, "--input", str(source), "--output", str(tmp_path / "out.csv")]) == 1
+    assert "language model" in capsys.readouterr().err
+
+
+def test_memory_is_a_few_bytes_an_answer(bundle, tmp_path):
+    source = tmp_path / "in.csv"
+    with source.open("w", encoding="utf-8") as file:
+        file.write("learner,skill,correct\n")
+        file.writelines(f"{row % 500},area,{row % 3 % 2}\n" for row in range(100_000))
+    tracemalloc.start()
+    try:
+        cohort = read_cohort(source, bundle.interaction_codec)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert cohort.answers == 100_000
+    assert peak < 100_000 * 8 + 500 * 1000 + 1_000_000
+
+
+def test_help_speaks_of_both_commands():
+    shown = subprocess.run(
+        [sys.executable, "-m", "service", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "trace" in shown

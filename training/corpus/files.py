@@ -1,0 +1,42 @@
+"""Text files, plain or gzipped, read whole with their digest."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from pathlib import Path
+
+from training.errors import CorpusError
+
+
+def read_text(path: Path, key: str) -> tuple[str, str]:
+    """The text of a UTF-8 file and the sha256 of its unpacked bytes.
+
+    Args:
+        path: a file; unpacked where it ends in .gz.
+        key: of the recipe, for the error's sentence.
+
+    Raises:
+        CorpusError: the file is missing, empty, damaged or not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except FileNotFoundError:
+        raise CorpusError(f"{key}: there is no file {path}; paths are relative to the current directory") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CorpusError(f"{key}: {path} is not a whole gzip file ({error})") from None
+    except OSError as error:
+        raise CorpusError(f"{key}: {path} cannot be read ({error.strerror})") from None
+    if not content:
+        raise CorpusError(f"{key}: {path} is empty; there is nothing in it to learn from")
+    try:
+        text = content.decode("utf-8-sig")  # a byte order mark is not text
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{key}: {path} is not UTF-8 at byte offset {error.start:,} (0x{content[error.start]:02x}); "
+            "convert it to UTF-8 first"
+        ) from None
+    return text, hashlib.sha256(content).hexdigest()

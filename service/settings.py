@@ -51,7 +51,10 @@ class Settings(BaseSettings):
         int, Field(ge=1, description="Sessions kept in memory; beyond it the least recently used go. Not for Redis.")
     ] = 100_000
     shutdown_grace_seconds: Annotated[
-        int, Field(ge=0, description="How long open requests may go on after SIGTERM.")
+        int,
+        Field(
+            ge=0, description="How long open HTTP requests may go on after SIGTERM; WebSockets are closed with 1012."
+        ),
     ] = 10
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severe log line that is written.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +32,7 @@ class Console:
             print(f"resuming in epoch {progress.epoch + 1}, after {progress.step:,} steps")
         sys.stdout.flush()
         # What an interrupted run logged after its last checkpoint is logged again: purge it.
+        self._interrupted = False
         self._writer = SummaryWriter(run.directory, purge_step=progress.step + 1)
         self._bar: tqdm[NoReturn] = tqdm(
             desc=f"epoch {progress.epoch + 1}/{self._epochs}",
@@ -49,6 +51,12 @@ class Console:
         self._bar.update(self._tokens_per_window)
         self._writer.add_scalar("train/loss", loss, progress.step)
         self._writer.add_scalar("train/learning_rate", learning_rate, progress.step)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def interrupt(self) -> None:
+        """End the run at the present window: in the midst of one, an exception could leave TensorBoard's locks held."""
+        self._interrupted = True
 
     def on_validation(self, progress: Progress, train_loss: float, evaluation: Evaluation, is_best: bool) -> None:
         """Print the figures above the bar."""
@@ -82,10 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"the run in {directory} is finished; its best weights are {directory / BEST}")
             return 0
         console = Console(run)
+        before = signal.signal(signal.SIGINT, lambda *_: console.interrupt())
         try:
             progress = run.trainer.run(console)
         finally:
             console.close()
+            signal.signal(signal.SIGINT, before)
     except CarouselError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

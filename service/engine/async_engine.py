@@ -32,6 +32,8 @@ MAX_HELD_REPORTS = 64
 """Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
 at each of its tokens. This many at most."""
 
+Command = tuple[Literal["add", "cancel"], Sequence]
+
 
 class EngineFull(Exception):
     """As many sequences run and wait as may."""
@@ -59,7 +61,9 @@ class AsyncEngine:
         self._on_step = on_step
         self._admitted = 0
         self._streams: dict[Sequence, TokenStream] = {}
-        self._commands: list[tuple[Literal["add", "cancel"], Sequence]] = []
+        self._outbox: list[Command] = []
+        """Commands of this iteration of the event loop, which go to the thread together."""
+        self._commands: list[Command] = []
         self._undelivered = 0
         self._held: list[StepReport] = []
         """Belongs to the engine's thread."""
@@ -77,6 +81,7 @@ class AsyncEngine:
     async def close(self) -> None:
         """End every sequence and stop the thread."""
         self._failure = self._failure or "the server is shutting down"
+        self._hand_over()
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -151,8 +156,19 @@ class AsyncEngine:
             self._command("cancel", sequence)
 
     def _command(self, verb: Literal["add", "cancel"], sequence: Sequence) -> None:
+        """Note a command, and hand all of them over at the end of the event loop's iteration.
+
+        Requests that arrive together so join in one step, instead of the first running ahead alone.
+        """
+        self._outbox.append((verb, sequence))
+        if len(self._outbox) == 1:
+            assert self._loop is not None
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
         with self._wake:
-            self._commands.append((verb, sequence))
+            self._commands += self._outbox
+            self._outbox.clear()
             self._wake.notify()
 
     def _deliver(self, output: StepOutput, reports: list[StepReport]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import numpy as np
 import pytest
@@ -164,3 +164,24 @@ async def test_token_stream_is_bounded():
     assert overflowed == [True]
     assert (await stream.get()).reason is FinishReason.SLOW_READER
     assert MAX_EVENTS > 3
+
+
+async def test_sequences_of_one_iteration_of_the_loop_join_in_one_step(runner):
+    reports = []
+    async with running(runner, on_step=reports.append) as engine:
+        with ExitStack() as places:
+            streams = [
+                places.enter_context(engine.admit()).start(Sequence(np.array([token]), greedy(1))) for token in range(4)
+            ]
+            for stream in streams:
+                await collect(stream)
+    assert [report.rows for report in reports] == [4]
+
+
+async def test_sequence_of_the_iteration_in_which_the_engine_closes_is_ended(runner):
+    async with running(runner) as engine:
+        with engine.admit() as place:
+            stream = place.start(Sequence(np.array([1]), greedy(10**9)))
+            await engine.close()
+            _, end = await collect(stream)
+    assert end.reason is FinishReason.FAILED

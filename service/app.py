@@ -50,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Recurrent models, step-batched across requests and streamed.",
         version="0.1.0",
         lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # it looks for exporters at every request
     )
     app.state.context = context
     for part in (trace, probability, completions, stream, sessions, catalogue, health):  # the busiest are found first

@@ -47,6 +47,7 @@ def create_server(settings: Settings) -> Server:
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # token frames are too small to gain and too many to pay
         access_log=False,
+        proxy_headers=False,  # nothing here asks where a client is
         log_config=None,
         timeout_graceful_shutdown=settings.shutdown_grace_seconds,
         server_header=False,

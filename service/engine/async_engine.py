@@ -27,7 +27,6 @@ logger = logging.getLogger("carousel.engine")
 MAX_UNDELIVERED_STEPS = 8
 """Steps the engine may be ahead of an event loop that is busy; then it waits."""
 
-
 MAX_HELD_REPORTS = 64
 """Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
 at each of its tokens. This many at most."""

@@ -13,8 +13,6 @@ Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[np.generic]
 
-MAX_SEED = 2**64 - 1
-
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:

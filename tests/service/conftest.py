@@ -1,19 +1,27 @@
-"""A real server on a free port for the tests of the API, and the tiny bundle it serves."""
+"""A real server on a free port for the tests of the API, the tiny bundle it serves, and a real redis-server."""
 
 from __future__ import annotations
 
 import shutil
+import signal
+import socket
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis as redis_client
 
 from service.api.context import Context
 from service.server import create_server
 from service.settings import Settings
+
+REDIS_SERVER = shutil.which("redis-server")
+DEADLINE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +92,72 @@ def server(run_server: RunServer) -> Iterator[RunningServer]:
     """One server for all tests that leave it as they found it."""
     with run_server() as instance:
         yield instance
+
+
+def poll(condition: Callable[[], bool], what: str) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+class RedisServer:
+    """A redis-server of the tests' own, on a free port, with its files in a temporary directory."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._command = [
+            REDIS_SERVER or "",
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", ""),
+            *("--logfile", "redis.log", *options),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client = redis_client.Redis(port=self.port)
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command)
+        poll(self._answers, "redis-server did not start")
+
+    def stop(self, *, kill: bool = False) -> None:
+        if self._process is not None:
+            self.client.close()
+            self._process.send_signal(signal.SIGCONT)
+            (self._process.kill if kill else self._process.terminate)()
+            self._process.wait(DEADLINE_SECONDS)
+            self._process = None
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def elapse(self, seconds: float) -> None:
+        """Let time pass for all keys, without waiting: each has so much less left to live."""
+        for name in self.client.keys("*"):
+            self.client.pexpire(name, max(0, self.client.pttl(name) - round(seconds * 1000)))
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except redis_client.RedisError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RedisServer]]:
+    """Starts a server with options of its own."""
+    if REDIS_SERVER is None:
+        pytest.skip("there is no redis-server here; Debian's package of that name brings it")
+    servers: list[RedisServer] = []
+
+    def start(*options: str) -> RedisServer:
+        servers.append(RedisServer(tmp_path_factory.mktemp("redis"), *options))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

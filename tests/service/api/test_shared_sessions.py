@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-from collections.abc import Iterator
-
 import pytest
-import redis
 
 ATTEMPTS = [{"skill": place % 5, "correct": place % 3 == 0} for place in range(12)]
 TRACE = "/v1/models/tutor/trace"
 
 
-class Redis:
-    """A redis-server on a port of its own, empty, that can be ended."""
-
-    def __init__(self, directory) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}"
-        self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", directory, "--save", ""],
-            stdout=subprocess.DEVNULL,
-        )
-
-    def answers(self) -> bool:
-        try:
-            with redis.Redis(port=self.port) as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
-
-    def end(self) -> None:
-        self.process.terminate()
-        self.process.wait(20)
-
-
 @pytest.fixture
-def store(tmp_path, eventually) -> Iterator[Redis]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("there is no redis-server here; Debian's package of that name brings it")
-    instance = Redis(tmp_path)
-    try:
-        eventually(instance.answers)
-        yield instance
-    finally:
-        instance.end()
+def store(start_redis):
+    """A redis-server that a test may end."""
+    return start_redis()
 
 
 def test_two_processes_alternate_on_one_session(run_server, store, client):
@@ -80,8 +43,25 @@ def test_session_outlives_the_service(run_server, store, client):
 
 def test_store_that_is_away_is_told_and_spares_who_needs_no_session(run_server, store, client, refused):
     with run_server(redis_url=store.url) as server:
-        store.end()
+        store.stop()
         response = client.post(server.url + TRACE, json={"attempts": ATTEMPTS, "session": "a"})
         refused(response, 503, "session_store_unavailable", retryable=True)
         assert response.headers["retry-after"] == "1"
         assert client.post(server.url + TRACE, json={"attempts": ATTEMPTS}).status_code == 200
+
+
+def test_redis_that_is_killed_in_the_middle_of_a_cohort_loses_no_learner(run_server, start_redis, client, refused):
+    redis = start_redis("--appendonly", "yes", "--appendfsync", "always")
+    learners = {f"learner-{place}": ATTEMPTS[place:] for place in range(5)}
+    cold = {name: client.post(TRACE, json={"attempts": attempts}).json() for name, attempts in learners.items()}
+    with run_server(redis_url=redis.url) as server:
+        url = server.url + TRACE
+        for name, attempts in learners.items():
+            assert client.post(url, json={"attempts": attempts[:3], "session": name}).status_code == 200
+        redis.stop(kill=True)
+        lost = client.post(url, json={"attempts": ATTEMPTS[:1], "session": "learner-0"})
+        refused(lost, 503, "session_store_unavailable", retryable=True)
+        redis.start()
+        for name, attempts in learners.items():
+            warm = client.post(url, json={"attempts": attempts[3:], "session": name}).json()
+            assert warm["predictions"] == cold[name]["predictions"]

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
-import socket
-import subprocess
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import numpy as np
 import pytest
-import redis as redis_client
 
 from service.engine.sequence import Snapshot
 from service.engine.state_pool import StateSpec
@@ -21,86 +15,14 @@ from service.sessions.process_store import ProcessSessionStore
 from service.sessions.redis_store import RedisSessionStore
 from service.sessions.store import Retention, SessionStore
 
-REDIS_SERVER = shutil.which("redis-server")
-DEADLINE_SECONDS = 20.0
-
-
-def poll(condition: Callable[[], bool], what: str) -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
-
-
-class RedisServer:
-    """A redis-server of the tests' own, on a free port, with its files in a temporary directory."""
-
-    def __init__(self, directory: Path, *options: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._command = [
-            REDIS_SERVER or "",
-            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", ""),
-            *("--logfile", "redis.log", *options),
-        ]
-        self._process: subprocess.Popen[bytes] | None = None
-        self.client = redis_client.Redis(port=self.port)
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command)
-        poll(self._answers, "redis-server did not start")
-
-    def stop(self, *, kill: bool = False) -> None:
-        if self._process is not None:
-            self.client.close()
-            self._process.send_signal(signal.SIGCONT)
-            (self._process.kill if kill else self._process.terminate)()
-            self._process.wait(DEADLINE_SECONDS)
-            self._process = None
-
-    def signal(self, number: int) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def elapse(self, seconds: float) -> None:
-        """Let time pass for all keys, without waiting: each has so much less left to live."""
-        for name in self.client.keys("*"):
-            self.client.pexpire(name, max(0, self.client.pttl(name) - round(seconds * 1000)))
-
-    def _answers(self) -> bool:
-        try:
-            return bool(self.client.ping())
-        except redis_client.RedisError:
-            return False
-
 
 @pytest.fixture(scope="session")
-def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RedisServer]]:
-    """Starts a server with options of its own."""
-    if REDIS_SERVER is None:
-        pytest.skip("there is no redis-server here; Debian's package of that name brings it")
-    servers: list[RedisServer] = []
-
-    def start(*options: str) -> RedisServer:
-        servers.append(RedisServer(tmp_path_factory.mktemp("redis"), *options))
-        servers[-1].start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
-@pytest.fixture(scope="session")
-def shared_redis(start_redis: Callable[..., RedisServer]) -> RedisServer:
+def shared_redis(start_redis):
     return start_redis()
 
 
 @pytest.fixture
-def redis_server(shared_redis: RedisServer) -> RedisServer:
+def redis_server(shared_redis):
     """An empty one, which a test leaves running."""
     shared_redis.client.flushall()
     return shared_redis
@@ -115,8 +37,8 @@ class Harness:
         self.stores: list[SessionStore] = []
         self.evicted: list[str] = []
 
-    def store(self, **retention: float) -> SessionStore:
-        self.stores.append(self._make(Retention(**retention)))  # type: ignore[arg-type]
+    def store(self, **retention: Any) -> SessionStore:
+        self.stores.append(self._make(Retention(**retention)))
         return self.stores[-1]
 
     def replicas(self, count: int) -> list[SessionStore]:
@@ -150,7 +72,7 @@ async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
                 server.url,
                 retention,
                 on_evicted=lambda reason: harness.evicted.append(reason),
-                timeout_seconds=DEADLINE_SECONDS,
+                timeout_seconds=20.0,
             ),
             server.elapse,
         )

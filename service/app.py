@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -38,6 +39,8 @@ def create_app(settings: Settings) -> FastAPI:
         sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
         try:
             context.repository.start()
+            gc.collect()
+            gc.freeze()  # what lives as long as the server need not be looked through for garbage again and again
             context.ready = True
             yield
         finally:
@@ -54,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.context = context
     for part in (trace, probability, completions, stream, sessions, catalogue, health):  # the busiest are found first
-        app.include_router(part.router)
+        app.router.routes.extend(part.router.routes)  # not include_router: its routes are looked for twice
     handlers.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestObserver, metrics=metrics)

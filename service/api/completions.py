@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.context import context_of, find_model
 from service.api.disconnect import all_or_none, while_connected
+from service.api.json_route import JsonRoute
 from service.api.messages import CompletionsRequest, check_top_k
 from service.api.probability import ERRORS
 from service.engine.sequence import FinishReason
@@ -34,7 +35,7 @@ DEFAULT_MAX_TOKENS = 16
 FAREWELL_SECONDS = 2.0
 """How long a client that read too slowly has to take the last event."""
 
-router = APIRouter(tags=["completions"])
+router = APIRouter(tags=["completions"], route_class=JsonRoute)
 
 
 @router.post(

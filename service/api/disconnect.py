@@ -18,20 +18,31 @@ class ClientGone(Exception):
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Run `work` to its end, unless the client leaves first: then cancel it.
 
+    It runs in the caller's task: one task beside it, which listens, is all that this costs.
+
     Raises:
         ClientGone: the client left.
     """
-    task = asyncio.ensure_future(work)
+    worker = asyncio.current_task()
+    assert worker is not None
+    gone = False
+
+    def leave(_: asyncio.Task[None]) -> None:
+        nonlocal gone
+        gone = True
+        worker.cancel()
+
     watcher = asyncio.ensure_future(_disconnected(request))
+    watcher.add_done_callback(leave)
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if gone and worker.uncancel() == 0:
+            raise ClientGone from None
+        raise
     finally:
+        watcher.remove_done_callback(leave)
         watcher.cancel()
-        task.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
 
 
 async def all_or_none(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

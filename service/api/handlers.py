@@ -18,7 +18,7 @@ from service.observability.requests import CANCELLED, record_of
 
 logger = logging.getLogger("carousel.errors")
 
-_HTTP_CODES = {400: "malformed_json", 404: "not_found", 405: "method_not_allowed"}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 _UNION_BRANCH = re.compile(r"str|int|.*[-\[].*")
 """What pydantic calls the members of a union in an error's place: `str`, `list[int]`, `constrained-str`, our tags."""
 
@@ -38,11 +38,9 @@ def install(app: FastAPI) -> None:
 def validation_message(errors: Sequence[Any]) -> str:
     """One sentence for the first thing wrong in a message: where, what, what is allowed. Never the value itself."""
     first: Mapping[str, Any] = errors[0]
-    words = [str(part) for part in first["loc"] if part != "body"]
+    words = [str(part) for part in first["loc"]]
     if first["type"] != "extra_forbidden":  # there the last word is the client's
         words = [word for word in words if not _UNION_BRANCH.fullmatch(word)]
-    if not words and first["loc"][:1] == ("body",) and first["type"] != "value_error":
-        return "the body must be a JSON object, sent with the header content-type: application/json"
     message = ": ".join([*filter(None, [".".join(words)]), str(first["msg"]).removeprefix("Value error, ")])
     if len(message) > MAX_MESSAGE_CHARACTERS:
         message = message[:MAX_MESSAGE_CHARACTERS] + "..."
@@ -64,10 +62,7 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = error.errors()
-    if errors[0]["type"] == "json_invalid":
-        return _respond(request, RequestError("malformed_json", f"the body is not JSON: {errors[0]['ctx']['error']}"))
-    return _respond(request, RequestError("invalid_request", validation_message(errors)))
+    return _respond(request, RequestError("invalid_request", validation_message(error.errors())))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -76,7 +71,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     message = {
         "not_found": "there is no such path; /docs lists what there is",
         "method_not_allowed": f"{request.method} is not allowed here; /docs lists what is",
-    }.get(code, "the body could not be parsed as JSON")
+    }.get(code, str(error.detail))
     response = _respond(request, RequestError(code, message))
     response.headers.update(error.headers or {})
     return response

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from models.codec.text import CONTEXT_TOKENS
 from service.api.context import context_of, find_model
 from service.api.disconnect import while_connected
+from service.api.json_route import JsonRoute
 from service.api.messages import (
     Candidate,
     ErrorBody,
@@ -32,14 +33,15 @@ from service.sessions.memory import NO_IDS
 ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
     status: {"model": ErrorBody} for status in (400, 404, 409, 410, 413, 422, 500, 503)
 }
-router = APIRouter(prefix="/v1/models/{model}", tags=["probabilities"])
+router = APIRouter(prefix="/v1/models/{model}", tags=["probabilities"], route_class=JsonRoute)
 
 
-@router.post("/next-token", summary="The most probable next tokens", responses=ERRORS, response_model_exclude_none=True)
-async def next_token(request: Request, model: str, body: NextTokenRequest) -> NextTokenResponse:
+@router.post("/next-token", summary="The most probable next tokens", responses=ERRORS, response_model=NextTokenResponse)
+async def next_token(request: Request, model: str, body: NextTokenRequest) -> Response:
     """The `top` most probable tokens after a text, after token ids or after what a memory holds, best first."""
     served = find_model(request, model, "language")
-    return await while_connected(request, _next_token(served, context_of(request).memories, body))
+    answer = await while_connected(request, _next_token(served, context_of(request).memories, body))
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 @router.post("/score", summary="The probability of a text", responses=ERRORS, response_model=ScoreResponse)

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from models.codec.interaction import InteractionCodec
 from service.api.context import context_of, find_model
 from service.api.disconnect import all_or_none, while_connected
+from service.api.json_route import JsonRoute
 from service.api.probability import ERRORS
 from service.api.trace_messages import LearnersRequest, LearnersResponse, TraceBody, TraceFields, TraceResponse
 from service.engine.async_engine import Admission
@@ -42,7 +43,7 @@ from service.trail import marks_of, read_marks
 LONG_ANSWER = 256
 """Attempts from which on an answer is written on a thread, not to hold the event loop up."""
 
-router = APIRouter(prefix="/v1/models/{model}", tags=["tracing"])
+router = APIRouter(prefix="/v1/models/{model}", tags=["tracing"], route_class=JsonRoute)
 
 
 @router.post(

@@ -143,6 +143,11 @@ def test_body_of_another_type_is_refused(client, content_type):
     assert "application/json" in _refused(response, 422, "invalid_request")
 
 
+@pytest.mark.parametrize("content_type", ["Application/JSON; charset=utf-8", "application/ld+json"])
+def test_body_of_another_name_for_json_is_read(client, content_type):
+    assert _post(client, NEXT_TOKEN, b'{"text": "a"}', content_type).status_code == 200
+
+
 @pytest.mark.parametrize("key", ["\\ud800", "x" * 100_000, "\\u0000", "\\n", "top-p"], ids=lambda key: key[:6])
 def test_unknown_field_is_refused_whatever_its_name(client, key):
     _refused(_post(client, NEXT_TOKEN, f'{{"text": "a", "{key}": 1}}'), 422, "invalid_request")

@@ -1,0 +1,77 @@
+"""A route whose body is JSON: read, validated and handed over, and nothing more.
+
+FastAPI solves every request's parameters anew: two exit stacks, a tree of dependencies, a parsed content type. Where a
+step is a fraction of a millisecond that is most of an answer's cost. The routes with bodies need none of it, so they
+take a request as this class finds it; what FastAPI is told about them, and with it the API's description, is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from service.api.disconnect import ClientGone
+from service.api.handlers import validation_message
+from service.errors import RequestError
+
+NO_OBJECT = "the body must be a JSON object, sent with the header content-type: application/json"
+
+
+class JsonRoute(APIRoute):
+    """FastAPI's route, but for endpoints `(request, body, **path parameters, all text) -> Response`.
+
+    An endpoint that has no `body` is left to FastAPI.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        body = get_type_hints(endpoint, include_extras=True).get("body")
+        self._body: TypeAdapter[Any] | None = None if body is None else TypeAdapter(body)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request to this route's path."""
+        if self._body is None or scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        request = Request(scope, receive, send)
+        body = _validated(self._body, await _json(request))
+        response = await self.endpoint(request, body=body, **scope["path_params"])
+        await response(scope, receive, send)
+
+
+async def _json(request: Request) -> Any:
+    """The body.
+
+    Raises:
+        ClientGone, RequestError
+    """
+    try:
+        content = await request.body()
+    except ClientDisconnect:
+        raise ClientGone from None
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not content or not (media_type == "application/json" or media_type.endswith("+json")):
+        raise RequestError("invalid_request", NO_OBJECT)
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        raise RequestError("malformed_json", f"the body is not JSON: {error.msg}") from None
+    except (ValueError, RecursionError):  # no UTF-8, a number of thousands of digits, a depth of thousands
+        raise RequestError("malformed_json", "the body could not be parsed as JSON") from None
+
+
+def _validated(adapter: TypeAdapter[Any], value: Any) -> Any:
+    """The message. Raises RequestError."""
+    if not isinstance(value, dict):
+        raise RequestError("invalid_request", NO_OBJECT)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        raise RequestError("invalid_request", validation_message(problems)) from None

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.engine.sequence import Ids, Snapshot
 from service.errors import ServiceError
@@ -17,7 +17,7 @@ from service.sessions.key import SessionKey
 from service.sessions.memory import NO_IDS, Memory, ModelIdentity, check_fit, remember
 from service.sessions.process_store import ProcessSessionStore
 from service.sessions.redis_store import RedisSessionStore
-from service.sessions.sessions import OpenSession, Sessions, SessionView
+from service.sessions.sessions import Change, OpenSession, Sessions, SessionView
 from service.sessions.store import Retention, SessionStore
 from service.sessions.tokens import MIN_KEY_BYTES, TokenSigner
 from service.settings import Settings
@@ -63,11 +63,13 @@ class Recall:
         self,
         model: ModelIdentity,
         choice: MemoryChoice,
+        sessions: Sessions,
         signer: TokenSigner,
         before: Memory | None,
         held: OpenSession | None,
     ) -> None:
         self._model = model
+        self._sessions = sessions
         self._signer = signer
         self._held = held
         self.choice = choice
@@ -105,19 +107,27 @@ class Recall:
         Raises:
             ServiceError: any of the sessions' codes.
         """
+        change = self.note(snapshot, eaten=eaten, context=context, marks=marks, signed=signed)
+        if change is not None:
+            with _as_service_errors():
+                await self._sessions.commit(change)
+
+    def note(
+        self,
+        snapshot: Snapshot,
+        *,
+        eaten: int,
+        context: Ids = NO_IDS,
+        marks: Sequence[bytes] = (),
+        signed: Snapshot | None = None,
+    ) -> Change | None:
+        """As `keep`, but what is to be written to the session is for `Memories.commit`, with that of other learners."""
         with _as_service_errors():
             memory = remember(self._model, snapshot, eaten=eaten, now=time.time(), before=self.before, context=context)
             if self.choice.return_state:
-                portable = (
-                    memory
-                    if signed is None
-                    else remember(
-                        self._model, signed, eaten=eaten, now=memory.updated_at, before=self.before, context=context
-                    )
-                )
+                portable = memory if signed is None else replace(memory, snapshot=signed)
                 self._state = self._signer.sign(portable, TENANT)
-            if self._held is not None:
-                await self._held.commit(memory, marks)
+            return None if self._held is None else Change(self._held, memory, marks)
 
     @property
     def told(self) -> dict[str, str]:
@@ -148,10 +158,20 @@ class Memories:
         with _as_service_errors():
             before = None if choice.state is None else self._signer.open(choice.state, TENANT, model)
             if choice.session is None:
-                yield Recall(model, choice, self._signer, before, None)
+                yield Recall(model, choice, self._sessions, self._signer, before, None)
                 return
             async with self._sessions.open(SessionKey(TENANT, model.name, choice.session), model) as held:
-                yield Recall(model, choice, self._signer, held.memory, held)
+                yield Recall(model, choice, self._sessions, self._signer, held.memory, held)
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        """Write what the recalls of one request have noted, and let the sessions go: all, or none is written.
+
+        Raises:
+            ServiceError: any of the sessions' codes.
+        """
+        if changes:
+            with _as_service_errors():
+                await self._sessions.commit(*changes)
 
     async def look(
         self, model: str, session: str, *, trail: bool = False, fits: ModelIdentity | None = None

@@ -27,7 +27,7 @@ from service.generation import admit, run_quietly
 from service.mastery import mastery_svg
 from service.memories import MAX_MARKS, Memories, Recall
 from service.repository import ServedModel
-from service.sessions.sessions import SessionView
+from service.sessions.sessions import Change, SessionView
 from service.tracing import (
     MAX_CURVE_VALUES,
     History,
@@ -42,6 +42,8 @@ from service.trail import marks_of, read_marks
 
 LONG_ANSWER = 256
 """Attempts from which on an answer is written on a thread, not to hold the event loop up."""
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["tracing"], route_class=JsonRoute)
 
@@ -105,8 +107,8 @@ async def _trace(model: ServedModel, memories: Memories, body: TraceBody) -> byt
                 await held.enter_async_context(memories.recall(model.identity, one.fields.memory)) for one in asked
             ]
             results = await _run_all(model, admissions, asked, recalls)
-            for one, recall, result in zip(asked, recalls, results, strict=True):
-                await _keep(one, recall, result)
+            ends = (_note(*each) for each in zip(asked, recalls, results, strict=True))
+            await memories.commit([change for change in ends if change is not None])
         told = [recall.told for recall in recalls]
         if sum(one.history.count for one in asked) < LONG_ANSWER:
             return _json(model, asked, results, told, many)
@@ -172,13 +174,13 @@ async def _run_all(
     return [results[place] for place in range(len(asked))]
 
 
-async def _keep(one: _Asked, recall: Recall, result: Traced) -> None:
+def _note(one: _Asked, recall: Recall, result: Traced) -> Change | None:
     if result.snapshot is None:
-        return
+        return None
     marks = marks_of(one.history.ids, result.outputs) if recall.choice.session is not None else []
     # A token holds what the model said last only for who asks for `each`: it is as long as the states.
     signed = result.snapshot if one.fields.each else without_output(result.snapshot)
-    await recall.keep(result.snapshot, eaten=len(one.history.ids), marks=marks, signed=signed)
+    return recall.note(result.snapshot, eaten=len(one.history.ids), marks=marks, signed=signed)
 
 
 def _json(
@@ -188,7 +190,7 @@ def _json(
 
     In ASCII: a name that a client sent may hold half of a surrogate pair, which UTF-8 cannot express.
     """
-    head = f'{{"model":{json.dumps(model.name)},"version":{model.bundle.version}'
+    head = f'{{"model":{_dumps(model.name)},"version":{model.bundle.version}'
     learners = [_answer(model, *each) for each in zip(asked, results, told, strict=True)]
     text = f'{head},"learners":[{",".join(learners)}]}}' if many else f"{head},{learners[0][1:]}"
     return text.encode()
@@ -239,4 +241,4 @@ def _short(probability: float) -> float:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)

@@ -9,7 +9,6 @@ Little-endian, nothing padded, nothing after the end:
     states: u8 count, then each: name text, type u8, rank u8, rank sizes u32, the row's bytes
     pending: u32 count, then int64 each
     context: u32 count, then int64 each
-    extra                                                      text: a JSON object
 
 where text is a u16 length and that many bytes of UTF-8, and a type is ONNX's number for it (models.graph). Whoever
 changes the layout changes the format number. Bytes come from a network, so a reader believes no length before it has
@@ -18,11 +17,9 @@ seen that so many bytes are there: it allocates no more than a small multiple of
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -34,24 +31,21 @@ from service.sessions.memory import Memory
 MAX_MEMORY_BYTES = 1 << 20
 """Longest encoding that is written or read: two layers of 1,024 units are 16 KiB."""
 
-MAX_EXTRA_BYTES = 1024
 MAX_RANK = 8
 
-_MAGIC = b"CRM\x01"
+_MAGIC = b"CRM\x02"
 _HEAD = struct.Struct("<IQdd32s")
 _U8, _U16, _U32 = struct.Struct("<B"), struct.Struct("<H"), struct.Struct("<I")
-_TYPE_NUMBERS = {name: number for number, name in ELEMENT_TYPES.items()}
+_TYPES = {number: np.dtype(name).newbyteorder("<") for number, name in ELEMENT_TYPES.items()}
+_TYPE_NUMBERS = {dtype: number for number, little in _TYPES.items() for dtype in (little, little.newbyteorder(">"))}
 
 
 def encode(memory: Memory) -> bytes:
     """The bytes of a memory.
 
     Raises:
-        MemoryTooLarge: it has more than MAX_MEMORY_BYTES, or its extra more than MAX_EXTRA_BYTES.
+        MemoryTooLarge: it has more than MAX_MEMORY_BYTES.
     """
-    extra = _json(memory.extra).encode()
-    if len(extra) > MAX_EXTRA_BYTES:
-        raise MemoryTooLarge(f"a memory's extra is {len(extra):,} bytes; allowed are {MAX_EXTRA_BYTES:,}")
     state = memory.snapshot.state
     parts = [
         _MAGIC,
@@ -60,15 +54,16 @@ def encode(memory: Memory) -> bytes:
         _U8.pack(len(state)),
     ]
     for name, row in state.items():
+        number = _TYPE_NUMBERS[row.dtype]
         parts += [
             _text(name.encode()),
-            bytes((_TYPE_NUMBERS[row.dtype.name], row.ndim)),
+            bytes((number, row.ndim)),
             struct.pack(f"<{row.ndim}I", *row.shape),
-            row.astype(row.dtype.newbyteorder("<"), copy=False).tobytes(),
+            row.astype(_TYPES[number], copy=False).tobytes(),
         ]
     for ids in (memory.snapshot.pending, memory.context):
         parts += [_U32.pack(len(ids)), ids.astype("<i8", copy=False).tobytes()]
-    content = b"".join((*parts, _text(extra)))
+    content = b"".join(parts)
     if len(content) > MAX_MEMORY_BYTES:
         raise MemoryTooLarge(
             f"the memory is {len(content):,} bytes; at most {MAX_MEMORY_BYTES:,} can be kept or signed"
@@ -98,15 +93,10 @@ def decode(content: bytes) -> Memory:
             reader.refuse("holds a state twice")
         state[name] = reader.row()
     pending, context = reader.ids(), reader.ids()
-    extra = reader.json_object()
     if reader.left:
         reader.refuse(f"{reader.left:,} bytes follow its end")
     snapshot = Snapshot(state, pending)
-    return Memory(model, version, digest.hex(), snapshot, steps, created_at, updated_at, context, extra)
-
-
-def _json(extra: Mapping[str, Any]) -> str:
-    return json.dumps(dict(extra), separators=(",", ":"), allow_nan=False)
+    return Memory(model, version, digest.hex(), snapshot, steps, created_at, updated_at, context)
 
 
 def _text(content: bytes) -> bytes:
@@ -141,34 +131,21 @@ class _Reader:
 
     def row(self) -> Array:
         """One row of a state."""
-        type_name = ELEMENT_TYPES.get(self.number(_U8))
-        rank = self.number(_U8)
-        if type_name is None or rank > MAX_RANK:
+        kind, rank = self.take(2)
+        dtype = _TYPES.get(kind)
+        if dtype is None or rank > MAX_RANK:
             self.refuse("holds a state of unknown type or rank")
         shape = struct.unpack(f"<{rank}I", self.take(4 * rank))
         if 0 in shape:
             self.refuse("holds an empty state")
-        dtype = np.dtype(type_name)
         content = self.take(math.prod(shape) * dtype.itemsize)  # Python's integers: the product cannot wrap
-        if type_name == "bool" and not set(content) <= {0, 1}:
+        if dtype == np.bool_ and not set(content) <= {0, 1}:
             self.refuse("holds a truth value that is neither 0 nor 1")
-        return np.frombuffer(content, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+        return np.frombuffer(content, dtype).astype(dtype.newbyteorder("=")).reshape(shape)
 
     def ids(self) -> Ids:
-        ids = np.frombuffer(self.take(8 * self.number(_U32)), "<i8").astype(np.int64)
-        if (ids < 0).any():
+        count = self.number(_U32)
+        ids = np.frombuffer(self.take(8 * count), "<i8").astype(np.int64)
+        if count and ids.min() < 0:
             self.refuse("holds a negative id")
         return ids
-
-    def json_object(self) -> Mapping[str, Any]:
-        text = self.text()
-        if len(text) > MAX_EXTRA_BYTES:
-            self.refuse(f"its extra is longer than the {MAX_EXTRA_BYTES:,} bytes allowed")
-        try:
-            value = json.loads(text)
-            canonical = isinstance(value, dict) and _json(value) == text
-        except (ValueError, RecursionError):
-            canonical = False
-        if not canonical:  # then it could not be written as it was read
-            self.refuse("its extra is no JSON object as this service writes them")
-        return dict(value)

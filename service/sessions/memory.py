@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -53,8 +52,6 @@ class Memory:
         created_at: when it began, Unix seconds.
         updated_at: when it was last written, Unix seconds.
         context: the last ids, which a detokeniser must know to go on. <int64>[at most a few]
-        extra: what a task keeps beside it: JSON, at most codec.MAX_EXTRA_BYTES, and nothing that grows with the
-            history: that belongs into the session's trail.
     """
 
     model: str
@@ -65,7 +62,6 @@ class Memory:
     created_at: float
     updated_at: float
     context: Ids
-    extra: Mapping[str, Any]
 
 
 def remember(
@@ -76,7 +72,6 @@ def remember(
     now: float,
     before: Memory | None = None,
     context: Ids = NO_IDS,
-    extra: Mapping[str, Any] | None = None,
 ) -> Memory:
     """The memory after a request: what to commit to a session or to sign.
 
@@ -87,7 +82,6 @@ def remember(
         now: Unix seconds.
         before: the memory that the request went on from; None where it began from zeros.
         context: the last ids of the text.
-        extra: None keeps that of `before`.
     """
     return Memory(
         model=model.name,
@@ -98,7 +92,6 @@ def remember(
         created_at=now if before is None else before.created_at,
         updated_at=now,
         context=context,
-        extra=extra if extra is not None else {} if before is None else before.extra,
     )
 
 
@@ -106,9 +99,9 @@ def check_fit(memory: Memory, model: ModelIdentity) -> None:
     """Refuse a memory that the model must not go on from.
 
     A memory fits when its digest is the model's and its states (OUTPUT is none) have the model's names, shapes and
-    types. Name and
-    version do not matter: a bundle that was copied, renamed or renumbered byte for byte is the same network. A bundle
-    of equal shapes and another digest is not: its numbers would be read as something that they do not mean.
+    types. Name and version do not matter: a bundle that was copied, renamed or renumbered byte for byte is the same
+    network. A bundle of equal shapes and another digest is not: its numbers would be read as something that they do
+    not mean.
 
     Raises:
         ModelMismatch
@@ -118,9 +111,11 @@ def check_fit(memory: Memory, model: ModelIdentity) -> None:
             f"the memory was made by {memory.model} version {memory.version} (digest {memory.digest[:12]}) and served "
             f"is {model.name} version {model.version} (digest {model.digest[:12]}); start anew without it"
         )
-    rows = memory.snapshot.state.items()
-    seen = {name: StateSpec(row.shape, row.dtype.name) for name, row in rows if name != OUTPUT}
-    if seen != model.states:
+    rows = {name: row for name, row in memory.snapshot.state.items() if name != OUTPUT}
+    if rows.keys() != model.states.keys() or any(
+        row.shape != model.states[name].shape or row.dtype != model.states[name].dtype for name, row in rows.items()
+    ):
+        seen = {name: StateSpec(row.shape, row.dtype.name) for name, row in rows.items()}
         raise ModelMismatch(
             f"the memory holds the states {_describe(seen)} and {model.name} version {model.version} has "
             f"{_describe(model.states)}; start anew without it"

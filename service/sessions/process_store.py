@@ -10,10 +10,11 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from service.sessions.key import SessionKey
 from service.sessions.refusals import busy, expired, lost, unknown
-from service.sessions.store import EvictionReason, Kept, Lease, OnEvicted, Retention, not_counted
+from service.sessions.store import EvictionReason, Kept, Lease, OnEvicted, Retention, Writing, not_counted
 
 ENTRY_BYTES = 1152
 """What a session costs beside its bytes: digest, entry, trail and places in dictionaries (CPython 3.11, rounded up)."""
@@ -53,6 +54,8 @@ class ProcessSessionStore:
         on_evicted: called with the reason for each session that goes.
         clock: seconds that never go back.
     """
+
+    waits: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -112,22 +115,15 @@ class ProcessSessionStore:
         self._hold(digest, lease.token)
         self._touch(digest)
 
-    async def commit(self, lease: Lease, value: bytes, marks: Sequence[bytes] = ()) -> None:
+    async def commit(self, writings: Sequence[Writing]) -> None:
         """See SessionStore."""
-        self._retention.check_size(value, marks)
-        digest = lease.key.digest
-        if self._holder(digest) != lease.token:
-            raise lost(lease.key)
-        del self._leases[digest]
-        entry = self._find(digest)
-        self._tombstones.pop(digest, None)
-        if entry is None:
-            entry = self._entries[digest] = _Entry()
-        else:
-            self._bytes -= entry.size
-        entry.write(value, marks, self._retention.max_marks)
-        self._bytes += entry.size
-        self._touch(digest)
+        self._retention.check_sizes(writings)
+        digests = [one.lease.key.digest for one in writings]
+        for digest, one in zip(digests, writings, strict=True):
+            if self._holder(digest) != one.lease.token:
+                raise lost(one.lease.key)
+        for digest, one in zip(digests, writings, strict=True):
+            self._write(digest, one)
         while len(self._entries) > 1 and (len(self._entries) > self._max_sessions or self._bytes > self._max_bytes):
             self._evict(next(iter(self._entries)), "lru")
 
@@ -159,6 +155,18 @@ class ProcessSessionStore:
 
     async def close(self) -> None:
         """There is nothing to let go of."""
+
+    def _write(self, digest: str, writing: Writing) -> None:
+        del self._leases[digest]
+        entry = self._find(digest)
+        self._tombstones.pop(digest, None)
+        if entry is None:
+            entry = self._entries[digest] = _Entry()
+        else:
+            self._bytes -= entry.size
+        entry.write(writing.value, writing.marks, self._retention.max_marks)
+        self._bytes += entry.size
+        self._touch(digest)
 
     def _holder(self, digest: str) -> str | None:
         """The token of the lease that holds."""

@@ -1,6 +1,6 @@
 """What Redis does in one atomic step: the operations of a SessionStore, in Lua.
 
-A session is four keys of one hash slot:
+A session is four keys:
 
     memory   16 bytes of the lease that wrote it, then the session's value; lives for the time to live
     trail    a list of marks; lives as long
@@ -40,19 +40,34 @@ return {'ok'}
 """ARGV: as for ACQUIRE."""
 
 COMMIT = """
-local written_by = redis.call('GETRANGE', KEYS[1], 0, 15)
-if written_by == ARGV[1] then return {'ok'} end
-if redis.call('GET', KEYS[4]) ~= ARGV[1] then return {'lost'} end
-if written_by == '' then redis.call('DEL', KEYS[2]) end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-redis.call('SET', KEYS[3], '', 'PX', ARGV[4])
-for i = 6, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[i]) end
-redis.call('LTRIM', KEYS[2], -ARGV[5], -1)
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
-redis.call('DEL', KEYS[4])
+local function written_by(i) return redis.call('GETRANGE', KEYS[i + 1], 0, 15) end
+local writings, lost, place = {}, nil, 4
+for i = 0, #KEYS - 1, 4 do
+    local writing = {i, ARGV[place], ARGV[place + 1], place + 2, place + 2 + ARGV[place + 2]}
+    if written_by(i) == writing[2] then return {'ok'} end
+    if redis.call('GET', KEYS[i + 4]) ~= writing[2] then lost = lost or i / 4 end
+    writings[#writings + 1] = writing
+    place = writing[5] + 1
+end
+if lost then return {'lost', lost} end
+for _, writing in ipairs(writings) do
+    local i = writing[1]
+    if written_by(i) == '' then redis.call('DEL', KEYS[i + 2]) end
+    redis.call('SET', KEYS[i + 1], writing[3], 'PX', ARGV[1])
+    redis.call('SET', KEYS[i + 3], '', 'PX', ARGV[2])
+    for mark = writing[4] + 1, writing[5] do redis.call('RPUSH', KEYS[i + 2], ARGV[mark]) end
+    redis.call('LTRIM', KEYS[i + 2], -ARGV[3], -1)
+    redis.call('PEXPIRE', KEYS[i + 2], ARGV[1])
+    redis.call('DEL', KEYS[i + 4])
+end
 return {'ok'}
 """
-"""ARGV: token, memory, time to live, the grave's time, longest trail, then the marks."""
+"""KEYS: four for each session.
+
+ARGV: time to live, the grave's time, longest trail; then for each session its token, its memory, how many marks there
+are, and those. Where any session holds what this call would write, a first run has written them all. `lost` comes with
+the place of the first session that was, from 0.
+"""
 
 RELEASE = """
 if redis.call('GET', KEYS[4]) == ARGV[1] then redis.call('DEL', KEYS[4]) end

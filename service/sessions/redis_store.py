@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -20,7 +20,7 @@ from service.sessions import redis_scripts
 from service.sessions.errors import StoreUnavailable
 from service.sessions.key import SessionKey
 from service.sessions.refusals import busy, expired, lost, unknown
-from service.sessions.store import Kept, Lease, OnEvicted, Retention, not_counted
+from service.sessions.store import Kept, Lease, OnEvicted, Retention, Writing, not_counted
 
 logger = logging.getLogger("carousel.sessions")
 
@@ -46,6 +46,8 @@ class RedisSessionStore:
     Raises:
         ValueError: no such URL.
     """
+
+    waits: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -87,41 +89,36 @@ class RedisSessionStore:
     async def acquire(self, key: SessionKey) -> Lease:
         """See SessionStore."""
         token = secrets.token_bytes(TOKEN_BYTES)
-        _, memory = await self._run(self._acquire, key, token, self._lease_ms, self._ttl_ms, self._grave_ms)
+        _, memory = await self._run(self._acquire, [key], token, self._lease_ms, self._ttl_ms, self._grave_ms)
         return Lease(key, token.hex(), None if memory is None else memory[TOKEN_BYTES:])
 
     async def renew(self, lease: Lease) -> None:
         """See SessionStore."""
         token = bytes.fromhex(lease.token)
-        await self._run(self._renew, lease.key, token, self._lease_ms, self._ttl_ms, self._grave_ms)
+        await self._run(self._renew, [lease.key], token, self._lease_ms, self._ttl_ms, self._grave_ms)
 
-    async def commit(self, lease: Lease, value: bytes, marks: Sequence[bytes] = ()) -> None:
+    async def commit(self, writings: Sequence[Writing]) -> None:
         """See SessionStore."""
-        self._retention.check_size(value, marks)
-        token, max_marks = bytes.fromhex(lease.token), self._retention.max_marks
-        await self._run(
-            self._commit,
-            lease.key,
-            token,
-            token + value,
-            self._ttl_ms,
-            self._grave_ms,
-            max_marks,
-            *marks[-max_marks:],
-        )
+        self._retention.check_sizes(writings)
+        max_marks = self._retention.max_marks
+        args: list[bytes | int] = [self._ttl_ms, self._grave_ms, max_marks]
+        for one in writings:
+            token, marks = bytes.fromhex(one.lease.token), one.marks[-max_marks:]
+            args += [token, token + one.value, len(marks), *marks]
+        await self._run(self._commit, [one.lease.key for one in writings], *args)
 
     async def release(self, lease: Lease) -> None:
         """See SessionStore."""
-        await self._run(self._release, lease.key, bytes.fromhex(lease.token))
+        await self._run(self._release, [lease.key], bytes.fromhex(lease.token))
 
     async def peek(self, key: SessionKey, *, trail: bool = False) -> Kept:
         """See SessionStore."""
-        _, memory, left_ms, marks = await self._run(self._peek, key, int(trail))
+        _, memory, left_ms, marks = await self._run(self._peek, [key], int(trail))
         return Kept(memory[TOKEN_BYTES:], left_ms / 1000, tuple(marks))
 
     async def delete(self, key: SessionKey) -> None:
         """See SessionStore."""
-        _, memories = await self._run(self._delete, key)
+        _, memories = await self._run(self._delete, [key])
         if memories:
             self._on_evicted("deleted")
 
@@ -129,17 +126,16 @@ class RedisSessionStore:
         """Close all connections."""
         await self._redis.aclose()
 
-    async def _run(self, script: Any, key: SessionKey, *args: bytes | int) -> list[Any]:
+    async def _run(self, script: Any, keys: Sequence[SessionKey], *args: bytes | int) -> list[Any]:
         """What a script answers, unless it refuses.
 
         Raises:
             StoreUnavailable, and what the scripts refuse with
         """
-        slot = f"carousel:session:{{{key.digest}}}"
+        slots = [f"carousel:session:{{{key.digest}}}" for key in keys]
+        parts = ("memory", "trail", "grave", "lease")
         try:
-            answer: list[Any] = await script(
-                keys=[f"{slot}:memory", f"{slot}:trail", f"{slot}:grave", f"{slot}:lease"], args=args
-            )
+            answer: list[Any] = await script(keys=[f"{slot}:{part}" for slot in slots for part in parts], args=args)
         except (RedisError, OSError) as error:
             if self._reachable:
                 self._reachable = False
@@ -152,7 +148,7 @@ class RedisSessionStore:
             logger.info("Redis serves sessions again")
         refusal = _REFUSALS.get(answer[0].decode())
         if refusal is not None:
-            raise refusal(key)
+            raise refusal(keys[answer[1] if len(answer) > 1 else 0])
         return answer
 
 

@@ -12,7 +12,7 @@ from service.sessions.codec import decode, encode
 from service.sessions.errors import InvalidMemory, LeaseLost, ModelMismatch, StoreUnavailable
 from service.sessions.key import SessionKey
 from service.sessions.memory import Memory, ModelIdentity, check_fit
-from service.sessions.store import Lease, SessionStore
+from service.sessions.store import Lease, SessionStore, Writing
 
 T = TypeVar("T")
 Work = Coroutine[Any, Any, T]
@@ -33,28 +33,27 @@ class SessionView:
 class OpenSession:
     """A session that this request holds. `memory` is None where it is new."""
 
-    def __init__(self, store: SessionStore, lease: Lease, memory: Memory | None) -> None:
-        self._store = store
-        self._lease = lease
+    def __init__(self, lease: Lease, memory: Memory | None) -> None:
+        self.lease = lease
         self.memory = memory
         self.committed = False
 
-    async def commit(self, memory: Memory, marks: Sequence[bytes] = ()) -> None:
-        """Write the new memory, append to the trail, and let the session go. At most once.
 
-        Raises:
-            LeaseLost, MemoryTooLarge, StoreUnavailable: after the last, whether it was written is unknown.
-        """
-        assert not self.committed
-        await self._store.commit(self._lease, encode(memory), marks)
-        self.committed = True
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a request leaves behind: a session's new memory, and what to append to its trail."""
+
+    session: OpenSession
+    memory: Memory
+    marks: Sequence[bytes] = ()
 
 
 class Sessions:
     """Memories in a store, checked against the model that is to go on from them.
 
     A request whose client leaves is cancelled wherever it happens to wait. So what takes and gives back a lease runs in
-    tasks of its own, which such a cancellation does not reach: no lease is left lying until it expires.
+    tasks of its own, which such a cancellation does not reach: no lease is left lying until it expires. (A store that
+    never waits gives one without.)
     """
 
     def __init__(self, store: SessionStore) -> None:
@@ -72,12 +71,25 @@ class Sessions:
         heartbeat = _Heartbeat(self._store, lease, self._spawn)
         session: OpenSession | None = None
         try:
-            session = OpenSession(self._store, lease, _read(key, lease.value, model))
+            session = OpenSession(lease, _read(key, lease.value, model))
             yield session
         finally:
             heartbeat.stop()
             if session is None or not session.committed:
                 await asyncio.shield(self._spawn(self._release(lease)))
+
+    async def commit(self, *changes: Change) -> None:
+        """Write the new memories and let the sessions go: all, or none is written. At most once for a session.
+
+        Raises:
+            LeaseLost, MemoryTooLarge, StoreUnavailable: after the last, whether they were written is unknown.
+        """
+        assert not any(change.session.committed for change in changes)
+        await self._store.commit(
+            [Writing(change.session.lease, encode(change.memory), change.marks) for change in changes]
+        )
+        for change in changes:
+            change.session.committed = True
 
     async def look(self, key: SessionKey, *, trail: bool = False) -> SessionView:
         """What a session holds, whichever version of the model made it.
@@ -104,6 +116,8 @@ class Sessions:
         await self._store.close()
 
     async def _acquire(self, key: SessionKey) -> Lease:
+        if not self._store.waits:
+            return await self._store.acquire(key)
         acquiring = self._spawn(self._store.acquire(key))
         try:
             return await asyncio.shield(acquiring)

@@ -5,7 +5,8 @@ A request takes a **lease** on its session, computes, and commits the new bytes.
 - while one request holds it, others get SessionBusy instead of waiting: what they would go on from is about to change;
 - it ends by itself, so a crashed process does not lock a learner out for longer than `lease_seconds`;
 - a commit names its lease, and store and check are one atomic step: who has lost the lease, whether by a pause or by a
-  restart of the store, gets LeaseLost and cannot overwrite what a later holder wrote.
+  restart of the store, gets LeaseLost and cannot overwrite what a later holder wrote;
+- a commit may name several, those of a request for many learners: it is one step still, which writes all or none.
 
 Beside its bytes a session has a **trail**: a list of small marks that a commit appends to and that only `peek` reads.
 A history belongs there. It is never read or rewritten for the next answer, so that one costs the same however long the
@@ -18,9 +19,9 @@ from nothing. Deleting a session, or its tombstone, makes its id free again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from service.sessions.codec import MAX_MEMORY_BYTES
 from service.sessions.errors import MemoryTooLarge
@@ -52,9 +53,9 @@ class Retention:
     max_marks: int = 1000
     max_value_bytes: int = MAX_MEMORY_BYTES
 
-    def check_size(self, value: bytes, marks: Sequence[bytes]) -> None:
+    def check_sizes(self, writings: Iterable[Writing]) -> None:
         """Raises MemoryTooLarge."""
-        longest = max(map(len, (value, *marks)))
+        longest = max((len(piece) for one in writings for piece in (one.value, *one.marks)), default=0)
         if longest > self.max_value_bytes:
             raise MemoryTooLarge(
                 f"a session would keep {longest:,} bytes in one piece; allowed are {self.max_value_bytes:,}"
@@ -74,6 +75,15 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Writing:
+    """What to write to one session: its new bytes, and the marks to append to its trail."""
+
+    lease: Lease
+    value: bytes
+    marks: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """What a session holds."""
 
@@ -84,6 +94,9 @@ class Kept:
 
 class SessionStore(Protocol):
     """Every method may raise StoreUnavailable. A key of another tenant behaves like one that was never used."""
+
+    waits: ClassVar[bool]
+    """Whether a method may wait, and so be cancelled, half-way."""
 
     @property
     def retention(self) -> Retention:
@@ -107,12 +120,12 @@ class SessionStore(Protocol):
         """
         ...
 
-    async def commit(self, lease: Lease, value: bytes, marks: Sequence[bytes] = ()) -> None:
-        """Replace the session's bytes (or make the session), append to its trail, and end the lease.
+    async def commit(self, writings: Sequence[Writing]) -> None:
+        """Replace the bytes of every session (or make it), append to its trail, and end its lease: all, or none.
 
         Raises:
-            LeaseLost: nothing was written.
-            MemoryTooLarge: nothing was written; the lease holds.
+            LeaseLost: one of them has ended; nothing was written, and the others hold.
+            MemoryTooLarge: nothing was written, and the leases hold.
         """
         ...
 

@@ -240,6 +240,30 @@ def test_a_learner_with_a_bad_token_keeps_the_others_from_being_applied(client, 
     refused(client.get("/v1/models/tutor/sessions/spared"), 404, "unknown_session")
 
 
+@pytest.mark.parametrize("failing", range(3))
+def test_a_session_that_is_lost_while_all_are_written_keeps_the_others_from_being_applied(
+    client, server, monkeypatch, refused, failing
+):
+    store = server.context.memories._sessions._store
+    commit = store.commit
+
+    async def lose_one(writings):
+        await store.release(writings[failing].lease)
+        await commit(writings)
+
+    names = [f"half-way-{failing}-{place}" for place in range(3)]
+    learners = [{"attempts": history(3), "session": name} for name in names]
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "commit", lose_one)
+        message = refused(
+            client.post("/v1/models/tutor/trace", json={"learners": learners}), 409, "session_lease_lost", True
+        )
+    assert names[failing] in message
+    for name in names:
+        refused(client.get(f"/v1/models/tutor/sessions/{name}"), 404, "unknown_session")
+    assert client.post("/v1/models/tutor/trace", json={"learners": learners}).status_code == 200
+
+
 def test_one_session_for_two_learners_is_refused(client, refused):
     learners = [{"attempts": history(1), "session": "twice"}, {"attempts": history(1), "session": "twice"}]
     message = refused(client.post("/v1/models/tutor/trace", json={"learners": learners}), 422, "invalid_request")

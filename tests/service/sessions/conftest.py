@@ -89,10 +89,10 @@ def model() -> ModelIdentity:
 
 @pytest.fixture
 def make_memory(model: ModelIdentity) -> Callable[..., Memory]:
-    def make(steps: int = 5, seed: int = 0, **extra: object) -> Memory:
+    def make(steps: int = 5, seed: int = 0) -> Memory:
         generator = np.random.default_rng(seed)
         state = {name: generator.standard_normal(spec.shape).astype(spec.dtype) for name, spec in model.states.items()}
         snapshot = Snapshot(state, np.array([7, 1 << 40], np.int64))
-        return remember(model, snapshot, eaten=steps, now=1e9 + seed, context=np.arange(8), extra=extra)
+        return remember(model, snapshot, eaten=steps, now=1e9 + seed, context=np.arange(8))
 
     return make

@@ -6,7 +6,7 @@ import sys
 from service.sessions.errors import SessionBusy
 from service.sessions.key import SessionKey
 from service.sessions.redis_store import RedisSessionStore
-from service.sessions.store import Retention, SessionStore
+from service.sessions.store import Retention, SessionStore, Writing
 
 
 async def increment(store: SessionStore, name: str) -> None:
@@ -17,7 +17,7 @@ async def increment(store: SessionStore, name: str) -> None:
             break
         except SessionBusy:
             await asyncio.sleep(0)
-    await store.commit(lease, b"%d" % (int(lease.value or 0) + 1), [b"."])
+    await store.commit([Writing(lease, b"%d" % (int(lease.value or 0) + 1), [b"."])])
 
 
 async def main(url: str, processes: str, times: str, *names: str) -> None:

@@ -13,18 +13,13 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from models.graph import ELEMENT_TYPES
 from service.engine.sequence import Snapshot
-from service.sessions.codec import MAX_EXTRA_BYTES, MAX_MEMORY_BYTES, decode, encode
+from service.sessions.codec import MAX_MEMORY_BYTES, decode, encode
 from service.sessions.errors import InvalidMemory, MemoryTooLarge
 from service.sessions.memory import Memory
 
 HEAD = 4 + 28 + 32
 NAN_WITH_PAYLOAD = np.array([0x7FC12345], np.uint32).view(np.float32)
 IDS = st.lists(st.integers(0, 2**63 - 1), max_size=9).map(lambda ids: np.array(ids, np.int64))
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=5,
-)
 
 
 @st.composite
@@ -43,7 +38,6 @@ MEMORIES = st.builds(
     created_at=st.floats(0, 1e12),
     updated_at=st.floats(0, 1e12),
     context=IDS,
-    extra=st.dictionaries(st.text(max_size=8), JSON, max_size=3),
 )
 
 
@@ -93,11 +87,11 @@ def test_decoder_refuses_noise(content):
     with pytest.raises(InvalidMemory):
         decode(content)
     with pytest.raises(InvalidMemory):
-        decode(b"CRM\x01" + content[:50])
+        decode(b"CRM\x02" + content[:50])
 
 
 def test_decoder_refuses_every_truncation_and_extension(make_memory):
-    content = encode(make_memory(goal="fractions"))
+    content = encode(make_memory())
     for size in range(len(content)):
         with pytest.raises(InvalidMemory):
             decode(content[:size])
@@ -106,7 +100,7 @@ def test_decoder_refuses_every_truncation_and_extension(make_memory):
 
 
 def test_decoder_of_any_flipped_byte_refuses_or_reads_a_memory_that_can_be_written(make_memory):
-    content = encode(make_memory(goal="fractions"))
+    content = encode(make_memory())
     refused = 0
     for place in range(len(content)):
         for flip in (0x01, 0x10, 0x80, 0xFF):
@@ -118,7 +112,7 @@ def test_decoder_of_any_flipped_byte_refuses_or_reads_a_memory_that_can_be_writt
                 refused += 1
             else:
                 assert encode(memory) == altered
-    assert refused > len(content)
+    assert refused > len(content) // 2
 
 
 @given(MEMORIES, st.data())
@@ -153,26 +147,6 @@ def test_decoder_believes_no_length_that_is_not_there(make_memory, tail):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        b"[]",
-        b"{",
-        b"[" * 1000,
-        b'{"a":NaN}',
-        b'{"a":1e999}',
-        b'{"a":1,"a":2}',
-        b'{ "a":1}',
-        b"\xff",
-        b'{"a":"' + b"x" * MAX_EXTRA_BYTES + b'"}',
-    ],
-)
-def test_decoder_refuses_an_extra_that_it_would_not_write(make_memory, extra):
-    content = encode(make_memory()).removesuffix(b"\x02\x00{}")
-    with pytest.raises(InvalidMemory):
-        decode(content + struct.pack("<H", len(extra)) + extra)
-
-
 def test_decoder_refuses_times_that_are_no_numbers(make_memory):
     content = bytearray(encode(make_memory()))
     content[16:24] = struct.pack("<d", float("nan"))
@@ -194,11 +168,6 @@ def test_memory_that_is_too_large_is_neither_written_nor_read(make_memory):
         encode(memory)
     with pytest.raises(InvalidMemory, match="1,048,576"):
         decode(encode(make_memory()) + bytes(MAX_MEMORY_BYTES))
-
-
-def test_extra_that_is_too_large_is_not_written(make_memory):
-    with pytest.raises(MemoryTooLarge, match="extra"):
-        encode(make_memory(notes="x" * MAX_EXTRA_BYTES))
 
 
 def test_memory_size_does_not_depend_on_how_much_was_eaten(make_memory):

@@ -7,7 +7,7 @@ import pytest
 from service.sessions.errors import ExpiredSession, UnknownSession
 from service.sessions.key import SessionKey
 from service.sessions.process_store import ENTRY_BYTES, MARK_BYTES, SWEEP, ProcessSessionStore
-from service.sessions.store import Retention
+from service.sessions.store import Retention, Writing
 
 
 class Clock:
@@ -39,7 +39,7 @@ def key(i):
 
 
 async def put(store, i, value=b"", marks=()):
-    await store.commit(await store.acquire(key(i)), value, marks)
+    await store.commit([Writing(await store.acquire(key(i)), value, marks)])
 
 
 async def test_least_recently_used_session_makes_room(make_store):
@@ -139,6 +139,6 @@ async def test_session_that_made_room_while_held_is_written_again(make_store):
     await put(store, 0, b"old", [b"mark"])
     lease = await store.acquire(key(0))
     await put(store, 1)
-    await store.commit(lease, b"new", [b"next"])
+    await store.commit([Writing(lease, b"new", [b"next"])])
     kept = await store.peek(key(0), trail=True)
     assert (kept.value, kept.trail) == (b"new", (b"next",))

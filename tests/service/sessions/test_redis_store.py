@@ -13,7 +13,7 @@ import pytest
 from service.sessions.errors import ExpiredSession, LeaseLost, SessionBusy, StoreUnavailable, UnknownSession
 from service.sessions.key import SessionKey
 from service.sessions.redis_store import RedisSessionStore
-from service.sessions.store import Retention
+from service.sessions.store import Retention, Writing
 
 ROOT = Path(__file__).parents[3]
 KEY = SessionKey("school", "tutor", "ada")
@@ -43,7 +43,7 @@ def store(make_store, redis_server):
 
 
 async def put(store, key, value, marks=()):
-    await store.commit(await store.acquire(key), value, marks)
+    await store.commit([Writing(await store.acquire(key), value, marks)])
 
 
 async def eventually(attempt, error):
@@ -86,7 +86,7 @@ async def test_every_use_prolongs_all_keys_of_a_session(make_store, redis_server
     await store.renew(lease)
     assert seconds_left() == fresh | {"lease": 1000}
     redis_server.elapse(30)
-    await store.commit(lease, b"value")
+    await store.commit([Writing(lease, b"value")])
     assert seconds_left() == fresh
 
 
@@ -135,7 +135,7 @@ async def test_killed_redis_that_persists_comes_back_with_sessions_and_leases(ma
     assert (kept.value, kept.trail) == (b"value", (b"mark",))
     with pytest.raises(SessionBusy):
         await store.acquire(KEY)
-    await store.commit(lease, b"next", [b"more"])
+    await store.commit([Writing(lease, b"next", [b"more"])])
     assert (await store.peek(KEY, trail=True)).trail == (b"mark", b"more")
 
 
@@ -149,9 +149,22 @@ async def test_redis_that_forgets_comes_back_empty_and_takes_no_write_from_befor
     with pytest.raises(UnknownSession):
         await store.peek(KEY)
     with pytest.raises(LeaseLost):
-        await store.commit(lease, b"next")
+        await store.commit([Writing(lease, b"next")])
     await put(store, KEY, b"anew")
     assert (await store.peek(KEY)).value == b"anew"
+
+
+async def test_commit_whose_first_answer_was_lost_says_the_same_again(store, redis_server):
+    other = SessionKey("school", "tutor", "bob")
+    leases = [await store.acquire(key) for key in (KEY, other)]
+    writings = [Writing(lease, b"value", [b"mark"]) for lease in leases]
+    for _ in range(2):
+        await store.commit(writings)
+    for key in (KEY, other):
+        assert (await store.peek(key, trail=True)).trail == (b"mark",)
+    await put(store, KEY, b"newer")  # one of them has gone on since
+    await store.commit(writings)
+    assert (await store.peek(KEY)).value == b"newer"
 
 
 async def test_every_call_is_unavailable_while_redis_is_down_and_it_is_logged_once(make_store, start_redis, caplog):
@@ -163,7 +176,7 @@ async def test_every_call_is_unavailable_while_redis_is_down_and_it_is_logged_on
         for attempt in (
             store.acquire(KEY),
             store.renew(lease),
-            store.commit(lease, b"value"),
+            store.commit([Writing(lease, b"value")]),
             store.release(lease),
             store.peek(KEY),
             store.delete(KEY),
@@ -226,14 +239,9 @@ async def test_redis_ends_sessions_and_leases_by_its_own_clock(make_store, redis
     await put(store, KEY, b"next")
 
 
-async def test_scripts_bear_being_sent_twice(store):
-    token = b"t" * 16
+async def test_lease_asked_for_twice_is_the_same(store):
     for _ in range(2):
-        assert await store._run(store._acquire, KEY, token, 9000, 9000, 9000) == [b"ok", None]
-    for _ in range(2):
-        assert await store._run(store._commit, KEY, token, token + b"value", 9000, 9000, 5, b"mark") == [b"ok"]
-    kept = await store.peek(KEY, trail=True)
-    assert (kept.value, kept.trail) == (b"value", (b"mark",))
+        assert await store._run(store._acquire, [KEY], b"t" * 16, 9000, 9000, 9000) == [b"ok", None]
 
 
 async def test_trail_that_outlived_its_session_is_not_inherited(store, redis_server):

@@ -12,8 +12,8 @@ from service.sessions.errors import LeaseLost, ModelMismatch, SessionBusy, Store
 from service.sessions.key import SessionKey
 from service.sessions.memory import remember
 from service.sessions.process_store import ProcessSessionStore
-from service.sessions.sessions import Sessions
-from service.sessions.store import Retention
+from service.sessions.sessions import Change, Sessions
+from service.sessions.store import Retention, Writing
 
 KEY = SessionKey("school", "tutor", "ada")
 
@@ -35,11 +35,13 @@ async def test_session_goes_on_from_what_was_committed(harness, model, make_memo
     memory = make_memory(steps=3)
     async with sessions.open(KEY, model) as session:
         assert session.memory is None
-        await session.commit(memory, [b"1", b"2", b"3"])
+        await sessions.commit(Change(session, memory, [b"1", b"2", b"3"]))
     async with sessions.open(KEY, model) as session:
         assert encode(session.memory) == encode(memory)
         snapshot = Snapshot(session.memory.snapshot.state, np.zeros(0, np.int64))
-        await session.commit(remember(model, snapshot, eaten=1, now=2e9, before=session.memory), [b"4"])
+        await sessions.commit(
+            Change(session, remember(model, snapshot, eaten=1, now=2e9, before=session.memory), [b"4"])
+        )
     view = await sessions.look(KEY, trail=True)
     assert (view.memory.steps, view.trail) == (4, (b"1", b"2", b"3", b"4"))
     assert view.expires_in_seconds == pytest.approx(3600, abs=60)
@@ -50,7 +52,7 @@ async def test_session_goes_on_from_what_was_committed(harness, model, make_memo
 
 async def test_request_that_fails_leaves_the_session_as_it_was_and_free(sessions, model, make_memory):
     async with sessions.open(KEY, model) as session:
-        await session.commit(make_memory(steps=3))
+        await sessions.commit(Change(session, make_memory(steps=3)))
     with pytest.raises(ZeroDivisionError):
         async with sessions.open(KEY, model):
             raise ZeroDivisionError
@@ -63,14 +65,14 @@ async def test_second_request_is_busy_until_the_first_is_done(sessions, model, m
         with pytest.raises(SessionBusy):
             async with sessions.open(KEY, model):
                 pass
-        await session.commit(make_memory())
+        await sessions.commit(Change(session, make_memory()))
         async with sessions.open(KEY, model) as second:  # a commit lets go at once
             assert second.memory is not None
 
 
 async def test_session_of_another_model_version_is_refused_and_let_go(sessions, model, make_memory):
     async with sessions.open(KEY, model) as session:
-        await session.commit(make_memory())
+        await sessions.commit(Change(session, make_memory()))
     newer = dataclasses.replace(model, version=5, digest="cd" * 32)
     for _ in range(2):
         with pytest.raises(ModelMismatch, match="version 5"):
@@ -82,7 +84,7 @@ async def test_session_of_another_model_version_is_refused_and_let_go(sessions, 
 
 
 async def test_session_in_an_unreadable_format_is_refused_and_let_go(sessions, store, model):
-    await store.commit(await store.acquire(KEY), b"CRM\x02 of the future")
+    await store.commit([Writing(await store.acquire(KEY), b"CRM\x03 of the future")])
     for _ in range(2):
         with pytest.raises(ModelMismatch, match="another format"):
             async with sessions.open(KEY, model):
@@ -94,6 +96,8 @@ async def test_session_in_an_unreadable_format_is_refused_and_let_go(sessions, s
 
 class Gate:
     """A store whose calls wait to be let through."""
+
+    waits = True
 
     def __init__(self, store, **overrides):
         self.retention = dataclasses.replace(store.retention, **overrides)
@@ -120,8 +124,8 @@ class Gate:
         await self.open.wait()
         await self._store.release(lease)
 
-    async def commit(self, lease, value, marks=()):
-        await self._store.commit(lease, value, marks)
+    async def commit(self, writings):
+        await self._store.commit(writings)
 
     async def close(self):
         pass
@@ -188,7 +192,7 @@ async def test_lease_is_renewed_for_as_long_as_the_session_is_open(store, model,
     sessions = Sessions(gate)
     async with sessions.open(KEY, model) as session:
         leases = [await asyncio.wait_for(gate.renewals.get(), 20) for _ in range(4)]
-        await session.commit(make_memory())
+        await sessions.commit(Change(session, make_memory()))
     assert {lease.key for lease in leases} == {KEY}
     await assert_not_renewed_any_more(gate, sessions, model)
 
@@ -200,9 +204,9 @@ async def test_lost_lease_is_not_renewed_and_its_commit_fails(store, model, make
     sessions = Sessions(gate)
     async with sessions.open(KEY, model) as session:
         await asyncio.wait_for(gate.renewals.get(), 20)
-        await store.release(session._lease)
+        await store.release(session.lease)
         with pytest.raises(LeaseLost):
-            await session.commit(make_memory())
+            await sessions.commit(Change(session, make_memory()))
         await assert_not_renewed_any_more(gate, sessions, model)
 
 
@@ -213,7 +217,7 @@ async def test_renewal_that_ends_after_its_session_is_the_last(store, model, mak
     sessions = Sessions(gate)
     async with sessions.open(KEY, model) as session:
         await asyncio.wait_for(gate.renewals.get(), 20)
-        await session.commit(make_memory())
+        await sessions.commit(Change(session, make_memory()))
     gate.renewing.set()
     await assert_not_renewed_any_more(gate, sessions, model)
     await sessions.close()

@@ -6,6 +6,7 @@ import pytest
 
 from service.sessions.errors import ExpiredSession, LeaseLost, MemoryTooLarge, SessionBusy, UnknownSession
 from service.sessions.key import SessionKey
+from service.sessions.store import Writing
 
 KEY = SessionKey("school", "tutor", "ada")
 OTHERS = [
@@ -16,7 +17,7 @@ OTHERS = [
 
 
 async def put(store, key, value, marks=()):
-    await store.commit(await store.acquire(key), value, marks)
+    await store.commit([Writing(await store.acquire(key), value, marks)])
 
 
 async def test_session_is_new_until_its_first_commit(harness):
@@ -48,9 +49,49 @@ async def test_session_of_another_tenant_model_or_id_is_absent(harness):
             await store.delete(key)
         lease = await store.acquire(key)
         assert lease.value is None
-        await store.commit(lease, b"theirs")
-    await store.commit(held, b"still mine")
+        await store.commit([Writing(lease, b"theirs")])
+    await store.commit([Writing(held, b"still mine")])
     assert (await store.peek(KEY)).value == b"still mine"
+
+
+async def test_commit_of_several_writes_each_its_own(harness):
+    store, first, *rest = harness.store(), KEY, *OTHERS
+    await put(store, first, b"before", [b"0"])
+    leases = [await store.acquire(key) for key in (first, *rest)]
+    await store.commit(
+        [Writing(lease, b"%d" % i, [b"%d" % mark for mark in range(i)]) for i, lease in enumerate(leases)]
+    )
+    for i, key in enumerate((first, *rest)):
+        kept = await store.peek(key, trail=True)
+        marks = tuple(b"%d" % mark for mark in range(i))
+        assert (kept.value, kept.trail) == (b"%d" % i, marks if i else (b"0",))
+        await store.release(await store.acquire(key))  # all were let go
+
+
+@pytest.mark.parametrize("lost", range(3))
+async def test_commit_of_several_writes_none_where_one_lease_is_lost(harness, lost):
+    store, keys = harness.store(), OTHERS
+    await put(store, keys[0], b"before", [b"mark"])
+    leases = [await store.acquire(key) for key in keys]
+    await store.release(leases[lost])
+    with pytest.raises(LeaseLost, match=keys[lost].session):
+        await store.commit([Writing(lease, b"after", [b"more"]) for lease in leases])
+    kept = await store.peek(keys[0], trail=True)
+    assert (kept.value, kept.trail) == (b"before", (b"mark",))
+    for key in keys[1:]:
+        with pytest.raises(UnknownSession):
+            await store.peek(key)
+    others = [lease for lease in leases if lease is not leases[lost]]
+    await store.commit([Writing(lease, b"after") for lease in others])  # they hold
+
+
+async def test_commit_of_several_writes_none_where_one_is_too_large(harness):
+    store = harness.store(max_value_bytes=100)
+    leases = [await store.acquire(key) for key in OTHERS]
+    sizes = [100, 101, 100]
+    with pytest.raises(MemoryTooLarge):
+        await store.commit([Writing(lease, b"x" * size) for lease, size in zip(leases, sizes, strict=True)])
+    await store.commit([Writing(lease, b"x" * 100) for lease in leases])
 
 
 async def test_lease_is_one_at_a_time(harness):
@@ -67,13 +108,13 @@ async def test_lease_is_one_at_a_time(harness):
 async def test_lease_ends_with_its_commit(harness):
     store = harness.store()
     lease = await store.acquire(KEY)
-    await store.commit(lease, b"one")
+    await store.commit([Writing(lease, b"one")])
     second = await store.acquire(KEY)
     assert second.value == b"one"
     await store.release(lease)  # of the first, long over: the second holds all the same
     with pytest.raises(SessionBusy):
         await store.acquire(KEY)
-    await store.commit(second, b"two")
+    await store.commit([Writing(second, b"two")])
 
 
 async def test_release_without_commit_changes_nothing(harness):
@@ -110,7 +151,7 @@ async def test_renewed_lease_lasts(harness):
         await store.renew(lease)
     with pytest.raises(SessionBusy):
         await store.acquire(KEY)
-    await store.commit(lease, b"done")
+    await store.commit([Writing(lease, b"done")])
 
 
 async def test_expired_lease_cannot_overwrite_what_came_after(harness):
@@ -119,7 +160,7 @@ async def test_expired_lease_cannot_overwrite_what_came_after(harness):
     slow = await store.acquire(KEY)
     harness.elapse(11)
     await put(store, KEY, b"newer")
-    for attempt in (store.commit(slow, b"older"), store.renew(slow)):
+    for attempt in (store.commit([Writing(slow, b"older")]), store.renew(slow)):
         with pytest.raises(LeaseLost):
             await attempt
     assert (await store.peek(KEY)).value == b"newer"
@@ -131,11 +172,11 @@ async def test_expired_lease_cannot_write_while_another_holds(harness):
     harness.elapse(11)
     fast = await store.acquire(KEY)
     with pytest.raises(LeaseLost):
-        await store.commit(slow, b"older")
+        await store.commit([Writing(slow, b"older")])
     await store.release(slow)
     with pytest.raises(SessionBusy):
         await store.acquire(KEY)
-    await store.commit(fast, b"newer")
+    await store.commit([Writing(fast, b"newer")])
 
 
 async def test_expired_lease_cannot_bring_a_deleted_session_back(harness):
@@ -145,7 +186,7 @@ async def test_expired_lease_cannot_bring_a_deleted_session_back(harness):
     harness.elapse(11)
     await store.delete(KEY)
     with pytest.raises(LeaseLost):
-        await store.commit(slow, b"private")
+        await store.commit([Writing(slow, b"private")])
     with pytest.raises(UnknownSession):
         await store.peek(KEY)
 
@@ -173,7 +214,7 @@ async def test_session_lives_on_while_it_is_used(harness):
         harness.elapse(40)
         await store.renew(lease)
     harness.elapse(40)
-    await store.commit(lease, b"next")
+    await store.commit([Writing(lease, b"next")])
     harness.elapse(40)
     assert (await store.peek(KEY)).value == b"next"
 
@@ -230,7 +271,7 @@ async def test_session_may_expire_while_it_is_held_and_is_written_all_the_same(h
     await put(store, KEY, b"value")
     lease = await store.acquire(KEY)
     harness.elapse(6)
-    await store.commit(lease, b"next")
+    await store.commit([Writing(lease, b"next")])
     assert (await store.peek(KEY)).value == b"next"
     await store.delete(KEY)
     with pytest.raises(UnknownSession):  # no tombstone of the time between is left
@@ -254,8 +295,8 @@ async def test_value_or_mark_that_is_too_large_is_refused_and_the_lease_holds(ha
     lease = await store.acquire(KEY)
     for value, marks in ((b"x" * 101, []), (b"", [b"x" * 101])):
         with pytest.raises(MemoryTooLarge, match="101 bytes"):
-            await store.commit(lease, value, marks)
-    await store.commit(lease, b"x" * 100, [b"x" * 100])
+            await store.commit([Writing(lease, value, marks)])
+    await store.commit([Writing(lease, b"x" * 100, [b"x" * 100])])
 
 
 async def test_store_serves_a_thousand_sessions_at_once(harness):

@@ -28,7 +28,7 @@ def lstm_memory():
         for place, name in enumerate(LSTM.states)
     }
     ids = np.full(8, 2**40, np.int64)
-    return remember(LSTM, Snapshot(state, ids[:1]), eaten=10**6, now=1.7e9, context=ids, extra={"attempts": 10**6})
+    return remember(LSTM, Snapshot(state, ids[:1]), eaten=10**6, now=1.7e9, context=ids)
 
 
 SIGNER = TokenSigner([NEW, OLD])

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             name = "CAROUSEL_" + "_".join(map(str, problem["loc"])).upper()
             print(f"{name}: {problem['msg']}", file=sys.stderr)
         return 2
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # the format asks for none of them
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         return _trace(settings, options) if options.command == "trace" else _serve(settings)
@@ -60,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "--output", required=True, type=Path, metavar="CSV", help="gets learner, attempt, skill, correct, probability"
     )
     trace.add_argument("--repository", type=Path, help="instead of CAROUSEL_REPOSITORY")
-    trace.add_argument("--by-id", action="store_true", help="skills are ids, not names")
+    trace.add_argument(
+        "--by-id", action="store_true", help="skills are ids (places in the model's list, from 0), not names"
+    )
     trace.add_argument(
         "--unknown-skill",
         choices=("error", "ignore"),

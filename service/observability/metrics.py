@@ -75,6 +75,17 @@ class Metrics:
             "carousel_model_load_seconds", "Time to verify, open and warm a model up.", _MODEL, registry=registry
         )
 
+        self._ends: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
+
+    def request_ended(self, model: str, version: str, endpoint: str, outcome: str, seconds: float) -> None:
+        """Count a request and how long it took. Labels are resolved once: looking them up costs more than counting."""
+        labels = (model, version, endpoint, outcome)
+        end = self._ends.get(labels)
+        if end is None:
+            end = self._ends[labels] = (self.requests.labels(*labels), self.request_seconds.labels(model, version))
+        end[0].inc()
+        end[1].observe(seconds)
+
     def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
         return Histogram(name, help_text, (*_MODEL, *labels), registry=self.registry, buckets=LATENCY_BUCKETS)
 

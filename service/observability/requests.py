@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-import uuid
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,7 +23,8 @@ CANCELLED = "cancelled"
 class RequestRecord:
     """What is known of a request so far; handlers fill it in."""
 
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    request_id: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
+    """Tells requests apart, and is no secret: it need not be asked of the kernel."""
     model: str = UNKNOWN
     version: str = UNKNOWN
     endpoint: str = UNKNOWN
@@ -43,8 +44,7 @@ def record_of(scope: Scope) -> RequestRecord:
 def finish(metrics: Metrics, record: RequestRecord) -> None:
     """Count a request that has ended, and log it."""
     seconds = time.perf_counter() - record.started_at
-    metrics.requests.labels(record.model, record.version, record.endpoint, record.outcome).inc()
-    metrics.request_seconds.labels(record.model, record.version).observe(seconds)
+    metrics.request_ended(record.model, record.version, record.endpoint, record.outcome, seconds)
     logger.info(
         "%s model=%s version=%s outcome=%s seconds=%.4f request_id=%s",
         record.endpoint, record.model, record.version, record.outcome, seconds, record.request_id,

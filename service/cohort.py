@@ -97,10 +97,10 @@ def read_cohort(source: Path, codec: InteractionCodec, *, by_id: bool = False, i
                 place = known.get(skill)
                 if place is None and skill not in unknown:
                     try:
-                        place = known[skill] = codec.skill_id(int(skill) if by_id and skill.isdecimal() else skill)
-                    except UnknownSkill as error:
+                        place = known[skill] = codec.skill_id(_id(skill) if by_id else skill)
+                    except UnknownSkill:
                         if not ignore_unknown:
-                            raise CohortError(f"{where}: {error} (--unknown-skill ignore passes over it)") from None
+                            raise CohortError(f"{where}: {_refusal(skill, codec, by_id)}") from None
                         unknown[skill] = len(unknown)
                 code = 2 * place + answer if place is not None else -1 - (2 * unknown[skill] + answer)
                 answers = cohort.learners.get(learner)
@@ -113,6 +113,25 @@ def read_cohort(source: Path, codec: InteractionCodec, *, by_id: bool = False, i
     if not cohort.learners:
         raise CohortError(f"{source}: there is no answer below the header; at least 1 is needed")
     return cohort
+
+
+def _id(skill: str) -> int:
+    """The id that a field spells; -1, which is nobody's, where it spells none."""
+    return int(skill) if skill.isascii() and skill.isdecimal() and len(skill) < 10 else -1
+
+
+def _refusal(skill: str, codec: InteractionCodec, by_id: bool) -> str:
+    shown = f"skill is {skill[:40]!r}"
+    if by_id:
+        expected = (
+            f"allowed with --by-id are the ids 0 to {codec.skill_count - 1:,}; leave it out where skills are names"
+        )
+    else:
+        expected = (
+            f"allowed are the {codec.skill_count:,} names of the model's skills, such as {codec.skills[0][:40]!r}; "
+            "give --by-id where skills are ids"
+        )
+    return f"{shown}; {expected}, or --unknown-skill ignore to pass over such answers"
 
 
 def trace_cohort(

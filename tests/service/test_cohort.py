@@ -125,13 +125,33 @@ def test_cohort_passes_over_unknown_skills_where_told(bundle, oracle, tmp_path):
     assert float(told[2]["probability"]) == pytest.approx(oracle([9, 0])[0], abs=1e-5)
 
 
+@pytest.mark.parametrize("skill", ["5", "-1", "counting", "\u0664", "1.0", "9" * 5000, ""])
+def test_cohort_of_ids_refuses_what_is_none_and_says_which_there_are(bundle, tmp_path, skill):
+    source = write(tmp_path / "in.csv", [("a", 4, 1), ("a", skill, 1)])
+    with pytest.raises(CohortError) as error:
+        read_cohort(source, bundle.interaction_codec, by_id=True)
+    message = str(error.value)
+    assert f"line 3: skill is {skill[:40]!r}; allowed with --by-id are the ids 0 to 4;" in message
+    assert "leave it out where skills are names" in message
+    assert len(message) < 500
+
+
+def test_cohort_of_names_that_is_given_ids_says_how_to_give_them(bundle, tmp_path):
+    with pytest.raises(CohortError) as error:
+        read_cohort(write(tmp_path / "in.csv", [("a", "4", 1)]), bundle.interaction_codec)
+    message = str(error.value)
+    assert f"line 2: skill is '4'; allowed are the 5 names of the model's skills, such as {SKILLS[0]!r};" in message
+    assert "give --by-id where skills are ids" in message
+    assert "--unknown-skill ignore" in message
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         ("", "lacks learner, skill, correct"),
         ("learner,skill\na,area\n", "lacks correct"),
         ("learner,skill,correct\n", "no answer"),
-        ("learner,skill,correct\na,area,1\na,alchemy,1\n", "line 3: there is no skill 'alchemy'"),
+        ("learner,skill,correct\na,area,1\na,alchemy,1\n", "line 3: skill is 'alchemy'; allowed are the 5 names"),
         ("learner,skill,correct\na,area,2\n", "line 2: correct is '2'"),
         ("learner,skill,correct\na,area,\n", "line 2: correct is ''"),
         ("learner,skill,correct\na,area\n", "line 2: 2 fields; the header has 3"),

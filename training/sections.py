@@ -146,7 +146,11 @@ class TracingModelShape(Section):
     embedding_size: Count = 100
     hidden_size: Count = 200
     layers: Count = 1
+    shared: bool = False
+    """Skills learn only how they differ from what all share; for many skills and few learners."""
     locked: bool = True
+    attempt_dropout: Probability = 0.0
+    """How often an attempt goes unread: its input is zero, for that step alone."""
     input_dropout: Probability = 0.0
     hidden_dropout: Probability = 0.0
     output_dropout: Probability = 0.0

@@ -88,7 +88,7 @@ def load_language_model(checkpoint: Checkpoint) -> tuple[LanguageModel, TextCode
 
 
 def load_tracing_model(checkpoint: Checkpoint) -> tuple[TracingModel, InteractionCodec]:
-    """The tracing model in evaluation mode, and its codec.
+    """The tracing model in evaluation mode, folded, and its codec.
 
     Raises:
         CheckpointError: the header names another task, or tensors are missing or of another shape.
@@ -97,6 +97,7 @@ def load_tracing_model(checkpoint: Checkpoint) -> tuple[TracingModel, Interactio
         model = TracingModel(TracingModelConfig.from_json(checkpoint.header["model"]))
         codec = InteractionCodec.from_json(checkpoint.header["skills"])
         model.load_state_dict(checkpoint.group("model"))
+        model.fold()
     return model.eval(), codec
 
 

@@ -34,6 +34,25 @@ def test_tracing_model_is_the_equations_of_dkt() -> None:
     torch.testing.assert_close(state["c0"][0], c)
 
 
+def test_shared_tracing_model_is_the_plain_one_with_the_shared_parts_added() -> None:
+    model = model_of(shared=True)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter.data)
+    plain = model_of()
+    plain.stack.load_state_dict(model.stack.state_dict())
+    rows = [model.embedding.weight[id_] + model.answer[id_ % 2] for id_ in range(10)]
+    plain.embedding.weight.data = torch.stack(rows)
+    plain.projection.weight.data = model.projection.weight + model.readout
+    plain.projection.bias.data = model.projection.bias.data.clone()
+    ids = torch.randint(0, 10, (3, 4))
+    expected, _ = plain(ids, plain.initial_state(3))
+    torch.testing.assert_close(model(ids, model.initial_state(3))[0], expected)
+    model.fold()
+    assert model.config == plain.config
+    torch.testing.assert_close(model.state_dict(), plain.state_dict())
+    assert torch.equal(model(ids, model.initial_state(3))[0], expected)
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_tracing_model_goes_on_where_it_stopped(cell: str, layers: int) -> None:
@@ -54,6 +73,18 @@ def test_tracing_model_drops_only_in_training() -> None:
     assert not torch.equal(model(ids, model.initial_state(3))[0], model(ids, model.initial_state(3))[0])
     model.eval()
     assert torch.equal(model(ids, model.initial_state(3))[0], model(ids, model.initial_state(3))[0])
+
+
+def test_tracing_model_leaves_whole_attempts_unread_in_training() -> None:
+    model = model_of(attempt_dropout=0.4)
+    ids = torch.full((50, 1), 7)
+    seen = model(ids, model.initial_state(50))[0]
+    read = model.eval()(ids, model.initial_state(50))[0]
+    model.embedding.weight.data.zero_()
+    unread = model(ids, model.initial_state(50))[0]
+    was_read = (seen - read).abs().amax((1, 2)) < (seen - unread).abs().amax((1, 2))
+    assert 20 < was_read.sum() < 40
+    torch.testing.assert_close(seen, torch.where(was_read[:, None, None], read, unread))
 
 
 def test_tracing_model_counts_its_parameters() -> None:
@@ -92,6 +123,16 @@ def test_tracing_model_is_loaded_with_its_codec(make_tracing_checkpoint, tmp_pat
     assert not model.training
     assert codec.skill_id("area") == 4
     assert all(torch.equal(value, written.tensors[f"model.{name}"]) for name, value in model.state_dict().items())
+
+
+def test_shared_tracing_model_is_loaded_folded(make_tracing_checkpoint, tmp_path) -> None:
+    written = read_checkpoint(make_tracing_checkpoint(tmp_path / "best.safetensors"))
+    model = TracingModel(TracingModelConfig.from_json({**written.header["model"], "shared": True}))
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    header = {**written.header, "model": model.config.to_json()}
+    loaded, _ = load_tracing_model(Checkpoint(tensors, header))
+    assert set(loaded.state_dict()) == {name.removeprefix("model.") for name in written.tensors}
+    torch.testing.assert_close(loaded.embedding.weight[5], model.embedding.weight[5] + model.answer[1])
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ judged together ("pooled"), as published figures are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from models.nn.tracing import TracingModel
 
@@ -19,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 History = npt.NDArray[np.int64]
 
 LEARNERS_AT_ONCE = 64
-CHUNK_STEPS = 256
+CHUNK_STEPS = 64
 """Both bound the memory of the logits and change nothing else, since the state is carried."""
 
 SMALLEST_PROBABILITY = 1e-12
@@ -70,20 +71,50 @@ def answers(histories: Sequence[History]) -> npt.NDArray[np.bool_]:
     return np.concatenate([history[1:] & 1 for history in histories]).astype(bool)
 
 
-@torch.inference_mode()
 def predict(model: TracingModel, histories: Sequence[History]) -> Floats:
     """P(correct) of each attempt but each learner's first, learner after learner. <float64>[N]
-
-    Each learner starts from the zero state and the state is carried to the end, as a service would attempt by attempt.
 
     Args:
         model: put into evaluation mode for the time being.
         histories: attempts, 2 * skill + correct.
     """
+    predicted = [np.zeros(len(history) - 1) for history in histories]
+    for chunk in read(model, histories):
+        probability = torch.sigmoid(chunk.of_next).cpu().double().numpy()  # [B, T]
+        for row, index in enumerate(chunk.learners):
+            part = predicted[index][chunk.at : chunk.at + probability.shape[1]]
+            part[:] = probability[row, : len(part)]
+    return np.concatenate(predicted)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Up to T attempts of B learners, read."""
+
+    learners: Sequence[int]
+    """Which of the histories. [B]"""
+    at: int
+    """Which attempt the first is, counted from 0."""
+    ids: Tensor
+    """The attempts, and the one that follows them; 0 behind a learner's last. <int64>[B, T + 1]"""
+    logits: Tensor
+    """After each attempt, of the next one at every skill. <float32>[B, T, S]"""
+
+    @property
+    def of_next(self) -> Tensor:
+        """The logit of what was tried next. <float32>[B, T]"""
+        return self.logits.gather(2, (self.ids[:, 1:] >> 1)[..., None])[..., 0]
+
+
+@torch.inference_mode()
+def read(model: TracingModel, histories: Sequence[History]) -> Iterator[Chunk]:
+    """Read all attempts but each learner's last, a chunk at a time, in evaluation mode.
+
+    Each learner starts from the zero state and the state is carried to the end, as a service would attempt by attempt.
+    """
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    predicted: list[Floats] = [np.zeros(0)] * len(histories)
     by_length = sorted(range(len(histories)), key=lambda index: len(histories[index]))
     for start in range(0, len(by_length), LEARNERS_AT_ONCE):
         chosen = by_length[start : start + LEARNERS_AT_ONCE]
@@ -93,14 +124,8 @@ def predict(model: TracingModel, histories: Sequence[History]) -> Floats:
             padded[row, : len(histories[index])] = histories[index]
         ids = torch.from_numpy(padded).to(device)
         state = model.initial_state(len(chosen))
-        chunks = []
         for at in range(0, longest, CHUNK_STEPS):
             end = min(at + CHUNK_STEPS, longest)
             logits, state = model(ids[:, at:end], state)  # [B, T, S]
-            asked = (ids[:, at + 1 : end + 1] >> 1)[..., None]
-            chunks.append(torch.sigmoid(logits.float().gather(2, asked)[..., 0]).cpu().double().numpy())
-        probability = np.concatenate(chunks, axis=1) if chunks else np.zeros((len(chosen), 0))
-        for row, index in enumerate(chosen):
-            predicted[index] = probability[row, : len(histories[index]) - 1]
+            yield Chunk(chosen, at, ids[:, at : end + 1], logits.float())
     model.train(training)
-    return np.concatenate(predicted)

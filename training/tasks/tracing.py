@@ -21,6 +21,7 @@ from training.errors import CorpusError
 from training.histories import Histories, HistoryWindow
 from training.recipe import TracingRecipe
 from training.sections import TracingLoss
+from training.steadiness import steadiness
 from training.tracing_score import TracingScore, answers, predict, score
 from training.trainer import Evaluation
 
@@ -78,7 +79,9 @@ class TracingTask:
     def evaluate(self) -> Evaluation:
         """Predict the validation learners with the module's present weights."""
         figures = score(predict(self.module, self._corpus.validation), self._answers)
-        return Evaluation(criterion=1.0 - figures.auc, figures=asdict(figures), summary=_summary(figures))
+        moves = steadiness(self.module, self._corpus.validation)
+        summary = f"{_summary(figures)}, w1 {moves.w1:.4f}, w2 {moves.w2:.4f}, m1 {moves.m1:.3f}, m2 {moves.m2:.4f}"
+        return Evaluation(1.0 - figures.auc, asdict(figures), summary)
 
     def resume_header(self) -> dict[str, Any]:
         """What a resumption must find again: the corpus by digest."""

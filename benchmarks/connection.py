@@ -61,11 +61,11 @@ class Connection:
             raise GenerationFailed("connection_refused") from None
         return cls(socket, recorder)
 
-    async def generate(self, start: str, asked: float) -> None:
-        """Send a start frame and read to the generation's end.
+    async def generate(self, start: str | bytes, asked: float) -> None:
+        """Send what starts a generation and read to its end.
 
         Args:
-            start: the frame's JSON.
+            start: a start frame's JSON, or an image.
             asked: when the generation was asked for; its first token's time counts from here.
 
         Raises:

@@ -5,7 +5,7 @@ It opens the same bundle and speaks the same frames as the service. Nothing in i
 sampling share one hop to the thread pool, the state arrays are handed from call to call without a copy, and the
 server is uvicorn as installed.
 
-    python -m benchmarks.naive --bundle bundles/shakespeare/1 --port 8001
+    python -m benchmarks.naive --bundle bundles/shakespeare/2 --port 8001
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 
 from benchmarks.step import StepGraph
-from models.bundle import Bundle, DecodingDefaults, open_bundle
+from models.bundle import Bundle, open_bundle
+from models.manifest import DecodingDefaults
 
 Logits = NDArray[np.float32]
 

@@ -3,8 +3,6 @@
 1. The flat-cost curve: one learner at a time, sessions of 10 to 10,000 past answers, taking turns answer by answer.
 2. 64 learners with histories of 100, each sending the next answer as soon as the last one is predicted: the service
    with sessions, and the peer (naive_tracing.py) that is sent the whole history.
-
-The client is a bare HTTP/1.1 connection over asyncio: it shares the machine with the server it measures.
 """
 
 from __future__ import annotations
@@ -17,11 +15,12 @@ import sys
 from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import uvloop
 
+from benchmarks.http import Client
 from benchmarks.load import Target
 from benchmarks.report import Machine
 from benchmarks.server import SERVICE, launched, service_settings
@@ -36,34 +35,9 @@ PATH = f"/v1/models/{MODEL}/trace"
 Json = dict[str, Any]
 
 
-class Client:
-    """One keep-alive connection."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def open(cls, target: Target) -> Self:
-        """Connect."""
-        return cls(*await asyncio.open_connection(target.host, target.port))
-
-    async def post(self, body: Json) -> bytes:
-        """The answer's body; anything but a 200 ends the benchmark."""
-        content = json.dumps(body, separators=(",", ":")).encode()
-        head = f"POST {PATH} HTTP/1.1\r\nhost: b\r\ncontent-type: application/json\r\n"
-        self._writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
-        answer = await self._reader.readuntil(b"\r\n\r\n")
-        start = answer.lower().index(b"content-length:") + 15
-        length = int(answer[start : answer.index(b"\r", start)])
-        told = await self._reader.readexactly(length)
-        if not answer.startswith(b"HTTP/1.1 200"):
-            raise SystemExit(f"benchmarks: {answer.splitlines()[0].decode()}: {told[:500].decode()}")
-        return told
-
-    def close(self) -> None:
-        """Hang up."""
-        self._writer.close()
+async def ask(client: Client, body: Json) -> None:
+    """One request."""
+    await client.post(PATH, json.dumps(body, separators=(",", ":")).encode())
 
 
 def attempts(count: int, seed: int) -> list[Json]:
@@ -77,13 +51,13 @@ async def flat_cost(target: Target, answers: int) -> dict[int, list[float]]:
     """Seconds of each next answer, by how many answers came before."""
     client = await Client.open(target)
     for past in PAST:
-        await client.post({"attempts": attempts(past, past), "session": f"past-{past}"})
+        await ask(client, {"attempts": attempts(past, past), "session": f"past-{past}"})
     seconds: dict[int, list[float]] = {past: [] for past in PAST}
     for number, attempt in enumerate(attempts(answers, 0)):
         for past in PAST if number % 2 else reversed(PAST):
             body = {"attempts": [attempt], "session": f"past-{past}"}
             began = perf_counter()
-            await client.post(body)
+            await ask(client, body)
             seconds[past].append(perf_counter() - began)
     client.close()
     return {past: values[answers // 10 :] for past, values in seconds.items()}
@@ -107,12 +81,12 @@ async def closed_loop(
         client = await Client.open(target)
         opening = first(learner)
         if opening is not None:
-            await client.post(opening)
+            await ask(client, opening)
         await ready.wait()
         start = perf_counter() + WARMUP_SECONDS
         for attempt in attempts(1_000_000 // LEARNERS, learner):
             began = perf_counter()
-            await client.post(following(learner, attempt))
+            await ask(client, following(learner, attempt))
             ended = perf_counter()
             if ended > start + seconds:
                 break

@@ -6,13 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from pydantic import ValidationError
 
-from export.parity import BATCH_SIZES
+from export.captioning_parity import ENCODER_BATCH_SIZES
+from export.parity import MAX_BATCH
 from export.publish import export_checkpoint
-from models.bundle import DecodingDefaults, Limits
+from models.bundle import ENCODER_GRAPH
 from models.errors import CarouselError
+from models.manifest import DecodingDefaults, Limits, Precision
+
+DECODING = ("temperature", "top_k", "top_p", "beam_width", "length_penalty")
+"""The flags that are fields of DecodingDefaults."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,19 +27,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         limits = Limits(**_given(options, "max_prompt_tokens", "max_new_tokens"))
-        decoding = DecodingDefaults(**_given(options, "temperature", "top_k", "top_p"))
+        decoding = DecodingDefaults(**_given(options, *DECODING))
     except ValidationError as error:
         first = error.errors()[0]
         parser.error(f"argument --{str(first['loc'][0]).replace('_', '-')}: {first['msg']}")
+    for flag, given in (("--candidates", options.candidates), ("--max-worsening", options.max_worsening is not None)):
+        if given and options.precision != "int8":
+            parser.error(f"argument {flag}: is for --precision int8 alone")
     try:
-        done = export_checkpoint(options.checkpoint, options.repository, options.name, limits=limits, decoding=decoding)
+        done = export_checkpoint(
+            options.checkpoint,
+            options.repository,
+            options.name,
+            encoder=options.encoder,
+            limits=limits,
+            decoding=decoding,
+            precision=options.precision,
+            candidates=options.candidates,
+            max_worsening=options.max_worsening,
+        )
     except (CarouselError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
     parity = done.parity
-    print(f"exported   {done.checkpoint}, step graph of {done.graph_bytes / 1e6:.1f} MB")
+    sizes = " and ".join(f"{file} of {size / 1e6:.1f} MB" for file, size in done.graph_bytes.items())
+    print(f"exported   {done.checkpoint}: {sizes}")
     print(f"parity     largest error {parity.max_abs_error:.1e} over {parity.steps} steps x {parity.rows} rows")
-    print(f"rows       equal to the row alone, bit for bit, in batches of {', '.join(map(str, BATCH_SIZES))}")
+    print(f"rows       equal to the row alone, bit for bit, in batches of 1 to {MAX_BATCH}")
+    if ENCODER_GRAPH in done.graph_bytes:
+        print(f"images     so, too, in batches of {', '.join(map(str, ENCODER_BATCH_SIZES))}")
+    if done.quantization is not None:
+        cost, allowed = done.quantization.worsening, done.quantization.allowed
+        print(f"int8       worse than fp32 by {cost:.5f} in {done.quantization.measure}; allowed is {allowed:g}")
     print(f"published  {done.bundle}")
     return 0
 
@@ -47,12 +72,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, help="a .safetensors checkpoint, or a run directory")
     parser.add_argument("--repository", type=Path, required=True, help="directory of bundles, made if absent")
     parser.add_argument("--name", required=True, help="what the model is called there")
+    parser.add_argument("--encoder", type=Path, help="the ONNX file whose features a captioning model was trained on")
     parser.add_argument("--max-prompt-tokens", type=int, help="most tokens or attempts that a request may send")
     parser.add_argument("--max-new-tokens", type=int, help="most tokens that a request may ask for")
     parser.add_argument("--temperature", type=float, help="sampling temperature of a request that names none")
     parser.add_argument("--top-k", type=int, help="top-k of a request that names none (0: all tokens)")
     parser.add_argument("--top-p", type=float, help="top-p of a request that names none")
+    parser.add_argument("--beam-width", type=int, help="of a caption request that names none (1: greedy)")
+    parser.add_argument("--length-penalty", type=float, help="of a caption request that names none")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of the graph's products")
+    parser.add_argument("--candidates", type=_count, default=0, metavar="K", help="int8: name the K best tokens too")
+    parser.add_argument(
+        "--max-worsening",
+        type=float,
+        metavar="X",
+        help="int8: refuse above this; relative perplexity (0.005 where not given) or AUC (0.002)",
+    )
     return parser
+
+
+def _count(value: str) -> int:
+    count = int(value)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} candidates; allowed is 1 or more")
+    return count
 
 
 if __name__ == "__main__":

@@ -9,40 +9,70 @@ from contextlib import contextmanager
 
 import onnx
 import torch
+from torch import Tensor, nn
 
 from export.step_module import StepModule
-from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
-from models.step import STEP_OUTPUT
+from models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
+from models.step import ATTENTION, STEP_OUTPUT
 
 
 def export_step(module: StepModule) -> bytes:
-    """The ONNX model of one step: the task's inputs and `state.<name>`, the task's output and `next_state.<name>`.
+    """The ONNX model of one step: the task's inputs, `state.<name>` and `memory.<name>` in, the task's output,
+    `next_state.<name>` and perhaps `attention` out.
 
-    The batch is free on axis 0 of everything; all weights lie in the one file. What the exporter notes down for its
-    own debugging (stack traces with the paths of the machine that exported) is removed.
+    The batch is free on axis 0 of everything; all weights lie in the one file.
     """
     names = list(module.state_sizes)
     # Two rows, since an example of one would fix the axis.
     inputs = {name: torch.zeros(2, dtype=torch.int64) for name in module.input_bounds}  # [B] each
-    state = {name: torch.zeros(2, size) for name, size in module.state_sizes.items()}
+    carried = {"state": {name: torch.zeros(2, size) for name, size in module.state_sizes.items()}}
+    if module.memory_shapes:
+        carried["memories"] = {name: torch.zeros(2, *shape) for name, shape in module.memory_shapes.items()}
+    model = export_module(
+        module,
+        tuple(inputs.values()),
+        carried,
+        [*inputs, *(STATE_PREFIX + name for name in names), *(MEMORY_PREFIX + name for name in module.memory_shapes)],
+        [
+            STEP_OUTPUT[module.task],
+            *(NEXT_STATE_PREFIX + name for name in names),
+            *([ATTENTION] if module.grid else []),
+        ],
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def export_module(
+    module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, dict[str, Tensor]], into: list[str], out: list[str]
+) -> onnx.ModelProto:
+    """A module as ONNX, axis 0 of everything free. What the exporter notes down for its own debugging (stack traces
+    with the paths of the machine that exported) is removed.
+
+    Args:
+        module: in evaluation mode.
+        inputs: examples of its positional inputs, of two rows.
+        named: and of its keyword ones, each a dict of tensors.
+        into: what the inputs are called in the graph, in order.
+        out: and the outputs.
+    """
     batch = {0: torch.export.Dim("batch", min=1)}
     with _quiet_exporter():
         program = torch.onnx.export(
             module,
-            tuple(inputs.values()),
-            kwargs={"state": state},
+            inputs,
+            kwargs=named,
             dynamo=True,
             verbose=False,
             external_data=False,
-            input_names=[*inputs, *(STATE_PREFIX + name for name in names)],
-            output_names=[STEP_OUTPUT[module.task], *(NEXT_STATE_PREFIX + name for name in names)],
-            dynamic_shapes=dict.fromkeys(inputs, batch) | {"state": dict.fromkeys(names, batch)},
+            input_names=into,
+            output_names=out,
+            dynamic_shapes=(*(batch for _ in inputs), *(dict.fromkeys(part, batch) for part in named.values())),
         )
     assert program is not None  # only the TorchScript exporter writes a file and returns nothing
     model = program.model_proto
     _strip(model)
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString(deterministic=True))
+    return model
 
 
 def _strip(model: onnx.ModelProto) -> None:

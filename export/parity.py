@@ -5,153 +5,157 @@ Axes: B batch rows, T steps, V vocabulary (or skills).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-import torch
 
+from export.forward import Array, GraphForward, Ids, TorchForward, step_inputs
+from export.runtime import open_session
 from export.step_module import Model, StepModule, step_module
-from models.bundle import Parity
 from models.errors import CarouselError
-from models.graph import STATE_PREFIX, next_name
-from models.nn.language import LanguageModel
-from models.nn.recurrent import RecurrentState
+from models.graph import MEMORY_PREFIX, STATE_PREFIX
+from models.manifest import Parity, Precision
 from models.step import STEP_OUTPUT
 
-Array = npt.NDArray[np.generic]
-Ids = npt.NDArray[np.int64]
 N = TypeVar("N", bound=np.generic)
 
 MAX_ABS_ERROR = {"logits": 1e-3, "probability": 1e-4}
-"""Largest difference of an output that is published: a logit's moves a log-probability by at most twice as much.
+"""Largest difference of an fp32 graph's output that is published: a logit's moves a log-probability by at most twice as
+much.
 
 Another order of the same float32 sums leaves 1e-7 (random weights) to 1e-4 (trained ones); a swapped gate or state
-leaves far more.
+leaves far more. What int8 may cost is judged on validation data instead (export/precision.py).
 """
 
-BATCH_SIZES = (1, 2, 3, 7, 16, 64)
-"""Where a row is compared with itself alone: the sizes at which matrix kernels change their tiling."""
+MAX_BATCH = 128
+"""Up to here a step's row is compared, in a batch of every size, with itself alone: matrix kernels change their tiling.
+"""
 
 THREAD_COUNTS = (1, 2)
 """Each with its own division of the work."""
+
+WINDOW = 64
+"""Steps compared at once: bounds the memory of the outputs [B, T, V]."""
 
 
 class ParityError(CarouselError):
     """The exported graph must not be published."""
 
 
-def measure_parity(model: Model, graph: bytes, *, steps: int = 512, rows: int = 4, seed: int = 0) -> Parity:
+def measure_parity(
+    model: Model, graph: bytes, precision: Precision = "fp32", *, steps: int = 512, rows: int = 4, seed: int = 0
+) -> Parity:
     """Run the graph against the model and against itself, on random inputs.
 
     Args:
         model: in evaluation mode: the truth.
         graph: the ONNX step graph made from it.
+        precision: of the graph.
         steps: how long the state is carried. T
         rows: how many different sequences run side by side. B
         seed: of the random inputs and states.
 
     Raises:
-        ParityError: an output is off by more than MAX_ABS_ERROR, or a row depends on its neighbours.
+        ParityError: an fp32 graph's output is off by more than MAX_ABS_ERROR, any graph's is no number, or a row
+            depends on its neighbours.
     """
     step = step_module(model)
     error = _largest_error(model, step, graph, steps, rows, seed)
     output = STEP_OUTPUT[step.task]
-    allowed = MAX_ABS_ERROR[output]
+    allowed = MAX_ABS_ERROR[output] if precision == "fp32" else math.inf
     if not error <= allowed:  # NaN is refused too
         raise ParityError(
             f"{output} of the exported graph: an entry is off by {error:.2g} from the torch model within {steps} "
             f"steps; allowed is {allowed:g}, so nothing was published"
         )
-    for threads in THREAD_COUNTS:
-        _require_row_independence(step, graph, threads, seed)
+    ids = step_inputs(step.task, _random_ids(step, (MAX_BATCH,), seed))  # [B] each
+    require_row_independence(graph, ids, random_floats(graph, MAX_BATCH, seed))
     return Parity(steps=steps, rows=rows, max_abs_error=error, row_independent=True)
 
 
-@torch.inference_mode()
 def _largest_error(model: Model, step: StepModule, graph: bytes, steps: int, rows: int, seed: int) -> float:
     """max |output of the graph, step by step - of the model, all steps at once|; NaN where either has one."""
-    session = _session(graph, threads=1)
-    inputs = _random_inputs(step, (rows, steps), seed)  # [B, T] each
-    window = 64  # bounds the memory of the model's output [B, window, V]
-    truth_state = model.initial_state(rows)
-    state: dict[str, Array] = {STATE_PREFIX + name: part.numpy() for name, part in truth_state.items()}
+    truth, seen = TorchForward(model, rows), GraphForward(graph, step.task, rows)
+    ids = _random_ids(step, (rows, steps), seed)  # [B, T]
     largest = 0.0
-    for start in range(0, steps, window):
-        chunk = {name: values[:, start : start + window] for name, values in inputs.items()}
-        truth, truth_state = _truth(model, chunk, truth_state)  # [B, window, V]
-        for position in range(truth.shape[1]):
-            fed = {name: values[:, position] for name, values in chunk.items()}
-            seen, state = _step(session, step, fed, state)
-            largest = float(np.maximum(largest, np.abs(seen - truth[:, position]).max()))
+    for start in range(0, steps, WINDOW):
+        chunk = ids[:, start : start + WINDOW]
+        largest = float(np.maximum(largest, np.abs(seen(chunk) - truth(chunk)).max()))
     return largest
 
 
-def _truth(
-    model: Model, inputs: Mapping[str, Ids], state: RecurrentState
-) -> tuple[npt.NDArray[np.float32], RecurrentState]:
-    """The step's output for many steps at once, by the torch model. <float32>[B, T, V]"""
-    if isinstance(model, LanguageModel):
-        logits, after = model(torch.from_numpy(inputs["token"]), state)
-        return logits.numpy(), after
-    logits, after = model(torch.from_numpy(2 * inputs["skill"] + inputs["correct"]), state)
-    return torch.sigmoid(logits).numpy(), after
+def _random_ids(step: StepModule, shape: tuple[int, ...], seed: int) -> Ids:
+    """Tokens, or attempts: as many as the step's inputs can say."""
+    return np.random.default_rng(seed).integers(0, math.prod(step.input_bounds.values()), shape)
 
 
-def _random_inputs(step: StepModule, shape: tuple[int, ...], seed: int) -> dict[str, Ids]:
+def random_floats(graph: bytes, rows: int, seed: int) -> dict[str, Array]:
+    """Of every input that is no id: states, and memories. <float32>[B, ...] each"""
     random = np.random.default_rng(seed)
-    return {name: random.integers(0, bound, shape) for name, bound in step.input_bounds.items()}
-
-
-def _require_row_independence(step: StepModule, graph: bytes, threads: int, seed: int) -> None:
-    """Row i of any batch equals the row alone, bit for bit, whatever its neighbours hold."""
-    session = _session(graph, threads)
-    random = np.random.default_rng(seed)
-    rows = max(BATCH_SIZES)
-    inputs = _random_inputs(step, (rows,), seed)  # [B] each
-    state: dict[str, Array] = {
+    return {
         spec.name: np.tanh(random.standard_normal((rows, *spec.shape[1:]))).astype(np.float32)
-        for spec in session.get_inputs()
-        if spec.name.startswith(STATE_PREFIX)
+        for spec in open_session(graph, threads=1).get_inputs()
+        if spec.name.startswith((STATE_PREFIX, MEMORY_PREFIX))
     }
-    output = STEP_OUTPUT[step.task]
-    alone = [_step(session, step, _rows(inputs, slice(i, i + 1)), _rows(state, slice(i, i + 1))) for i in range(rows)]
-    for batch in BATCH_SIZES:
-        for poison in (None, np.nan, np.inf, 1e38):
-            fed = {name: part.copy() for name, part in _rows(state, slice(batch)).items()}
-            first = 0
-            if poison is not None:
-                first = 1  # even rows are poisoned, odd ones are looked at
-                for part in fed.values():
-                    part[::2] = poison
-            said, after = _step(session, step, _rows(inputs, slice(batch)), fed)
-            for row in range(first, batch, first + 1):
-                expected_said, expected_after = alone[row]
-                together = {output: said, **after}
-                for name, expected in {output: expected_said, **expected_after}.items():
-                    if together[name][row].tobytes() != expected[0].tobytes():
+
+
+def require_row_independence(
+    graph: bytes,
+    ids: Mapping[str, Ids],
+    floats: Mapping[str, Array],
+    *,
+    sizes: Sequence[int] = range(1, MAX_BATCH + 1),
+) -> None:
+    """Row i of any batch equals the row alone, bit for bit, whatever its neighbours hold and however many threads run.
+
+    Args:
+        graph: whose outputs are looked at, all of them.
+        ids: inputs that neighbours keep. <int64>[max(sizes)] each
+        floats: inputs that neighbours have poisoned, too. <float32>[max(sizes), ...] each
+        sizes: of the batches.
+
+    Raises:
+        ParityError: a row depends on its neighbours.
+    """
+    kind = next(iter(floats)).partition(".")[0]
+    for threads in THREAD_COUNTS:
+        session = open_session(graph, threads)
+        rows = [_step(session, _rows({**ids, **floats}, slice(row, row + 1))) for row in range(max(sizes))]
+        alone = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        for batch in sizes:
+            for poison in (None, np.nan, np.inf, 1e38):
+                looked_at = range(batch) if poison is None else range(1, batch, 2)
+                fed = {name: part.copy() for name, part in _rows(floats, slice(batch)).items()}
+                if poison is not None:
+                    for part in fed.values():
+                        part[::2] = poison
+                together = _step(session, {**_rows(ids, slice(batch)), **fed})
+                for name, said in together.items():
+                    row = _first_difference(said, alone[name], looked_at)
+                    if row is not None:
                         raise ParityError(
                             f"{name} of row {row} in a batch of {batch} is not what the row gives alone, bit for bit "
-                            f"(neighbours' state {'like its own' if poison is None else poison}, {threads} threads); "
+                            f"(neighbours' {kind} {'like its own' if poison is None else poison}, {threads} threads); "
                             "a served result must not depend on its neighbours, so nothing was published"
                         )
 
 
-def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # not while others want the core
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+def _first_difference(said: Array, alone: Array, rows: range) -> int | None:
+    """The first of the rows whose bytes differ; None where none does."""
+    chosen = slice(rows.start, rows.stop, rows.step)
+    if said[chosen].tobytes() == alone[chosen].tobytes():
+        return None
+    return next(row for row in rows if said[row].tobytes() != alone[row].tobytes())
 
 
-def _step(
-    session: onnxruntime.InferenceSession, step: StepModule, inputs: Mapping[str, Ids], state: Mapping[str, Array]
-) -> tuple[npt.NDArray[np.float32], dict[str, Array]]:
-    """One call. inputs <int64>[B] each, state by input name -> output <float32>[B, V], next state by input name."""
-    output, *after = session.run([STEP_OUTPUT[step.task], *map(next_name, state)], {**inputs, **state})
-    return output, dict(zip(state, after, strict=True))
+def _step(session: onnxruntime.InferenceSession, fed: Mapping[str, Array]) -> dict[str, Array]:
+    """One call: everything that the graph says, by name. [B, ...] each"""
+    names = [spec.name for spec in session.get_outputs()]
+    return dict(zip(names, session.run(names, fed), strict=True))
 
 
 def _rows(arrays: Mapping[str, npt.NDArray[N]], rows: slice) -> dict[str, npt.NDArray[N]]:

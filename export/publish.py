@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from export.captioning import captioning_graphs, extractor_of
+from export.extractor import ExtractorError
+from export.int8_graph import build_int8_step
 from export.onnx_graph import export_step
 from export.parity import measure_parity
+from export.precision import measure_quantization, read_validation_beside
 from export.step_module import Model, step_module
-from models.bundle import (
-    STEP_GRAPH,
+from models.bundle import STEP_GRAPH, publish
+from models.codec.image import ImageCodec
+from models.codec.interaction import InteractionCodec
+from models.codec.text import TextCodec
+from models.errors import CheckpointError
+from models.manifest import (
+    CaptioningValidation,
+    CodecSpec,
     DecodingDefaults,
+    ImageCodecSpec,
     InteractionCodecSpec,
     LanguageValidation,
     Limits,
     Manifest,
     Parity,
+    Precision,
     Provenance,
+    Quantization,
     TextCodecSpec,
     TracingValidation,
-    publish,
 )
-from models.codec.interaction import InteractionCodec
-from models.codec.text import TextCodec
-from models.errors import CheckpointError
-from models.nn.checkpoint import Checkpoint, load_language_model, load_tracing_model, read_checkpoint
+from models.nn.captioning import CaptioningModel
+from models.nn.checkpoint import (
+    Checkpoint,
+    frozen_encoder,
+    load_captioning_model,
+    load_language_model,
+    load_tracing_model,
+    read_checkpoint,
+)
 from models.step import STEP_INPUTS, Task
 
 BEST = "best.safetensors"
@@ -43,8 +60,11 @@ class Export:
 
     checkpoint: Path
     bundle: Path
-    graph_bytes: int
+    graph_bytes: Mapping[str, int]
+    """By the graph's file name."""
     parity: Parity
+    quantization: Quantization | None
+    """What int8 cost; None for fp32."""
 
 
 def export_checkpoint(
@@ -52,8 +72,12 @@ def export_checkpoint(
     repository: Path,
     name: str,
     *,
+    encoder: Path | None = None,
     limits: Limits | None = None,
     decoding: DecodingDefaults | None = None,
+    precision: Precision = "fp32",
+    candidates: int = 0,
+    max_worsening: float | None = None,
 ) -> Export:
     """Publish the model of a checkpoint as the next version of `name`.
 
@@ -61,33 +85,53 @@ def export_checkpoint(
         path: a checkpoint file, or a run directory (its best checkpoint is taken).
         repository: the model repository, made where there is none.
         name: the model's name in it.
-        limits: what a request may ask; the contract's own where None.
-        decoding: sampling parameters of a request that names none; the contract's own where None.
+        encoder: the ONNX file whose features a captioning model was trained on; None where it has one of its own.
+        limits: what a request may ask; where a field is not set, what the checkpoint says, or else the contract.
+        decoding: parameters of a request that names none; filled in likewise.
+        precision: of the graph's products. int8 takes the run's validation data, beside the checkpoint.
+        candidates: how many of the best logits an int8 language graph names beside all of them; 0 for none.
+        max_worsening: what int8 may cost in relative perplexity or AUC; the task's own bound where None.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read.
-        ParityError: the graph is not the model.
+        CheckpointError: the checkpoint or its validation data cannot be read, or its task has no int8.
+        ExtractorError: `encoder` is not the one that the checkpoint was trained on, or must not be given.
+        ParityError: a graph is not the model.
+        WorseInt8: rounding costs more than is allowed.
         BundleError: the name is not allowed.
     """
     if path.is_dir():
         path = path / BEST
     checkpoint = read_checkpoint(path)
     loaded = _load(path, checkpoint)
-    graph = export_step(step_module(loaded.model))
+    if encoder is not None and loaded.task != "captioning":
+        raise ExtractorError(f"{path}: is of task {loaded.task!r}, which reads no images; leave out --encoder")
+    validation = _header_part(path, checkpoint.header, "validation", loaded.validation)
+    provenance = _header_part(path, checkpoint.header, "provenance", Provenance)
+    quantization = None
+    if precision == "int8":
+        model = _roundable(path, loaded)
+        data = read_validation_beside(path, provenance.corpus_sha256 if provenance else None)
+        graph = build_int8_step(step_module(model), candidates=_candidate_count(path, loaded, candidates))
+        assert not isinstance(validation, CaptioningValidation)
+        validation, quantization = measure_quantization(model, graph, data, validation, max_worsening)
+        graphs, parity = {STEP_GRAPH: graph}, measure_parity(model, graph, precision)
+    else:
+        graphs, parity = _fp32_graphs(path, checkpoint, loaded, encoder)
     manifest = Manifest(
         task=loaded.task,
         codec=loaded.codec_spec,
-        limits=limits or Limits(),
-        decoding=decoding or DecodingDefaults(),
-        parity=measure_parity(loaded.model, graph),
-        validation=_header_part(path, checkpoint.header, "validation", loaded.validation),
-        provenance=_header_part(path, checkpoint.header, "provenance", Provenance),
+        limits=_filled(limits or Limits(), loaded.limits),
+        decoding=_filled(decoding or DecodingDefaults(), loaded.decoding),
+        precision=precision,
+        parity=parity,
+        validation=validation,
+        quantization=quantization,
+        provenance=provenance,
         files={},
     )
-    files = {STEP_GRAPH: graph, loaded.codec_spec.file: loaded.codec.to_json().encode()}
-    bundle = publish(repository, name, manifest, files)
-    assert manifest.parity is not None
-    return Export(path, bundle, len(graph), manifest.parity)
+    bundle = publish(repository, name, manifest, {**graphs, loaded.codec_spec.file: loaded.vocabulary.encode()})
+    sizes = {file: len(content) for file, content in graphs.items()}
+    return Export(path, bundle, sizes, parity, quantization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +139,40 @@ class _Loaded:
     """A checkpoint's model, and what its task makes of it."""
 
     task: Task
-    model: Model
-    codec: TextCodec | InteractionCodec
-    codec_spec: TextCodecSpec | InteractionCodecSpec
-    validation: type[LanguageValidation] | type[TracingValidation]
+    model: Model | CaptioningModel
+    codec: TextCodec | InteractionCodec | ImageCodec
+    codec_spec: CodecSpec
+    validation: type[LanguageValidation] | type[TracingValidation] | type[CaptioningValidation]
+    limits: Limits = field(default_factory=Limits)
+    decoding: DecodingDefaults = field(default_factory=DecodingDefaults)
+
+    @property
+    def vocabulary(self) -> str:
+        """The codec's file."""
+        return (self.codec.text if isinstance(self.codec, ImageCodec) else self.codec).to_json()
+
+
+def _fp32_graphs(
+    path: Path, checkpoint: Checkpoint, loaded: _Loaded, encoder: Path | None
+) -> tuple[dict[str, bytes], Parity]:
+    """The ONNX files by name, and how near they are to the model."""
+    model, codec = loaded.model, loaded.codec
+    if isinstance(model, CaptioningModel):
+        assert isinstance(codec, ImageCodec)
+        extractor = extractor_of(path, frozen_encoder(checkpoint), encoder)
+        return captioning_graphs(model, codec.preprocessing, extractor)
+    graph = export_step(step_module(model))
+    return {STEP_GRAPH: graph}, measure_parity(model, graph)
+
+
+def _roundable(path: Path, loaded: _Loaded) -> Model:
+    """The model, if there is an int8 graph of its kind."""
+    if isinstance(loaded.model, CaptioningModel):
+        raise CheckpointError(
+            f"{path}: is of task {loaded.task!r}; only language and tracing models have an int8 graph, so leave out "
+            "--precision int8"
+        )
+    return loaded.model
 
 
 def _load(path: Path, checkpoint: Checkpoint) -> _Loaded:
@@ -119,17 +193,48 @@ def _load(path: Path, checkpoint: Checkpoint) -> _Loaded:
                     f"the model gives probabilities for {tracer.config.skill_count:,}"
                 )
             return _Loaded("tracing", tracer, skills, InteractionCodecSpec(), TracingValidation)
+        case "captioning":
+            captioner, image_codec = load_captioning_model(checkpoint)
+            if image_codec.text.vocabulary_size != captioner.config.vocabulary_size:
+                raise CheckpointError(
+                    f"{path}: the tokenizer has {image_codec.text.vocabulary_size:,} tokens; "
+                    f"the model gives logits for {captioner.config.vocabulary_size:,}"
+                )
+            header = checkpoint.header
+            return _Loaded(
+                "captioning",
+                captioner,
+                image_codec,
+                ImageCodecSpec(preprocessing=image_codec.preprocessing, begin=header["begin"], end=header["end"]),
+                CaptioningValidation,
+                _validated(path, "", {"max_new_tokens": header.get("max_new_tokens")}, Limits),
+                _validated(path, "decoding", {"temperature": 0.0, **(header.get("decoding") or {})}, DecodingDefaults),
+            )
         case other:
             raise CheckpointError(f"{path}: checkpoint is of task {other!r}; allowed are {', '.join(STEP_INPUTS)}")
 
 
+def _candidate_count(path: Path, loaded: _Loaded, asked: int) -> int:
+    """How many candidates the graph names: no more than there are tokens."""
+    if asked and not isinstance(loaded.codec, TextCodec):
+        raise CheckpointError(f"{path}: checkpoint is of task {loaded.task!r}; only language models name candidates")
+    return min(asked, loaded.codec.vocabulary_size) if isinstance(loaded.codec, TextCodec) else 0
+
+
 def _header_part(path: Path, header: Mapping[str, Any], key: str, part: type[Part]) -> Part | None:
     """A part of the manifest that training wrote into the checkpoint's header; None where it wrote none."""
-    if header.get(key) is None:
-        return None
+    return None if header.get(key) is None else _validated(path, key, header[key], part)
+
+
+def _validated(path: Path, key: str, value: object, part: type[Part]) -> Part:
     try:
-        return part.model_validate(header[key])
+        return part.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join([key, *map(str, first["loc"])])
+        where = ".".join(filter(None, [key, *map(str, first["loc"])]))
         raise CheckpointError(f"{path}: header {where}: {first['msg']}") from None
+
+
+def _filled(asked: Part, said: Part) -> Part:
+    """What is asked for, and where nothing is, what the checkpoint says."""
+    return said.model_copy(update=asked.model_dump(exclude_unset=True))

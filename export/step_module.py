@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.nn.captioning import CaptioningModel
 from models.nn.language import LanguageModel
 from models.nn.recurrent import RecurrentLayer, RecurrentStack, RecurrentState
 from models.nn.tracing import TracingModel
@@ -95,11 +96,15 @@ class StepModule(nn.Module):
         input_bounds: each input's name, in the contract's order, and what its values are below.
     """
 
-    def __init__(self, model: Model, task: Task, input_bounds: dict[str, int]) -> None:
+    def __init__(self, model: Model | CaptioningModel, task: Task, input_bounds: dict[str, int]) -> None:
         super().__init__()
         assert tuple(input_bounds) == STEP_INPUTS[task]
         self.task: Task = task
         self.input_bounds = input_bounds
+        self.memory_shapes: dict[str, tuple[int, ...]] = {}
+        """Of a row, by name: what a step reads and does not rewrite."""
+        self.grid: tuple[int, int] | None = None
+        """Rows and columns of where a step looks; None where it does not."""
         self.state_sizes = model.stack.state_sizes
         self.embedding = model.embedding
         self.stack = StepStack(model.stack)

@@ -14,153 +14,23 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import ValidationError
 
+from models.codec.image import ImageCodec
 from models.codec.interaction import InteractionCodec
 from models.codec.text import TextCodec
+from models.encoder import ENCODER_GRAPH as ENCODER_GRAPH
+from models.encoder import check_encoder
 from models.errors import BundleError, BundleNotFound, DigestMismatch
 from models.graph import GraphSpec, read_graph
+from models.manifest import MANIFEST, NAME_PATTERN, CodecSpec, FileEntry, ImageCodecSpec, InteractionCodecSpec, Manifest
 from models.step import STEP_GRAPH as STEP_GRAPH
-from models.step import Task, check_step
+from models.step import check_step
 
-MANIFEST = "manifest.json"
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-"""What a model and a bundle's file may be called: one path component that cannot climb out of its directory."""
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MAX_MANIFEST_BYTES = 1 << 20
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class FileEntry(_Part):
-    """One file of the bundle as it was when published."""
-
-    sha256: Sha256
-    bytes: Annotated[int, Field(ge=0)]
-
-
-class TextCodecSpec(_Part):
-    """Text in, text out, through a tokenizer of the `tokenizers` library."""
-
-    kind: Literal["text"] = "text"
-    tokenizer: Name = "tokenizer.json"
-
-    @property
-    def file(self) -> str:
-        """The bundle's file that the codec is read from."""
-        return self.tokenizer
-
-
-class InteractionCodecSpec(_Part):
-    """Attempts in, P(correct) of the next one out, over a list of skills."""
-
-    kind: Literal["interaction"] = "interaction"
-    skills: Name = "skills.json"
-
-    @property
-    def file(self) -> str:
-        """The bundle's file that the codec is read from."""
-        return self.skills
-
-
-def _codec_kind(value: object) -> object:
-    """Which codec a manifest speaks of: text where it does not say, as before there was another."""
-    return value.get("kind", "text") if isinstance(value, dict) else getattr(value, "kind", None)
-
-
-CodecSpec = Annotated[
-    Annotated[TextCodecSpec, Tag("text")] | Annotated[InteractionCodecSpec, Tag("interaction")],
-    Discriminator(_codec_kind),
-]
-Codec = TextCodec | InteractionCodec
-
-
-class Limits(_Part):
-    """What one request may ask of this model."""
-
-    max_prompt_tokens: Annotated[int, Field(ge=1)] = 262_144
-    """Longest prompt; tracing: most attempts of one history."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 65_536
-
-
-class DecodingDefaults(_Part):
-    """Sampling parameters of a request that names none."""
-
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-
-class Parity(_Part):
-    """How far the exported graph was from the torch model, measured at export over a run with the state carried."""
-
-    steps: int
-    rows: int
-    max_abs_error: float
-    row_independent: bool
-
-
-class LanguageValidation(_Part):
-    """Training's own figures on its validation text."""
-
-    tokens: int
-    nats_per_token: float
-    perplexity: float
-    bits_per_character: float
-
-
-class TracingValidation(_Part):
-    """Training's own figures on its validation learners: each attempt but a learner's first, predicted."""
-
-    attempts: int
-    """How many were predicted."""
-    auc: float
-    """Area under the ROC curve, over all of them together."""
-    accuracy: float
-    """Share on the right side of 0.5."""
-    log_loss: float
-    """Nats per attempt."""
-
-
-class Provenance(_Part):
-    """Where the weights came from."""
-
-    recipe: str
-    corpus_sha256: Sha256
-    parameters: int
-    cell: str
-    steps: int
-
-
-class Manifest(_Part):
-    """`manifest.json`. Unknown keys are refused: a field that is not understood must not be ignored."""
-
-    format: Literal[1] = 1
-    task: Task
-    codec: CodecSpec
-    limits: Limits = Limits()
-    decoding: DecodingDefaults = DecodingDefaults()
-    precision: Literal["fp32"] = "fp32"
-    parity: Parity | None = None
-    validation: LanguageValidation | TracingValidation | None = None
-    provenance: Provenance | None = None
-    files: dict[Name, FileEntry]
-
-    @model_validator(mode="after")
-    def _parts_fit_task(self) -> Manifest:
-        language = self.task == "language"
-        if not isinstance(self.codec, TextCodecSpec if language else InteractionCodecSpec):
-            raise ValueError(f"codec is of kind {self.codec.kind!r}, which is not that of task {self.task!r}")
-        validation = LanguageValidation if language else TracingValidation
-        if not isinstance(self.validation, validation | None):
-            raise ValueError(f"validation holds figures that are not those of task {self.task!r}")
-        return self
+Codec = TextCodec | InteractionCodec | ImageCodec
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +43,8 @@ class Bundle:
     """sha256 of manifest.json, which holds the sha256 of every other file: it identifies the model."""
     files: Mapping[str, bytes]
     step: GraphSpec
+    encoder: GraphSpec | None
+    """What makes a sequence's first states and memories; None where a sequence begins with zeros."""
     output_size: int
     """How many logits (V) or probabilities (S) a step gives for a row."""
     codec: Codec
@@ -199,6 +71,12 @@ class Bundle:
         assert isinstance(self.codec, InteractionCodec)
         return self.codec
 
+    @property
+    def image_codec(self) -> ImageCodec:
+        """The codec of a bundle of task captioning, which the caller has made sure of."""
+        assert isinstance(self.codec, ImageCodec)
+        return self.codec
+
 
 def open_bundle(path: Path) -> Bundle:
     """Read and verify the bundle at `<repository>/<model>/<version>`.
@@ -219,27 +97,35 @@ def open_bundle(path: Path) -> Bundle:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "content"
         raise BundleError(f"{MANIFEST}: {where}: {first['msg']}") from None
-    for required in (STEP_GRAPH, manifest.codec.file):
+    captioning = isinstance(manifest.codec, ImageCodecSpec)
+    for required in (STEP_GRAPH, manifest.codec.file, *([ENCODER_GRAPH] if captioning else [])):
         if required not in manifest.files:
             raise BundleError(f"{MANIFEST}: files lists no {required}, which a {manifest.task} bundle must have")
     files = {name: _read_verified(path, name, entry) for name, entry in manifest.files.items()}
     step = read_graph(files[STEP_GRAPH], STEP_GRAPH)
     output_size = check_step(step, manifest.task)
+    encoder = None
+    if isinstance(manifest.codec, ImageCodecSpec):
+        encoder = read_graph(files[ENCODER_GRAPH], ENCODER_GRAPH)
+        check_encoder(encoder, step, manifest.codec.preprocessing.shape)
     codec = _open_codec(manifest.codec, files)
-    known, unit, gives = (
-        (codec.vocabulary_size, "tokens", "logits")
-        if isinstance(codec, TextCodec)
-        else (codec.skill_count, "skills", "probabilities")
-    )
+    if isinstance(codec, InteractionCodec):
+        known, unit, gives = codec.skill_count, "skills", "probabilities"
+    else:
+        text = codec.text if isinstance(codec, ImageCodec) else codec
+        known, unit, gives = text.vocabulary_size, "tokens", "logits"
     if known != output_size:
         raise BundleError(f"{manifest.codec.file}: {known:,} {unit}; {STEP_GRAPH} gives {gives} for {output_size:,}")
-    return Bundle(path, manifest, hashlib.sha256(content).hexdigest(), files, step, output_size, codec)
+    return Bundle(path, manifest, hashlib.sha256(content).hexdigest(), files, step, encoder, output_size, codec)
 
 
-def _open_codec(spec: TextCodecSpec | InteractionCodecSpec, files: Mapping[str, bytes]) -> Codec:
-    codec = TextCodec if isinstance(spec, TextCodecSpec) else InteractionCodec
+def _open_codec(spec: CodecSpec, files: Mapping[str, bytes]) -> Codec:
     try:
-        return codec.from_json(files[spec.file].decode())
+        content = files[spec.file].decode()
+        if isinstance(spec, InteractionCodecSpec):
+            return InteractionCodec.from_json(content)
+        text = TextCodec.from_json(content)
+        return ImageCodec(text, spec.preprocessing, spec.begin, spec.end) if isinstance(spec, ImageCodecSpec) else text
     except ValueError as error:  # UnicodeDecodeError is one
         raise BundleError(f"{spec.file}: {error}") from None
 

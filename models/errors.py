@@ -7,6 +7,8 @@
     │   └── GraphRejected    the ONNX graph breaks the contract
     ├── CheckpointError      a training checkpoint that cannot be read
     ├── UnencodableText      a text that a model's tokens cannot express
+    ├── ImageRejected        bytes that are no image that can be captioned
+    │   └── ImageTooLarge    an image with more pixels than are decoded
     ├── UnknownSkill         a skill that a model does not have
     └── ShapeMismatch        a tensor's shape differs from what the model takes
 
@@ -40,6 +42,14 @@ class CheckpointError(CarouselError):
 
 class UnencodableText(CarouselError):
     """A text that a model's tokens cannot express."""
+
+
+class ImageRejected(CarouselError):
+    """Bytes that are no image that can be captioned."""
+
+
+class ImageTooLarge(ImageRejected):
+    """An image with more pixels than are decoded."""
 
 
 class UnknownSkill(CarouselError):

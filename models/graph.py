@@ -28,6 +28,9 @@ NEXT_STATE_PREFIX = "next_state."
 """What its outputs that are states begin with. ONNX is in single static assignment form: one name cannot be both a
 graph's input and a node's output, so the two sides cannot be called alike."""
 
+MEMORY_PREFIX = "memory."
+"""What the step graph's inputs that are read and never rewritten begin with."""
+
 EXTERNAL = 1
 """TensorProto.DataLocation of a tensor that lies in another file."""
 
@@ -101,6 +104,11 @@ class GraphSpec:
     def states(self) -> tuple[TensorSpec, ...]:
         """The recurrent states: the inputs called `state.<name>`."""
         return tuple(spec for spec in self.inputs if spec.name.startswith(STATE_PREFIX))
+
+    @property
+    def memories(self) -> tuple[TensorSpec, ...]:
+        """What a step reads and does not rewrite: the inputs called `memory.<name>`."""
+        return tuple(spec for spec in self.inputs if spec.name.startswith(MEMORY_PREFIX))
 
 
 def next_name(state: str) -> str:

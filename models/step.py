@@ -6,17 +6,28 @@ from collections.abc import Mapping
 from typing import Literal
 
 from models.errors import GraphRejected
-from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX, GraphSpec, TensorSpec, next_name
+from models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX, GraphSpec, TensorSpec, next_name
 
 STEP_GRAPH = "step.onnx"
 
-Task = Literal["language", "tracing"]
+ATTENTION = "attention"
+"""The output that says where a step looked: a captioning graph may have it."""
 
-STEP_INPUTS: Mapping[Task, tuple[str, ...]] = {"language": ("token",), "tracing": ("skill", "correct")}
-"""What one step eats beside the states, each int64[batch]."""
+Task = Literal["language", "tracing", "captioning"]
 
-STEP_OUTPUT: Mapping[Task, str] = {"language": "logits", "tracing": "probability"}
+STEP_INPUTS: Mapping[Task, tuple[str, ...]] = {
+    "language": ("token",),
+    "tracing": ("skill", "correct"),
+    "captioning": ("token",),
+}
+"""What one step eats beside states and memories, each int64[batch]."""
+
+STEP_OUTPUT: Mapping[Task, str] = {"language": "logits", "tracing": "probability", "captioning": "logits"}
 """What one step says beside the next states, float32[batch, size]."""
+
+CANDIDATE_OUTPUTS = ("candidate_logits", "candidate_ids", "log_normalizer")
+"""What a language model's step may say beside its logits: the K largest <float32>[batch, K], largest first, whose they
+are <int64>[batch, K], and ln(sum(exp(logits))) <float32>[batch]. All three or none."""
 
 
 def check_step(graph: GraphSpec, task: Task) -> int:
@@ -24,7 +35,11 @@ def check_step(graph: GraphSpec, task: Task) -> int:
 
     language: `token` int64[batch] in, `logits` float32[batch, V] out.
     tracing: `skill` and `correct` int64[batch] in, `probability` float32[batch, S] out.
-    Either: every `state.<name>` in and, for each, a `next_state.<name>` of its type and shape out.
+    language, optional: `candidate_logits` float32[batch, K], `candidate_ids` int64[batch, K] and `log_normalizer`
+    float32[batch] out, all three or none.
+    captioning: as language without these, and perhaps every `memory.<name>` in that is read and not rewritten, and
+    `attention` float32[batch, rows, columns] out.
+    All: every `state.<name>` in and, for each, a `next_state.<name>` of its type and shape out.
 
     Returns:
         V or S: how many tokens or skills the graph speaks of.
@@ -37,22 +52,54 @@ def check_step(graph: GraphSpec, task: Task) -> int:
         _require(graph.input(name), "input", TensorSpec(name, "int64", (None,)))
     size = _output_size(graph, task)
     for spec in graph.inputs:
-        if spec.name not in inputs and not spec.name.startswith(STATE_PREFIX):
+        if spec.name in inputs or spec.name.startswith(STATE_PREFIX):
+            continue
+        if task != "captioning":
             raise GraphRejected(f"{STEP_GRAPH}: input {spec} is neither {', '.join(inputs)} nor state.<name>")
+        if not spec.name.startswith(MEMORY_PREFIX):
+            raise GraphRejected(f"{STEP_GRAPH}: input {spec} is neither token, state.<name> nor memory.<name>")
     if not graph.states:
         raise GraphRejected(f"{STEP_GRAPH}: no input is called state.<name>; a recurrent model has at least one state")
+    for row in (*graph.states, *graph.memories):
+        _require_row(row)
     for state in graph.states:
-        if len(state.shape) < 2 or not all(size and size > 0 for size in state.shape[1:]):
-            raise GraphRejected(f"{STEP_GRAPH}: {state} must have a fixed size on every axis but the batch")
-        if state.shape[0] is not None:
-            raise GraphRejected(f"{STEP_GRAPH}: {state} has a fixed batch; axis 0 must be free")
         name = next_name(state.name)
         _require(graph.output(name), "output", TensorSpec(name, state.dtype, state.shape))
     names = {next_name(state.name) for state in graph.states}
     for spec in graph.outputs:
         if spec.name.startswith(NEXT_STATE_PREFIX) and spec.name not in names:
             raise GraphRejected(f"{STEP_GRAPH}: output {spec} has no input state.<name> of the same name")
+    if task == "language" and any(graph.output(name) for name in CANDIDATE_OUTPUTS):
+        _check_candidates(graph, size)
+    seen = graph.output(ATTENTION)
+    if task == "captioning" and seen is not None:
+        _require_row(seen)
+        if seen.dtype != "float32" or len(seen.shape) != 3:
+            raise GraphRejected(f"{STEP_GRAPH}: output {seen}; allowed is {ATTENTION} float32[batch, rows, columns]")
     return size
+
+
+def _check_candidates(graph: GraphSpec, vocabulary_size: int) -> None:
+    logits, _, _ = seen = [graph.output(name) for name in CANDIDATE_OUTPUTS]
+    count = logits.shape[1] if logits and len(logits.shape) == 2 else None
+    allowed = [
+        TensorSpec(CANDIDATE_OUTPUTS[0], "float32", (None, count)),
+        TensorSpec(CANDIDATE_OUTPUTS[1], "int64", (None, count)),
+        TensorSpec(CANDIDATE_OUTPUTS[2], "float32", (None,)),
+    ]
+    for spec, must in zip(seen, allowed, strict=True):
+        _require(spec, "output", must)
+    if not count or count > vocabulary_size:
+        raise GraphRejected(
+            f"{STEP_GRAPH}: output {logits}; allowed are 1 to {vocabulary_size:,} candidates, as many in every row"
+        )
+
+
+def _require_row(spec: TensorSpec) -> None:
+    if len(spec.shape) < 2 or not all(size and size > 0 for size in spec.shape[1:]):
+        raise GraphRejected(f"{STEP_GRAPH}: {spec} must have a fixed size on every axis but the batch")
+    if spec.shape[0] is not None:
+        raise GraphRejected(f"{STEP_GRAPH}: {spec} has a fixed batch; axis 0 must be free")
 
 
 def _output_size(graph: GraphSpec, task: Task) -> int:

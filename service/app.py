@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service.api import catalogue, completions, handlers, health, probability, sessions, stream, trace
+from service.api import captions, catalogue, completions, handlers, health, probability, sessions, stream, trace
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
+from service.images import ImageReader
 from service.memories import open_memories
 from service.observability.metrics import Metrics
 from service.observability.requests import RequestObserver
@@ -32,7 +33,9 @@ def create_app(settings: Settings) -> FastAPI:
         ValueError: sessions cannot be kept as the settings say.
     """
     metrics = Metrics()
-    context = Context(settings, Repository(settings, metrics), metrics, open_memories(settings, metrics))
+    context = Context(settings, Repository(settings, metrics), metrics, open_memories(settings, metrics), ImageReader())
+
+    metrics.ready.set_function(lambda: context.ready and not context.failures)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
             context.ready = False
             await context.repository.close()
             await context.memories.close()
+            context.images.close()
 
     app = FastAPI(
         title="Carousel",
@@ -56,9 +60,10 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # it looks for exporters at every request
     )
     app.state.context = context
-    for part in (trace, probability, completions, stream, sessions, catalogue, health):  # the busiest are found first
-        app.router.routes.extend(part.router.routes)  # not include_router: its routes are looked for twice
+    # The busiest are found first. Not include_router: its routes are looked for twice.
+    for part in (trace, probability, completions, stream, captions, sessions, catalogue, health):
+        app.router.routes.extend(part.router.routes)
     handlers.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_image_bytes=settings.max_image_body_bytes)
     app.add_middleware(RequestObserver, metrics=metrics)
     return app

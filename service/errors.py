@@ -17,12 +17,16 @@ class ErrorCode:
 
     TABLE: ClassVar[dict[str, tuple[int, bool, str]]] = {
         "malformed_json": (400, False, "The body or frame is not JSON."),
+        "malformed_form": (400, False, "The body is not the multipart form that its header says it is."),
         "invalid_request": (422, False, "A field is missing, unknown, of the wrong type or out of range."),
         "empty_prompt": (422, False, "The prompt has no tokens."),
         "unknown_tokens": (422, False, "The model's vocabulary knows nothing in the prompt."),
         "token_out_of_range": (422, False, "A token id is not in the model's vocabulary."),
         "prompt_too_long": (413, False, "The prompt has more tokens than the model takes."),
         "body_too_large": (413, False, "The body is longer than the server takes."),
+        "invalid_image": (400, False, "The bytes are no image that is read here, or a broken one."),
+        "image_too_large": (413, False, "The image has more pixels than are decoded."),
+        "no_attention": (409, False, "The model does not say where it looks."),
         "wrong_task": (409, False, "The model is there, and does not do what this route asks."),
         "no_attempts": (422, False, "There is no attempt, or none at a skill that the model knows."),
         "unknown_skill": (422, False, "The model has no such skill."),

@@ -11,10 +11,12 @@ import numpy as np
 
 from models.codec.text import CONTEXT_TOKENS
 from service.engine.async_engine import Admission, EngineFull, EngineStopped
+from service.engine.encoder import EncoderStopped, Encoding, EncodingFailed
 from service.engine.sequence import (
     Alternative,
     FinishEvent,
     FinishReason,
+    Floats,
     Ids,
     SamplingParameters,
     Sequence,
@@ -55,14 +57,14 @@ class Finished:
     snapshot: Snapshot | None
 
 
-def admit(model: ServedModel) -> Admission:
-    """Take a place in the model's engine.
+def admit(model: ServedModel, rows: int = 1) -> Admission:
+    """Take a place in the model's engine for a sequence of so many rows, of which the engine has at least as many.
 
     Raises:
         Unavailable: capacity_exceeded or model_unavailable.
     """
     try:
-        return model.engine.admit()
+        return model.engine.admit(rows)
     except EngineFull as error:
         model.metrics.shed_full.inc()
         raise Unavailable("capacity_exceeded", f"{model.name}: {error}; try again later", 1) from None
@@ -147,7 +149,7 @@ class Generation:
         texts: list[str] = []
         count, last_at = 0, 0.0
         while isinstance(event := await stream.get(), TokenEvent):
-            last_at = self._measure(count, last_at)
+            last_at = measure_token(self._model, self._admission, self.sequence, count, last_at)
             self._tokens.append(event.token)
             text = self._matcher.push(self._detokenizer.push(event.token))
             end = stream.ended_with
@@ -160,22 +162,43 @@ class Generation:
         raise_for(self._model, event)
         yield Finished(event.reason, "".join(texts), usage, event.snapshot)
 
-    def _measure(self, count: int, last_at: float) -> float:
-        now, metrics = time.perf_counter(), self._model.metrics
-        if count == 0:
-            metrics.time_to_first_token_seconds.observe(now - self._admission.admitted_at)
-            metrics.queued(self._admission, self.sequence)
-        else:
-            metrics.inter_token_seconds.observe(now - last_at)
-        return now
-
     def _overflowed(self) -> None:
         self._model.metrics.shed_slow_reader.inc()
         self._on_overflow()
 
 
+def measure_token(model: ServedModel, admission: Admission, sequence: Sequence, count: int, last_at: float) -> float:
+    """Record how long a token took that has come just now, `count` having come before it; when that was."""
+    now, metrics = time.perf_counter(), model.metrics
+    if count == 0:
+        metrics.time_to_first_token_seconds.observe(now - admission.admitted_at)
+        metrics.queued(admission, sequence)
+    else:
+        metrics.inter_token_seconds.observe(now - last_at)
+    return now
+
+
+async def encode(model: ServedModel, image: Floats) -> Encoding:
+    """What the sequence of an image begins with, for a model that has an encoder. A place in the engine comes first.
+
+    Args:
+        model: the model.
+        image: preprocessed. <float32>
+
+    Raises:
+        ServiceError: step_failed or model_unavailable.
+    """
+    assert model.encoder is not None
+    try:
+        return await model.encoder.encode(image)
+    except EncoderStopped as error:
+        raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
+    except EncodingFailed as error:
+        raise ServiceError("step_failed", f"{model.name} failed on this image: {error}") from None
+
+
 async def run_quietly(model: ServedModel, admission: Admission, sequence: Sequence) -> FinishEvent:
-    """Run a sequence that samples nothing, to its end.
+    """Run a sequence that samples nothing (or a beam), to its end.
 
     Raises:
         ServiceError: step_failed or model_unavailable.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.bundle import STEP_GRAPH, Bundle, model_names, open_bundle, versions
+from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, model_names, open_bundle, versions
 from models.errors import BundleError, BundleNotFound
+from models.graph import TensorSpec
+from models.step import ATTENTION
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
-from service.engine.runner import OnnxRunner, RunnerBroken
+from service.engine.encoder import Encoder
+from service.engine.runner import OnnxEncoder, OnnxRunner, RunnerBroken
+from service.engine.state_pool import StateSpec
 from service.errors import RequestError
 from service.observability.metrics import Metrics, ModelMetrics
 from service.sessions.memory import ModelIdentity
@@ -19,27 +24,46 @@ from service.settings import Settings
 
 logger = logging.getLogger("carousel.repository")
 
+ENCODER_THREADS = 1
+"""Of one call. Cores are used by as many calls side by side: more threads in a call cost more than they bring, and the
+last bits of some operators depend on how a batch is split among threads (service/README.md has figures)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model: its bundle, the engine that runs it, its metrics, and what its memories are checked against."""
+    """One model: its bundle, what runs it, its metrics, and what its memories are checked against."""
 
     name: str
     bundle: Bundle
     engine: AsyncEngine
+    encoder: Encoder | None
+    """Where sequences begin with what the bundle's encoder makes of an image."""
     metrics: ModelMetrics
     identity: ModelIdentity
+
+    @property
+    def failure(self) -> str | None:
+        """Why the model does not run; None while it does."""
+        return self.engine.failure or (None if self.encoder is None else self.encoder.failure)
 
 
 def open_runner(bundle: Bundle, intra_op_threads: int) -> OnnxRunner:
     """The runner of a bundle's step graph, which open_bundle has checked."""
+    attention = bundle.step.output(ATTENTION)
+    rows, columns = (0, 0) if attention is None else _row(attention).shape
     return OnnxRunner(
         bundle.files[STEP_GRAPH],
         bundle.manifest.task,
         ModelIdentity.of(bundle).states,
         bundle.output_size,
         intra_op_threads,
+        memories={spec.name: _row(spec) for spec in bundle.step.memories},
+        attention=None if attention is None else (rows, columns),
     )
+
+
+def _row(tensor: TensorSpec) -> StateSpec:
+    return StateSpec(tuple(size or 0 for size in tensor.shape[1:]), tensor.dtype)
 
 
 class Repository:
@@ -59,9 +83,11 @@ class Repository:
             raise BundleNotFound(f"{root} holds no <model>/<version>/ directory; publish one with python -m export")
 
     def start(self) -> None:
-        """Start every engine. Called on the event loop."""
+        """Start every engine and encoder. Called on the event loop."""
         for model in self.models.values():
             model.engine.start()
+            if model.encoder is not None:
+                model.encoder.start()
 
     def get(self, name: str) -> ServedModel:
         """The model of that name.
@@ -76,8 +102,10 @@ class Repository:
         return model
 
     async def close(self) -> None:
-        """Stop every engine."""
+        """Stop every engine and encoder."""
         for model in self.models.values():
+            if model.encoder is not None:
+                await model.encoder.close()
             await model.engine.close()
 
     def _open_newest(self, root: Path, name: str) -> ServedModel:
@@ -101,10 +129,28 @@ class Repository:
             name=f"engine-{bundle.model}",
         )
         metrics.watch(engine)
+        encoder = self._open_encoder(bundle, metrics)
         seconds = time.perf_counter() - started
         manifest = bundle.manifest
         labels = (bundle.model, str(bundle.version))
         self._metrics.model_load_seconds.labels(*labels).set(seconds)
         self._metrics.model_info.labels(*labels, manifest.task, manifest.precision, bundle.digest).set(1)
         logger.info("serving %s version %d, loaded in %.2f s", bundle.model, bundle.version, seconds)
-        return ServedModel(bundle.model, bundle, engine, metrics, ModelIdentity.of(bundle))
+        return ServedModel(bundle.model, bundle, engine, encoder, metrics, ModelIdentity.of(bundle))
+
+    def _open_encoder(self, bundle: Bundle, metrics: ModelMetrics) -> Encoder | None:
+        if bundle.encoder is None:
+            return None
+        states = frozenset(spec.name for spec in bundle.step.states)
+        memories = [spec.name for spec in bundle.step.memories]
+        encoder = Encoder(
+            OnnxEncoder(bundle.files[ENCODER_GRAPH], [*states, *memories], ENCODER_THREADS),
+            bundle.image_codec.preprocessing.shape,
+            states,
+            workers=os.cpu_count() or 1,
+            on_batch=metrics.encoded,
+            name=f"encoder-{bundle.model}",
+        )
+        encoder.warm_up()
+        logger.info("%s encodes up to %d images in one call", bundle.model, encoder.max_batch)
+        return encoder

@@ -8,6 +8,7 @@ import socket
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from service.api.message_limit import MESSAGE_LIMIT
 from service.app import create_app
 from service.settings import Settings
 
@@ -18,12 +19,19 @@ LINGER_SECONDS = 5.0
 
 
 class StreamProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol, which would wait for ever for a client that never reads its last bytes."""
+    """uvicorn's WebSocket protocol, which would wait for ever for a client that never reads its last bytes.
+
+    The application may change how long a message may be (`allow_messages_of`), before it accepts the connection.
+    """
 
     async def run_asgi(self) -> None:
         """Run the application; soon after its end, drop the connection whatever is still unsent."""
+        self.scope[MESSAGE_LIMIT] = self._allow_messages_of  # type: ignore[literal-required]  # servers may add keys
         await super().run_asgi()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _allow_messages_of(self, max_bytes: int) -> None:
+        self.conn.max_message_size = max_bytes
 
 
 class Server(uvicorn.Server):

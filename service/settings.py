@@ -14,7 +14,7 @@ from service.sessions.tokens import MIN_KEY_BYTES
 class Settings(BaseSettings):
     """The README's table documents each; a test holds the two together."""
 
-    model_config = SettingsConfigDict(env_prefix="CAROUSEL_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CAROUSEL_", env_ignore_empty=True, extra="forbid", frozen=True)
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, description="Longest HTTP body and longest WebSocket message.")] = (
         4 * 1024 * 1024
     )
+    max_image_body_bytes: Annotated[
+        int, Field(ge=1024, description="The same for images: bodies of `/captions`, messages to a captioning model.")
+    ] = 16 * 1024 * 1024
     redis_url: Annotated[
         SecretStr | None,
         Field(description="Redis to keep sessions in (`redis://...`), shared by replicas; none keeps them in memory."),

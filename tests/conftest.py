@@ -169,3 +169,66 @@ def make_tracing_bundle(
 def tiny_tracing_bundle(make_tracing_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published LSTM bundle `<repository>/tiny-tutor/1`, the skills of TINY_SKILLS. Shared: copy it to change it."""
     return make_tracing_bundle(tmp_path_factory.mktemp("repository"), "tiny-tutor")
+
+
+CAPTION_WORDS = ("<unk>", "<s>", "</s>", "a", "dog", "child", "red", "ball", "runs", "jumps", "on", "grass", "water")
+
+
+@pytest.fixture(scope="session")
+def make_captioning_checkpoint() -> Callable[..., Path]:
+    """Writes a captioning model's checkpoint with random weights over CAPTION_WORDS; returns its path.
+
+    `encoder` is a FrozenEncoder, whose map the model reads; without one the model has a convolutional encoder of its
+    own, on images of 24 x 16 pixels (a map of 4 rows and 6 columns).
+    """
+    import torch  # only tests that need a model pay for torch
+
+    from models.codec.image import Preprocessing
+    from models.nn.captioning import CaptioningModel, CaptioningModelConfig, map_shape
+    from models.nn.checkpoint import Checkpoint, write_checkpoint
+    from training.corpus.tokenizer import caption_codec
+
+    torch.set_num_threads(1)
+
+    def make(path: Path, *, encoder=None, seed: int = 0, **shape) -> Path:
+        preprocessing = encoder.preprocessing if encoder else Preprocessing(width=24, height=16)
+        channels = () if encoder else (8, 10)
+        if encoder:
+            rows, columns = encoder.grid or (1, 1)
+        else:
+            rows, columns = map_shape(preprocessing.height, preprocessing.width, channels)
+        sizes = {"embedding_size": 5, "hidden_size": 7, "value_size": 6, "key_size": 9} | shape
+        config = CaptioningModelConfig(
+            len(CAPTION_WORDS), rows, columns, encoder.size if encoder else channels[-1], channels, **sizes
+        )
+        model = CaptioningModel(config)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():  # wide enough that every weight and bias shows in the logits
+            torch.nn.init.normal_(parameter.data, std=0.5, generator=generator)
+        header = {
+            "task": "captioning",
+            "model": config.to_json(),
+            "tokenizer": caption_codec(CAPTION_WORDS[3:]).to_json(),
+            "begin": "<s>",
+            "end": "</s>",
+            "max_new_tokens": 8,
+            "encoder": encoder.model_dump(mode="json") if encoder else None,
+            "preprocessing": preprocessing.model_dump(mode="json"),
+            "decoding": {"beam_width": 3, "length_penalty": 0.7},
+            "validation": {
+                "images": 11, "beam_width": 3, "length_penalty": 0.7, "bleu_1": 60.5, "bleu_4": 20.5,
+                "nats_per_token": 2.5,
+            },
+            "provenance": {
+                "recipe": "[model]\n",
+                "corpus_sha256": "0" * 64,
+                "parameters": model.parameter_count,
+                "cell": config.cell,
+                "steps": 17,
+            },
+        }  # fmt: skip
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        write_checkpoint(path, Checkpoint(tensors, header))
+        return path
+
+    return make

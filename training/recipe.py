@@ -12,6 +12,16 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from training.caption_sections import (
+    CaptionBatches,
+    CaptionFiles,
+    CaptioningLoss,
+    CaptioningModelShape,
+    Decoding,
+    FeatureFiles,
+    OwnEncoder,
+    Vocabulary,
+)
 from training.errors import RecipeError
 from training.sections import (
     AnswerFiles,
@@ -63,8 +73,28 @@ class TracingRecipe(_Named):
     stopping: Stopping = Stopping()
 
 
-Recipe = LanguageRecipe | TracingRecipe
-"""One experiment. A trainer looks only at the sections that both have."""
+class CaptioningRecipe(_Named):
+    """A captioning model: `run.task = "captioning"`."""
+
+    corpus: CaptionFiles
+    features: FeatureFiles = FeatureFiles()
+    encoder: OwnEncoder = OwnEncoder()
+    vocabulary: Vocabulary = Vocabulary()
+    model: CaptioningModelShape = CaptioningModelShape()
+    batches: CaptionBatches = CaptionBatches()
+    loss: CaptioningLoss = CaptioningLoss()
+    decoding: Decoding = Decoding()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    averaging: Averaging = Averaging()
+    stopping: Stopping = Stopping()
+
+
+Recipe = LanguageRecipe | TracingRecipe | CaptioningRecipe
+"""One experiment. A trainer looks only at the sections that all have."""
+
+_RECIPES: Mapping[object, type[Recipe]] = {"tracing": TracingRecipe, "captioning": CaptioningRecipe}
+"""By run.task; a language model's where it names none, or none that there is, which is then refused."""
 
 FREE_ON_RESUME = frozenset({"run.threads", "run.save_every_windows", "stopping.patience"})
 """Keys that may change between a run and its resumption: none of them alters what a window computes."""
@@ -87,6 +117,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _validated(path.stem, tables)
 
 
+def saved_recipe(name: str, tables: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a checkpoint was made by, with `section.key=value` overrides applied.
+
+    Raises:
+        RecipeError: with the first thing that is wrong, naming its key.
+    """
+    changed = {section: dict(table) for section, table in tables.items()}
+    for override in overrides:
+        _apply(changed, override)
+    return _validated(name, changed)
+
+
 def _apply(tables: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.partition(".")
@@ -106,7 +148,7 @@ def _value(text: str) -> Any:
 
 def _validated(name: str, tables: Mapping[str, Any]) -> Recipe:
     run = tables.get("run", {})
-    recipe = TracingRecipe if isinstance(run, dict) and run.get("task") == "tracing" else LanguageRecipe
+    recipe = _RECIPES.get(run.get("task"), LanguageRecipe) if isinstance(run, dict) else LanguageRecipe
     sections = [section for section in recipe.model_fields if section != "name"]
     for section, table in tables.items():
         if section not in sections:

@@ -9,14 +9,19 @@ import torch
 
 from models.codec.text import TextCodec
 from models.nn.checkpoint import Checkpoint, read_checkpoint
+from models.nn.validation import VALIDATION, write_validation
+from training.corpus.album import read_albums
 from training.corpus.answers import read_answers
 from training.corpus.text import read_corpus
 from training.corpus.tokenizer import build_codec
 from training.errors import RunError
-from training.recipe import LanguageRecipe, Recipe, TracingRecipe, first_difference
+from training.recipe import CaptioningRecipe, LanguageRecipe, Recipe, TracingRecipe, first_difference
+from training.tasks.captioning import CaptioningTask
 from training.tasks.language import LanguageTask
 from training.tasks.tracing import TracingTask
 from training.trainer import BEST, LAST, Trainer
+
+Task = LanguageTask | TracingTask | CaptioningTask
 
 
 class TrainingRun:
@@ -43,13 +48,23 @@ class TrainingRun:
         torch.manual_seed(recipe.run.seed)
         self.recipe = recipe
         self.directory = directory
-        self.task = (
-            _language_task(recipe, saved) if isinstance(recipe, LanguageRecipe) else _tracing_task(recipe, saved)
-        )
+        self.task = _task(recipe, saved)
         self.trainer: Trainer[Any] = Trainer(self.task, recipe, directory)
         if saved is not None:
             self.trainer.restore(saved)
         directory.mkdir(parents=True, exist_ok=True)
+        if not isinstance(self.task, CaptioningTask):  # whose export knows fp32 alone
+            write_validation(directory / VALIDATION, self.task.validation_data())
+
+
+def _task(recipe: Recipe, saved: Checkpoint | None) -> Task:
+    match recipe:
+        case LanguageRecipe():
+            return _language_task(recipe, saved)
+        case TracingRecipe():
+            return _tracing_task(recipe, saved)
+        case CaptioningRecipe():
+            return _captioning_task(recipe, saved)
 
 
 def _language_task(recipe: LanguageRecipe, saved: Checkpoint | None) -> LanguageTask:
@@ -66,6 +81,19 @@ def _tracing_task(recipe: TracingRecipe, saved: Checkpoint | None) -> TracingTas
     if saved is not None:
         _check_corpus(corpus.sha256, corpus.validation_sha256, saved)
     return TracingTask(recipe, corpus)
+
+
+def _captioning_task(recipe: CaptioningRecipe, saved: Checkpoint | None) -> CaptioningTask:
+    train, validation = read_albums(recipe.corpus)
+    if saved is not None:
+        _check_corpus(train.sha256, validation.sha256, saved)
+    task = CaptioningTask(recipe, train, validation)
+    if saved is not None and task.resume_header()["encoder"] != saved.header["encoder"]:
+        raise RunError(
+            "features.train is of another encoder than the run was started with; "
+            "restore the files to resume, or start anew with another --output"
+        )
+    return task
 
 
 def _saved(directory: Path, resume: bool) -> Checkpoint | None:

@@ -30,7 +30,7 @@ class TextCodec:
         self._tokenizer = tokenizer
         # Not get_vocab_size(): where ids leave gaps, an id may be larger than the number of tokens.
         self.vocabulary_size: int = max(tokenizer.get_vocab().values(), default=-1) + 1
-        self.unknown_id: int | None = tokenizer.token_to_id(UNKNOWN_TOKEN)
+        self.unknown_id = self.id_of(UNKNOWN_TOKEN)
 
     @classmethod
     def from_json(cls, content: str) -> TextCodec:
@@ -68,6 +68,11 @@ class TextCodec:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token of the vocabulary, None where there is no such token."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
 
     def token_text(self, token: int) -> str:
         """How one token reads by itself (a byte-level token may be part of a character: U+FFFD)."""

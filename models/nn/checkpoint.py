@@ -17,9 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from models.codec.image import ImageCodec, Preprocessing
 from models.codec.interaction import InteractionCodec
 from models.codec.text import TextCodec
 from models.errors import CheckpointError
+from models.features import FrozenEncoder
+from models.nn.captioning import CaptioningModel, CaptioningModelConfig
 from models.nn.language import LanguageModel, LanguageModelConfig
 from models.nn.tracing import TracingModel, TracingModelConfig
 
@@ -99,6 +102,34 @@ def load_tracing_model(checkpoint: Checkpoint) -> tuple[TracingModel, Interactio
         model.load_state_dict(checkpoint.group("model"))
         model.fold()
     return model.eval(), codec
+
+
+def load_captioning_model(checkpoint: Checkpoint) -> tuple[CaptioningModel, ImageCodec]:
+    """The captioning model in evaluation mode, and its codec.
+
+    Raises:
+        CheckpointError: the header names another task, or tensors are missing or of another shape.
+    """
+    encoder = frozen_encoder(checkpoint)
+    header = checkpoint.header
+    with _whole(checkpoint, "captioning"):
+        model = CaptioningModel(CaptioningModelConfig.from_json(header["model"]))
+        preprocessing = encoder.preprocessing if encoder else Preprocessing.model_validate(header["preprocessing"])
+        text = TextCodec.from_json(header["tokenizer"])
+        codec = ImageCodec(text, preprocessing, header["begin"], header["end"])
+        model.load_state_dict(checkpoint.group("model"))
+    return model.eval(), codec
+
+
+def frozen_encoder(checkpoint: Checkpoint) -> FrozenEncoder | None:
+    """The extractor that a captioning model's features came from; None where its encoder is its own.
+
+    Raises:
+        CheckpointError: the header names another task, or describes no extractor.
+    """
+    with _whole(checkpoint, "captioning"):
+        described = checkpoint.header["encoder"]
+        return None if described is None else FrozenEncoder.model_validate(described)
 
 
 @contextmanager

@@ -71,16 +71,25 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run T steps. x <float>[T, B, E], each state <float>[B, H] -> <float>[T, B, H] and the state after step T."""
+        dropped = self.training and self.weight_drop > 0
+        weights = self._weights()
+        if dropped:
+            weights["weight_hh_l0"] = drop_weight(weights["weight_hh_l0"], self.weight_drop, training=True)
+        if len(x) == 1:
+            return self._step(x[0], state, weights)
         states = tuple(part.unsqueeze(0) for part in state)  # [1, B, H]
         before = states if self.cell == "lstm" else states[0]
-        if self.training and self.weight_drop > 0:
-            weights = self._weights()
-            weights["weight_hh_l0"] = drop_weight(weights["weight_hh_l0"], self.weight_drop, training=True)
-            y, after = functional_call(self.rnn, weights, (x, before))
-        else:
-            y, after = self.rnn(x, before)
+        y, after = functional_call(self.rnn, weights, (x, before)) if dropped else self.rnn(x, before)
         after = after if self.cell == "lstm" else (after,)
         return y, tuple(part.squeeze(0) for part in after)  # [B, H]
+
+    def _step(
+        self, x: Tensor, state: tuple[Tensor, ...], weights: dict[str, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One step without the fused kernel, which packs the weights anew at every call and keeps c in bfloat16."""
+        matrices = [weights[name] for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")]
+        after = torch.lstm_cell(x, state, *matrices) if self.cell == "lstm" else (torch.gru_cell(x, *state, *matrices),)
+        return after[0][None], after  # [1, B, H]
 
 
 class RecurrentStack(nn.Module):

@@ -8,22 +8,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import RequestError
 from service.observability.requests import record_of
 
+IMAGE_PATHS = ("/captions", "/captions/attention.svg")
+"""What the paths end in whose bodies are images."""
+
 
 class BodyLimit:
-    """ASGI middleware that answers 413 to a body longer than `max_bytes`."""
+    """ASGI middleware that answers 413 to a body longer than `max_bytes`, or `max_image_bytes` where images are due."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_image_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_image_bytes = max_image_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        max_bytes = self._max_image_bytes if scope["path"].endswith(IMAGE_PATHS) else self._max_bytes
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            await self._refuse(scope, receive, send)
+        if declared.isdigit() and int(declared) > max_bytes:
+            await _refuse(scope, receive, send, max_bytes)
             return
         seen, started, refused = 0, False, False
 
@@ -32,7 +37,7 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
-                if seen > self._max_bytes:
+                if seen > max_bytes:
                     refused = True
                     raise _TooLarge
             return message
@@ -49,13 +54,14 @@ class BodyLimit:
             pass
         finally:
             if refused and not started:
-                await self._refuse(scope, receive, send)
+                await _refuse(scope, receive, send, max_bytes)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = RequestError("body_too_large", f"the body is longer than the {self._max_bytes:,} bytes allowed")
-        record_of(scope).outcome = error.code
-        response = JSONResponse(error.body(), error.status, headers={"connection": "close"})
-        await response(scope, receive, send)
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, max_bytes: int) -> None:
+    error = RequestError("body_too_large", f"the body is longer than the {max_bytes:,} bytes allowed")
+    record_of(scope).outcome = error.code
+    response = JSONResponse(error.body(), error.status, headers={"connection": "close"})
+    await response(scope, receive, send)
 
 
 class _TooLarge(Exception):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from models.step import ATTENTION
+from service.api.catalogue_messages import ModelInfo, ModelList, StateInfo
 from service.api.context import context_of, find_model
-from service.api.messages import ErrorBody, ModelInfo, ModelList, StateInfo
+from service.api.messages import ErrorBody
 from service.repository import ServedModel
+
+BEAM = {"beam_width", "length_penalty"}
+"""Decoding defaults that are of captions only."""
 
 router = APIRouter(tags=["models"])
 
@@ -25,21 +30,24 @@ async def get_model(request: Request, model: str) -> ModelInfo:
 
 def _info(model: ServedModel) -> ModelInfo:
     bundle, manifest = model.bundle, model.bundle.manifest
-    language = manifest.task == "language"
+    captioning, tracing = manifest.task == "captioning", manifest.task == "tracing"
+    attention = bundle.step.output(ATTENTION)
     return ModelInfo(
         id=model.name,
         task=manifest.task,
         version=bundle.version,
         digest=bundle.digest,
         precision=manifest.precision,
-        vocabulary_size=bundle.text_codec.vocabulary_size if language else None,
-        skills=None if language else list(bundle.interaction_codec.skills),
+        vocabulary_size=None if tracing else bundle.output_size,
+        skills=list(bundle.interaction_codec.skills) if tracing else None,
+        preprocessing=bundle.image_codec.preprocessing.model_dump() if captioning else None,
+        attention=None if attention is None else [size or 0 for size in attention.shape[1:]],
         states=[
             StateInfo(name=spec.name, shape=[size or 0 for size in spec.shape[1:]], dtype=spec.dtype)
             for spec in bundle.step.states
         ],
-        limits=manifest.limits.model_dump(),
-        decoding=manifest.decoding.model_dump() if language else None,
+        limits=manifest.limits.model_dump(exclude=set() if captioning else {"max_beam_width"}),
+        decoding=None if tracing else manifest.decoding.model_dump(exclude=set() if captioning else BEAM),
         validation=manifest.validation.model_dump() if manifest.validation else None,
         provenance=manifest.provenance.model_dump() if manifest.provenance else None,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -13,11 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
 
 from service.api.context import context_of, find_model
 from service.api.disconnect import all_or_none, while_connected
+from service.api.event_stream import EventStream, sse
 from service.api.json_route import JsonRoute
 from service.api.messages import CompletionsRequest, check_top_k
 from service.api.probability import ERRORS
@@ -31,9 +30,6 @@ from service.repository import ServedModel
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
-
-FAREWELL_SECONDS = 2.0
-"""How long a client that read too slowly has to take the last event."""
 
 router = APIRouter(tags=["completions"], route_class=JsonRoute)
 
@@ -54,37 +50,6 @@ async def completions(request: Request, body: CompletionsRequest) -> Response:
         await while_connected(request, work.prepare())
         held = places.pop_all()
         return EventStream(work.stream(request, held), held, work.overflowed)
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events; gives the engine's places and the session back however the response ends.
-
-    A client that does not read at all leaves the response stuck in a send: after an overflow it is cut off.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(self, content: AsyncIterator[bytes], places: AsyncExitStack, overflowed: asyncio.Event) -> None:
-        super().__init__(content, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        self._places = places
-        self._overflowed = overflowed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
-        async with self._places:
-            response = asyncio.ensure_future(super().__call__(scope, receive, send))
-            overflow = asyncio.ensure_future(self._overflowed.wait())
-            try:
-                await asyncio.wait({response, overflow}, return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.wait({response}, timeout=FAREWELL_SECONDS)
-                if response.done():
-                    response.result()
-                else:
-                    record_of(scope).outcome = "slow_reader"
-            finally:
-                overflow.cancel()
-                response.cancel()
-                await asyncio.gather(response, overflow, return_exceptions=True)
 
 
 class Completion:
@@ -189,7 +154,7 @@ class Completion:
             yield b"data: [DONE]\n\n"
         except ServiceError as error:
             record_of(request.scope).outcome = error.code
-            yield _sse(error.body())
+            yield sse(error.body())
 
     async def _collect(self, index: int) -> tuple[dict[str, Any], Usage]:
         tokens: list[Token] = []
@@ -212,7 +177,7 @@ class Completion:
         return {} if self._recall is None else self._recall.told
 
     def _event(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
-        return _sse({**self._head, "choices": choices, **fields})
+        return sse({**self._head, "choices": choices, **fields})
 
     def _choice(
         self, index: int, text: str, logprobs: dict[str, Any] | None, reason: FinishReason | None
@@ -241,10 +206,6 @@ class Completion:
         prompt = sum(usage.prompt_tokens for usage in usages) // copies
         completion = sum(usage.completion_tokens for usage in usages)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def _sse(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def _merge(sources: list[AsyncIterator[Token | Finished]]) -> AsyncIterator[tuple[int, Token | Finished]]:

@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 
 from models.step import Task
 from service.errors import RequestError
+from service.images import ImageReader
 from service.memories import Memories
 from service.observability.metrics import Metrics
 from service.observability.requests import record_of
@@ -23,8 +24,14 @@ class Context:
     repository: Repository
     metrics: Metrics
     memories: Memories
+    images: ImageReader
     ready: bool = False
     """Whether models are loaded and warm and the server is not shutting down."""
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why models do not run, by name."""
+        return {model.name: model.failure for model in self.repository.models.values() if model.failure is not None}
 
 
 def context_of(connection: HTTPConnection) -> Context:

@@ -14,14 +14,15 @@ router = APIRouter(tags=["health"])
 @router.get("/livez", summary="Whether the process and its engine threads are alive")
 async def livez(request: Request) -> Response:
     """200 while the event loop answers and every engine's thread runs, else 503."""
-    return _report(_failures(request))
+    return _report(context_of(request).failures)
 
 
 @router.get("/readyz", summary="Whether models are loaded and warm")
 async def readyz(request: Request) -> Response:
     """200 when every model is loaded, warm and able to run and the server is not shutting down, else 503."""
-    failures = _failures(request)
-    if not context_of(request).ready:
+    context = context_of(request)
+    failures = context.failures
+    if not context.ready:
         failures["server"] = "is starting or shutting down"
     return _report(failures)
 
@@ -30,11 +31,6 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format."""
     return Response(generate_latest(context_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _failures(request: Request) -> dict[str, str]:
-    models = context_of(request).repository.models.values()
-    return {model.name: model.engine.failure for model in models if model.engine.failure is not None}
 
 
 def _report(failures: dict[str, str]) -> Response:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
-from models.bundle import Manifest
+from models.manifest import Manifest
 from service.engine.sequence import SamplingParameters
 from service.memories import MemoryChoice
 
@@ -287,39 +287,6 @@ class ScoreResponse(MemoryTold):
     nats_per_token: float | None
     perplexity: float
     bits_per_character: float | None
-
-
-class StateInfo(BaseModel):
-    """One recurrent state: its name, shape of one row, and type."""
-
-    name: str
-    shape: list[int]
-    dtype: str
-
-
-class ModelInfo(BaseModel):
-    """A served model."""
-
-    id: str
-    object: Literal["model"] = "model"
-    task: str
-    version: int
-    digest: str
-    precision: str
-    vocabulary_size: Annotated[int | None, Field(description="Of a language model.")]
-    skills: Annotated[list[str] | None, Field(description="Of a tracing model: the names; a skill's id is its place.")]
-    states: list[StateInfo]
-    limits: dict[str, Any]
-    decoding: Annotated[dict[str, Any] | None, Field(description="Of a language model: how it samples by default.")]
-    validation: dict[str, Any] | None
-    provenance: dict[str, Any] | None
-
-
-class ModelList(BaseModel):
-    """All served models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelInfo]
 
 
 class SessionInfo(BaseModel):

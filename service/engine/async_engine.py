@@ -38,6 +38,10 @@ class EngineFull(Exception):
     """As many sequences run and wait as may."""
 
 
+class BeamTooWide(Exception):
+    """A beam asks for more rows than the engine has: waiting would not help."""
+
+
 class EngineStopped(Exception):
     """The engine does not run: it was closed, or its runner is broken."""
 
@@ -47,7 +51,7 @@ class AsyncEngine:
 
     Args:
         core: the engine, warm.
-        max_waiting: sequences that may wait for a row.
+        max_waiting: sequences that may wait for a row; a beam counts as many as it is wide.
         on_step: called on the event loop with each step's report.
         name: of the thread.
     """
@@ -96,7 +100,7 @@ class AsyncEngine:
 
     @property
     def admitted(self) -> int:
-        """Sequences that were admitted and have not been left."""
+        """Places that were taken and have not been left: one for each row that a sequence has or waits for."""
         return self._admitted
 
     @property
@@ -106,12 +110,12 @@ class AsyncEngine:
 
     @property
     def waiting(self) -> int:
-        """Sequences that wait for a row, as of now."""
+        """Sequences that wait for their rows, as of now."""
         return len(self._core.scheduler.waiting)
 
     @property
     def max_admitted(self) -> int:
-        """Places there are: rows and waiting sequences."""
+        """Places there are: rows, and rows waited for."""
         return self._max_admitted
 
     @property
@@ -119,23 +123,29 @@ class AsyncEngine:
         """Rows there are."""
         return self._core.scheduler.max_rows
 
-    def admit(self) -> Admission:
+    def admit(self, rows: int = 1) -> Admission:
         """Take a place for one sequence, before anything expensive is done for it.
 
+        Args:
+            rows: that the sequence will have, each a place.
+
         Raises:
-            EngineFull: all places are taken.
+            EngineFull: all places are taken, or fewer are free.
             EngineStopped: the engine does not run.
+            BeamTooWide: there are not so many rows.
         """
         if self.failure is not None:
             raise EngineStopped(self.failure)
-        if self._admitted >= self._max_admitted:
+        if rows > self.max_rows:
+            raise BeamTooWide(f"the beam is {rows:,} rows wide; allowed are {self.max_rows:,}")
+        if self._admitted + rows > self._max_admitted:
             raise EngineFull(f"{self._admitted:,} requests run and wait; allowed are {self._max_admitted:,}")
-        self._admitted += 1
-        return Admission(self)
+        self._admitted += rows
+        return Admission(self, rows)
 
-    def leave(self) -> None:
+    def leave(self, rows: int) -> None:
         """Give a place back (Admission does it)."""
-        self._admitted -= 1
+        self._admitted -= rows
 
     def submit(self, sequence: Sequence, on_overflow: Callable[[], None]) -> TokenStream:
         """Start a sequence (through an Admission)."""
@@ -178,11 +188,11 @@ class AsyncEngine:
                 self._wake.notify()
         streams, batch = self._streams, output.batch
         if batch is not None:
-            alternatives = batch.alternatives
+            alternatives, attention = batch.alternatives, batch.attention
             for place, (sequence, token, logprob) in enumerate(
                 zip(batch.sequences, batch.tokens, batch.logprobs, strict=True)
             ):
-                streams[sequence].put(TokenEvent(token, logprob, alternatives.get(place, ())))
+                streams[sequence].put(TokenEvent(token, logprob, alternatives.get(place, ()), attention.get(place)))
         for sequence, event in output.finished:
             streams.pop(sequence).put(event)
         for report in reports:
@@ -249,8 +259,9 @@ class AsyncEngine:
 class Admission:
     """A place in the engine for one sequence; a context manager that ends the sequence when it is left."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, rows: int) -> None:
         self._engine = engine
+        self._rows = rows
         self._sequence: Sequence | None = None
         self.admitted_at = time.perf_counter()
 
@@ -263,6 +274,7 @@ class Admission:
         """
         if self._engine.failure is not None:
             raise EngineStopped(self._engine.failure)
+        assert sequence.rows == self._rows, "a place was taken for another number of rows"
         self._sequence = sequence
         return self._engine.submit(sequence, on_overflow)
 
@@ -278,4 +290,4 @@ class Admission:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
-        self._engine.leave()
+        self._engine.leave(self._rows)

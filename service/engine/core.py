@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from service.engine.beam_rows import BeamRows
 from service.engine.plan import Doubles, Mask, Rows
-from service.engine.rows import CHUNK, RowTable
-from service.engine.runner import Runner, RunnerBroken, Step
+from service.engine.rows import CHUNK, NOT_FINITE, Ended, RowTable
+from service.engine.runner import Runner, Step, StepArrays, probe
 from service.engine.sampler import Sampler
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import (
@@ -29,8 +30,6 @@ from service.engine.sequence import (
 )
 from service.engine.state_pool import StatePool
 
-NOT_FINITE = "the outputs were not finite"
-
 
 class EngineCore:
     """Sequences in, events out, one step at a time. Not thread-safe: one thread owns it.
@@ -45,11 +44,13 @@ class EngineCore:
         self.scheduler = Scheduler(max_rows)
         self._runner = runner
         self._clock = clock
-        self._pool = StatePool(runner.states, max_rows)
+        self._pool = StatePool(runner.states, runner.memories, max_rows)
         self._table = RowTable(max_rows, runner.output_size)
+        self._beams = BeamRows(self._pool, self._table)
         self._sampler = Sampler(runner.output_size)
         self._ids = np.zeros(max_rows, np.int64)
         self._outputs = np.zeros((max_rows, runner.output_size), np.float32)
+        self._attention = None if runner.attention is None else np.zeros((max_rows, *runner.attention), np.float32)
         self._bound: dict[tuple[int, bool], Step] = {}
         """Steps by number of rows and by which of the pool's two arrays is read."""
         self._finished: list[tuple[Sequence, FinishEvent]] = []
@@ -61,10 +62,14 @@ class EngineCore:
             RunnerBroken: the runner fails on rows of zeros.
         """
         for n in (1, self.scheduler.max_rows):
-            self._probe(n)
+            probe(self._runner, n)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; it joins at the next step with a free row."""
+        """Queue a sequence; it joins at the next step with a free row, or with as many as its beam is wide.
+
+        Raises:
+            ValueError: its beam is wider than the engine.
+        """
         self.scheduler.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
@@ -74,7 +79,7 @@ class EngineCore:
             self._finish(row, FinishReason.CANCELLED)
         elif self.scheduler.withdraw(sequence):
             snapshot = None
-            if sequence.keep_state:
+            if sequence.keep_state and sequence.beam is None:
                 state = sequence.snapshot.state if sequence.snapshot else self._pool.blank()
                 snapshot = Snapshot(state, sequence.prompt)
             self._finished.append((sequence, FinishEvent(FinishReason.CANCELLED, snapshot=snapshot)))
@@ -91,10 +96,14 @@ class EngineCore:
             RunnerBroken: the step failed for every row, and for a row of zeros too.
         """
         started = self._clock()
-        for row, sequence in self.scheduler.admit():
-            self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None)
-            self._table.acquire(row, sequence)
-            self._look(row, sequence)
+        for rows, sequence in self.scheduler.admit():
+            for row in rows:
+                self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None, sequence.memories)
+            if sequence.beam is None:
+                self._table.acquire(rows[0], sequence)
+                self._look(rows[0], sequence)
+            else:
+                self._beams.acquire(rows, sequence)
             sequence.joined_at = started
         n = len(self.scheduler.running)
         batch, report = None, None
@@ -105,11 +114,11 @@ class EngineCore:
             runner_started = self._clock()
             failures = self._run(n)
             runner_seconds = self._clock() - runner_started
-            batch = self._digest(ids, failures)
+            batch, generated = self._digest(ids, failures)
             report = StepReport(
                 rows=n,
                 prompt_tokens=int(prompt_rows.sum()),
-                generated_tokens=len(batch.tokens) if batch else 0,
+                generated_tokens=generated,
                 step_seconds=self._clock() - started,
                 runner_seconds=runner_seconds,
             )
@@ -117,19 +126,19 @@ class EngineCore:
 
     def fail_all(self, detail: str) -> StepOutput:
         """End every sequence, running and waiting."""
-        for row in reversed(range(len(self.scheduler.running))):
-            self._finish(row, FinishReason.FAILED, detail)
+        while self.scheduler.running:
+            self._finish(len(self.scheduler.running) - 1, FinishReason.FAILED, detail)
         while self.scheduler.waiting:
             self._finished.append((self.scheduler.waiting.popleft(), FinishEvent(FinishReason.FAILED, detail)))
         return StepOutput(None, self._take_finished(), None)
 
-    def _run(self, n: int) -> dict[int, str]:
+    def _run(self, n: int) -> Ended:
         """One step of all rows. Returns the rows that failed, with the reason.
 
         A step that raises says nothing about which row it was; what it read is untouched, so each row is tried alone.
         """
         key = (n, self._pool.swapped)
-        failures: dict[int, str] = {}
+        failures: Ended = {}
         try:
             step = self._bound.get(key)
             if step is None:
@@ -140,21 +149,31 @@ class EngineCore:
                 try:
                     self._bind(slice(row, row + 1))()
                 except Exception as error:
-                    failures[row] = f"{type(error).__name__}: {error}"
+                    failures[row] = (FinishReason.FAILED, f"{type(error).__name__}: {error}")
             if len(failures) == n:
-                self._probe(1)
+                probe(self._runner, 1)
         self._pool.swap()
         return failures
 
     def _bind(self, rows: slice) -> Step:
-        return self._runner.bind(self._ids[rows], self._pool.before(rows), self._pool.after(rows), self._outputs[rows])
+        pool, attention = self._pool, self._attention
+        return self._runner.bind(
+            StepArrays(
+                ids=self._ids[rows],
+                before=pool.before(rows),
+                memories=pool.memories(rows),
+                after=pool.after(rows),
+                outputs=self._outputs[rows],
+                attention=None if attention is None else attention[rows],
+            )
+        )
 
-    def _digest(self, ids: Ids, failures: dict[int, str]) -> TokenBatch | None:
-        """After a step: weigh, read, sample, queue what was sampled, and let go of who has ended."""
+    def _digest(self, ids: Ids, ended: Ended) -> tuple[TokenBatch | None, int]:
+        """After a step: weigh, read, sample, search, queue what was found, and let go of who has ended.
+
+        Returns what was sampled, and how many tokens that makes, those of beams counted.
+        """
         n, table = len(ids), self._table
-        ended: dict[int, tuple[FinishReason, str]] = {
-            row: (FinishReason.FAILED, detail) for row, detail in failures.items()
-        }
         table.mark_seen(ids)
         quiet = table.scoring[:n] | table.reading[:n]  # rows that sample nothing
         if quiet.any():
@@ -166,15 +185,18 @@ class EngineCore:
             for row in np.flatnonzero(done & (table.unfilled[:n] > 0)).tolist():
                 self._refill(row)
             done = table.empty(n)
+        grown, over = self._beams.advance(self._outputs[:n], self._attention, done, ended) if self._beams else (0, [])
         for row in np.flatnonzero(done & quiet).tolist():
             ended.setdefault(row, (FinishReason.STOP, ""))
         done &= ~quiet
         batch = self._sample(done, ended)
         for row in sorted(ended, reverse=True):  # from the last on, so that no row moves before its turn
             self._finish(row, *ended[row])
-        return batch
+        for sequence, reason, detail in over:
+            self._finish(self.scheduler.running.index(sequence), reason, detail)
+        return batch, grown + (len(batch.tokens) if batch else 0)
 
-    def _sample(self, emits: Mask, ended: dict[int, tuple[FinishReason, str]]) -> TokenBatch | None:
+    def _sample(self, emits: Mask, ended: Ended) -> TokenBatch | None:
         """Sample where `emits`, queue the tokens, and note in `ended` who is done."""
         if ended:
             emits[list(ended)] = False
@@ -197,6 +219,11 @@ class EngineCore:
                 place: self._sampler.alternatives(self._outputs[rows[place]], int(table.alternatives[rows[place]]))
                 for place in np.flatnonzero(table.alternatives[rows]).tolist()
             },
+            attention={
+                place: self._attention[rows[place]].copy() for place in np.flatnonzero(table.attentive[rows]).tolist()
+            }
+            if self._attention is not None
+            else {},
         )
         for row in rows[table.generated[rows] >= table.max_tokens[rows]].tolist():
             ended[row] = (FinishReason.LENGTH, "")
@@ -206,7 +233,7 @@ class EngineCore:
             table.draw(row, running[row])
         return batch
 
-    def _ask_stop(self, row: int, token: int, ended: dict[int, tuple[FinishReason, str]]) -> None:
+    def _ask_stop(self, row: int, token: int, ended: Ended) -> None:
         """Ask a sequence whether the token just sampled ends it. If what answers fails, its row fails and no other."""
         stop = self.scheduler.running[row].stop
         assert stop is not None
@@ -216,7 +243,7 @@ class EngineCore:
         except BaseException as error:  # a panic of the tokenizers library is not an Exception
             ended[row] = (FinishReason.FAILED, f"{type(error).__name__}: {error}")
 
-    def _score(self, n: int, ended: dict[int, tuple[FinishReason, str]]) -> None:
+    def _score(self, n: int, ended: Ended) -> None:
         """Weigh the next prompt id of each scoring row."""
         table = self._table
         rows = np.flatnonzero(table.scoring[:n])
@@ -225,7 +252,7 @@ class EngineCore:
             values = self._sampler.score(self._outputs[:n], rows, table.targets[rows, cursor])
             self._note(rows, cursor, values, ~np.isnan(values), ended)  # minus infinity: the impossible
 
-    def _read(self, n: int, ended: dict[int, tuple[FinishReason, str]]) -> None:
+    def _read(self, n: int, ended: Ended) -> None:
         """Read what each row with a readout asks for."""
         table = self._table
         rows = np.flatnonzero(table.reading[:n])
@@ -245,7 +272,7 @@ class EngineCore:
         cursor: Ids,
         values: Floats | Doubles,
         finite: Mask,
-        ended: dict[int, tuple[FinishReason, str]],
+        ended: Ended,
     ) -> None:
         self._table.values[rows, cursor] = values
         for row in rows[~finite].tolist():
@@ -264,7 +291,7 @@ class EngineCore:
 
     def _collect(self, row: int, sequence: Sequence) -> None:
         """Take what was weighed or read in a chunk out of the table."""
-        if sequence.sampling is not None:
+        if not sequence.quiet:
             return
         table, count, readout = self._table, int(self._table.cursor[row]), sequence.readout
         sequence.values.append(table.values[row, :count].copy())
@@ -286,37 +313,35 @@ class EngineCore:
         )
 
     def _finish(self, row: int, reason: FinishReason, detail: str = "") -> None:
-        """Free the row, then tell."""
+        """End the sequence that the row belongs to: free its rows, then tell."""
         sequence = self.scheduler.running[row]
+        if sequence.beam is not None:
+            for each in self._beams.rows_of(sequence):
+                self._release(each)
+            beam = self._beams.release(sequence)
+            found = beam.hypotheses() if beam.ended else ()
+            self._finished.append((sequence, FinishEvent(reason, detail, hypotheses=found)))
+            return
         snapshot, logprobs, reading = None, None, None
         if sequence.keep_state and reason is not FinishReason.FAILED:
             pending = np.concatenate([self._table.pending_ids(row), sequence.prompt[sequence.eaten :]])
             snapshot = sequence.kept or Snapshot(self._pool.snapshot(row), pending)
-        if sequence.sampling is None and reason is FinishReason.STOP:
+        if sequence.quiet and reason is FinishReason.STOP:
             self._collect(row, sequence)
             if sequence.readout is not None:
                 reading = self._reading(row, sequence)
             else:
                 logprobs = np.concatenate(sequence.values)
+        self._release(row)
+        self._finished.append((sequence, FinishEvent(reason, detail, snapshot, logprobs, reading)))
+
+    def _release(self, row: int) -> None:
         last = self.scheduler.remove(row)
         self._pool.release(row, last)
         self._table.release(row, last)
-        self._finished.append((sequence, FinishEvent(reason, detail, snapshot, logprobs, reading)))
+        if self._beams and row != last:
+            self._beams.move(row, last, self.scheduler.running[row])
 
     def _take_finished(self) -> list[tuple[Sequence, FinishEvent]]:
         finished, self._finished = self._finished, []
         return finished
-
-    def _probe(self, n: int) -> None:
-        """Run n rows of zeros.
-
-        Raises:
-            RunnerBroken: that fails.
-        """
-        states = {name: np.zeros((n, *spec.shape), spec.dtype) for name, spec in self._runner.states.items()}
-        after = {name: np.zeros_like(array) for name, array in states.items()}
-        try:
-            outputs = np.zeros((n, self._runner.output_size), np.float32)
-            self._runner.bind(np.zeros(n, np.int64), states, after, outputs)()
-        except Exception as error:
-            raise RunnerBroken(f"{type(error).__name__}: {error}") from error

@@ -12,10 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.plan import BlockPlan, Mask, Rows, block_rows, plan_block
-from service.engine.sequence import Floats, Ids, Sequence
+from service.engine.sequence import FinishReason, Floats, Ids, Sequence
 
 CHUNK = 128
 """Ids (and random numbers) that a row holds ready; a row is visited in Python once per chunk, not once per step."""
+
+NOT_FINITE = "the outputs were not finite"
+
+Ended = dict[int, tuple[FinishReason, str]]
+"""Rows that end with a step, and why."""
 
 
 class RowTable:
@@ -39,7 +44,8 @@ class RowTable:
         """Rows of readouts that want more than one output whole, or a curve."""
         self.generated = np.zeros(max_rows, np.int64)
         self.max_tokens = np.zeros(max_rows, np.int64)
-        self.temperature = np.ones(max_rows, np.float32)
+        self.temperature = np.zeros(max_rows, np.float32)
+        """0, too, where nothing is sampled: such a row does not keep a block of greedy ones from being one."""
         self.top_k = np.zeros(max_rows, np.int64)
         self.top_p = np.ones(max_rows, np.float64)
         self.min_p = np.zeros(max_rows, np.float32)
@@ -47,6 +53,8 @@ class RowTable:
         self.alternatives = np.zeros(max_rows, np.int64)
         self.stops = np.zeros(max_rows, np.bool_)
         """Which rows ask after each token whether it is their last."""
+        self.attentive = np.zeros(max_rows, np.bool_)
+        """Which rows want to know where the model looked."""
         self.seen: Mask | None = None
         """Which tokens each row has eaten <bool>[R, V]; made when the first penalty is asked for."""
         self.record: Floats | None = None
@@ -67,16 +75,17 @@ class RowTable:
         self._plans = []
         sampling = sequence.sampling
         readout = sequence.readout
-        self.scoring[row] = sampling is None and readout is None
+        self.scoring[row] = sequence.quiet and readout is None
         self.reading[row] = readout is not None
         self.recording[row] = readout is not None and (readout.columns is not None or readout.last > 1)
         if self.recording[row] and self.record is None:
             self.record = np.zeros((len(self._range), CHUNK, self._output_size), np.float32)
         self.generated[row] = 0
         self.stops[row] = sequence.stop is not None
+        self.attentive[row] = sequence.attention
         self.fill(row, sequence)
         if sampling is None:
-            return
+            return  # its parameters are zeros
         self.max_tokens[row] = sampling.max_tokens
         self.temperature[row] = sampling.temperature
         self.top_k[row] = sampling.top_k
@@ -174,6 +183,10 @@ class RowTable:
         self.cursor[rows] = 0
         self.filled[rows] = 1
         self.generated[rows] += 1
+
+    def mirror(self, row: int, others: Rows) -> None:
+        """Let other rows of the same beam eat next what this one eats."""
+        self.push(others, np.broadcast_to(self.pending[row, self.cursor[row]], len(others)))
 
     def pending_ids(self, row: int) -> Ids:
         """A copy of what a row has queued and not eaten."""

@@ -1,21 +1,22 @@
-"""Runs step graphs. The only module that knows onnxruntime.
+"""Runs step graphs and encoder graphs. The only module that knows onnxruntime.
 
-Axes: n active rows, O outputs of a step (a vocabulary's or a list of skills' size).
+Axes: n active rows, O outputs of a step (a vocabulary's or a list of skills' size), B images of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
 
+from models.encoder import IMAGE
 from models.graph import next_name
-from models.step import STEP_INPUTS, STEP_OUTPUT, Task
+from models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT, Task
 from service.engine.sequence import Array, Floats, Ids
-from service.engine.state_pool import StateSpec
+from service.engine.state_pool import StateSpec, zeros
 
 Step = Callable[[], None]
 
@@ -24,25 +25,63 @@ class RunnerBroken(Exception):
     """The runner cannot be made, or fails on rows of zeros too: it will not recover."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StepArrays:
+    """What a step reads and what it writes: n rows of each.
+
+    Args:
+        ids: what each row eats. <int64>[n]
+        before: the states to read. [n, ...] each
+        memories: what is read and never written. [n, ...] each
+        after: where the states after the step go. [n, ...] each
+        outputs: where the logits or probabilities go. <float32>[n, O]
+        attention: where it goes where the model looked, if it says so. <float32>[n, rows, columns]
+    """
+
+    ids: Ids
+    before: Mapping[str, Array]
+    memories: Mapping[str, Array]
+    after: Mapping[str, Array]
+    outputs: Floats
+    attention: Floats | None
+
+
 class Runner(Protocol):
     """One step of every active row. Tests put a fake here."""
 
     output_size: int
     states: Mapping[str, StateSpec]
+    memories: Mapping[str, StateSpec]
+    attention: tuple[int, int] | None
+    """Rows and columns of the map that says where a step looked; None where the model says nothing of it."""
 
-    def bind(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], outputs: Floats) -> Step:
+    def bind(self, arrays: StepArrays) -> Step:
         """Prepare a step over these arrays, to be run as often as one likes.
-
-        Args:
-            ids: what each row eats. <int64>[n]
-            before: the states to read. [n, ...] each
-            after: where the states after the step go. [n, ...] each
-            outputs: where the logits or probabilities go. <float32>[n, O]
 
         Returns:
             A function that eats one id per row. It raises whatever the runtime raises; `before` is then as it was.
         """
         ...
+
+
+def probe(runner: Runner, n: int) -> None:
+    """Run n rows of zeros.
+
+    Raises:
+        RunnerBroken: that fails.
+    """
+    arrays = StepArrays(
+        ids=np.zeros(n, np.int64),
+        before=zeros(runner.states, n),
+        memories=zeros(runner.memories, n),
+        after=zeros(runner.states, n),
+        outputs=np.zeros((n, runner.output_size), np.float32),
+        attention=None if runner.attention is None else np.zeros((n, *runner.attention), np.float32),
+    )
+    try:
+        runner.bind(arrays)()
+    except Exception as error:
+        raise RunnerBroken(f"{type(error).__name__}: {error}") from error
 
 
 class OnnxRunner:
@@ -55,6 +94,8 @@ class OnnxRunner:
         states: the shape of each state, by name.
         output_size: O.
         intra_op_threads: threads of one operator; 0 leaves the choice to onnxruntime (one per core).
+        memories: the shape of each memory, by name.
+        attention: rows and columns of the graph's attention, where it has any.
 
     Raises:
         RunnerBroken: onnxruntime cannot load the graph.
@@ -67,33 +108,33 @@ class OnnxRunner:
         states: Mapping[str, StateSpec],
         output_size: int,
         intra_op_threads: int = 0,
+        *,
+        memories: Mapping[str, StateSpec] | None = None,
+        attention: tuple[int, int] | None = None,
     ) -> None:
         self.states = states
+        self.memories = memories or {}
+        self.attention = attention
         self.output_size = output_size
         self._task = task
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = intra_op_threads
-        options.log_severity_level = 3
-        # onnxruntime's threads spin while they wait for work. Within a step that is worth it; between steps they would
-        # take a core from the event loop, which has the last step's tokens to send.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has no root error of its own
-            raise RunnerBroken(f"onnxruntime cannot load the step graph ({error})") from None
+        self._session = _open_session(graph, "step", intra_op_threads)
 
-    def bind(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], outputs: Floats) -> Step:
+    def bind(self, arrays: StepArrays) -> Step:
         """See Runner. Inputs and outputs are bound where they lie: nothing is allocated or copied on this side."""
         binding = self._session.io_binding()
-        inputs = [ids] if self._task == "language" else [np.zeros_like(ids), np.zeros_like(ids)]
-        for name, array in zip(STEP_INPUTS[self._task], inputs, strict=True):
+        ids = arrays.ids
+        eaten = [np.zeros_like(ids), np.zeros_like(ids)] if self._task == "tracing" else [ids]
+        inputs = {**dict(zip(STEP_INPUTS[self._task], eaten, strict=True)), **arrays.before, **arrays.memories}
+        outputs: dict[str, Array] = {STEP_OUTPUT[self._task]: arrays.outputs}
+        outputs |= {next_name(name): array for name, array in arrays.after.items()}
+        if arrays.attention is not None:
+            outputs[ATTENTION] = arrays.attention
+        for name, array in inputs.items():
             _bind(binding.bind_input, name, array)
-        _bind(binding.bind_output, STEP_OUTPUT[self._task], outputs)
-        for name in self.states:
-            _bind(binding.bind_input, name, before[name])
-            _bind(binding.bind_output, next_name(name), after[name])
-        step = _BoundStep(self._session, binding, (*inputs, outputs, *before.values(), *after.values()))
-        return step if self._task == "language" else _AttemptStep(step, ids, *inputs)
+        for name, array in outputs.items():
+            _bind(binding.bind_output, name, array)
+        step = _BoundStep(self._session, binding, (*inputs.values(), *outputs.values()))
+        return _AttemptStep(step, ids, *eaten) if self._task == "tracing" else step
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +164,40 @@ class _AttemptStep:
         np.right_shift(self.ids, 1, out=self.skill)
         np.bitwise_and(self.ids, 1, out=self.correct)
         self.step()
+
+
+class OnnxEncoder:
+    """An encoder graph in onnxruntime, on the CPU, in a session (and threads) of its own.
+
+    Args:
+        graph: the verified bytes of an encoder graph that keeps the bundle contract.
+        outputs: the names of the states and memories that it makes.
+        intra_op_threads: threads of one operator.
+
+    Raises:
+        RunnerBroken: onnxruntime cannot load the graph.
+    """
+
+    def __init__(self, graph: bytes, outputs: Iterable[str], intra_op_threads: int) -> None:
+        self._outputs = list(outputs)
+        self._session = _open_session(graph, "encoder", intra_op_threads)
+
+    def __call__(self, images: Floats) -> Mapping[str, Array]:
+        """What the images <float32>[B, ...] begin with. [B, ...] each. It raises whatever the runtime raises."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, {IMAGE: images}), strict=True))
+
+
+def _open_session(graph: bytes, name: str, intra_op_threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.log_severity_level = 3
+    # onnxruntime's threads spin while they wait for work. Within a call that is worth it; between calls they would
+    # take a core from the event loop, which has the last step's tokens to send.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no root error of its own
+        raise RunnerBroken(f"onnxruntime cannot load the {name} graph ({error})") from None
 
 
 def _bind(bind: Callable[..., Any], name: str, array: Array) -> None:

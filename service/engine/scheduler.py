@@ -1,7 +1,8 @@
 """Who is in the batch: a queue of sequences that wait and a compact list of sequences that run.
 
 Iteration-level scheduling (Yu et al., OSDI 2022) of recurrent cells (Gao et al., EuroSys 2018): sequences join and
-leave between steps. A sequence's memory is one row of constant size, so there is nothing to page or to preempt.
+leave between steps. A sequence's memory is one row of constant size (a beam's: one a hypothesis), so there is nothing
+to page or to preempt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from service.engine.sequence import Sequence
 
 
 class Scheduler:
-    """Row r of the batch is `running[r]`."""
+    """Row r of the batch is a row of `running[r]`: a sequence stands there once for each row it has."""
 
     def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
@@ -20,27 +21,34 @@ class Scheduler:
         self.running: list[Sequence] = []
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence, first come first served."""
+        """Queue a sequence, first come first served: while the first waits for as many rows as it needs, so do all.
+
+        Raises:
+            ValueError: it needs more rows than there are.
+        """
+        if sequence.rows > self.max_rows:
+            raise ValueError(f"the beam is {sequence.rows:,} rows wide; allowed are {self.max_rows:,}")
         self.waiting.append(sequence)
 
-    def admit(self) -> list[tuple[int, Sequence]]:
-        """Let waiting sequences into free rows; returns who joined, with the row."""
+    def admit(self) -> list[tuple[range, Sequence]]:
+        """Let waiting sequences into free rows; returns who joined, with the rows."""
         joined = []
-        while self.waiting and len(self.running) < self.max_rows:
+        while self.waiting and len(self.running) + (count := self.waiting[0].rows) <= self.max_rows:
             sequence = self.waiting.popleft()
-            joined.append((len(self.running), sequence))
-            self.running.append(sequence)
+            first = len(self.running)
+            joined.append((range(first, first + count), sequence))
+            self.running += [sequence] * count
         return joined
 
     def remove(self, row: int) -> int:
-        """Take the sequence of `row` out; the last row's takes its place. Returns which row was the last."""
+        """Take the row out; the last row takes its place. Returns which row was the last."""
         last = len(self.running) - 1
         self.running[row] = self.running[last]
         self.running.pop()
         return last
 
     def find(self, sequence: Sequence) -> int | None:
-        """The row of a running sequence, or None."""
+        """The (first) row of a running sequence, or None."""
         try:
             return self.running.index(sequence)
         except ValueError:

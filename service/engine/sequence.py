@@ -50,6 +50,25 @@ class Snapshot:
     pending: Ids
 
 
+@dataclass(frozen=True, slots=True)
+class BeamParameters:
+    """Beam search: the most probable sentences rather than one of them (service/README.md has the definition).
+
+    Args:
+        width: k, the hypotheses that are kept from step to step, at least 1; 1 is greedy. Each takes a row.
+        max_tokens: length at which every hypothesis ends, `end` counted, at least 1.
+        end: the token that finishes a hypothesis.
+        length_penalty: a, from 0 to 10; a hypothesis' score is its log-probability over its length to this power.
+        best: how many hypotheses to tell.
+    """
+
+    width: int
+    max_tokens: int
+    end: int
+    length_penalty: float = 0.0
+    best: int = 1
+
+
 class FinishReason(Enum):
     """Why a sequence ended."""
 
@@ -77,15 +96,20 @@ class Readout:
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One request as the engine sees it: ids to eat, then ids to sample, or outputs to read.
+    """One request as the engine sees it: ids to eat, then ids to sample or to search, or outputs to read.
 
     Args:
         prompt: ids to eat, each one that the model takes, at least one (two to be scored). <int64>[N]
         sampling: how to sample after the prompt; None samples nothing.
         readout: what to read, where nothing is sampled; None scores: prompt[1:] is weighed, the last id is not eaten.
+        beam: how to search, where nothing is sampled or read. A search tells nothing but its end, is not asked `stop`
+            and reports no snapshot.
         stop: called with each sampled id on the engine's thread; True ends the sequence. It sees ids only: what a
             stop string is, the engine does not know.
         snapshot: memory to start from; None starts from zeros.
+        memories: one row of each memory that the model reads and never rewrites; None gives it zeros. They are no part
+            of a snapshot: who goes on from one gives them again.
+        attention: whether each token comes with where the model looked, if the model says so.
         keep_state: whether the end reports a snapshot to go on from.
         keep_prompt: whether that snapshot is the prompt's, its last id not eaten: what was sampled is forgotten.
 
@@ -100,12 +124,25 @@ class Sequence:
     snapshot: Snapshot | None = None
     keep_state: bool = False
     keep_prompt: bool = False
+    beam: BeamParameters | None = None
+    memories: Mapping[str, Array] | None = None
+    attention: bool = False
     joined_at: float | None = None
     eaten: int = 0
     values: list[npt.NDArray[np.float64]] = field(default_factory=list)
     curve: list[Floats] = field(default_factory=list)
     outputs: list[Floats] = field(default_factory=list)
     kept: Snapshot | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows it takes."""
+        return 1 if self.beam is None else self.beam.width
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it is weighed or read: nothing is added to its prompt."""
+        return self.sampling is None and self.beam is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +157,30 @@ class Alternative:
 class TokenEvent:
     """One sampled token.
 
-    `logprob` is the natural logarithm of the model's own probability, before penalty, temperature and truncation.
+    `logprob` is the natural logarithm of the model's own probability, before penalty, temperature and truncation;
+    `attention` is where the step that chose it looked, for a sequence that asked <float32>[rows, columns].
     """
 
     token: int
     logprob: float
     alternatives: tuple[Alternative, ...] = ()
+    attention: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One sentence that a beam search found.
+
+    `tokens` are without `end`; `logprob` (nats) and the length that `score` divides by count it where it was reached.
+    """
+
+    tokens: tuple[int, ...]
+    logprob: float
+    score: float
+    reason: FinishReason
+    """STOP where `end` was reached, LENGTH where the search was cut off."""
+    attention: Floats | None
+    """Where the model looked for each token, for a sequence that asked <float32>[len(tokens), rows, columns]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +200,8 @@ class FinishEvent:
     """The end of a sequence: the last event it gets.
 
     `logprobs` are the scores of prompt[1:] in nats, for a sequence that was scored <float64>[N - 1]; `reading` is what
-    a sequence with a readout asked for.
+    a sequence with a readout asked for; `hypotheses` are what a beam search found, best first: then the reason is STOP,
+    or LENGTH where the search was cut off.
     """
 
     reason: FinishReason
@@ -153,6 +209,7 @@ class FinishEvent:
     snapshot: Snapshot | None = None
     logprobs: npt.NDArray[np.float64] | None = None
     reading: Reading | None = None
+    hypotheses: tuple[Hypothesis, ...] = ()
 
 
 Event = TokenEvent | FinishEvent
@@ -162,7 +219,8 @@ Event = TokenEvent | FinishEvent
 class StepReport:
     """What one step cost and did, for whoever keeps figures.
 
-    `runner_seconds` is the part of `step_seconds` spent inside the runner; the rest is the engine's own overhead.
+    `runner_seconds` is the part of `step_seconds` spent inside the runner; the rest is the engine's own overhead. A
+    beam counts as one sequence: one prompt token or one generated token, in as many rows as it is wide.
     """
 
     rows: int
@@ -173,7 +231,7 @@ class StepReport:
 
     @property
     def phase(self) -> str:
-        """`prefill` when every row ate prompt, `decode` when every row sampled, else `mixed`."""
+        """`prefill` when every row ate prompt, `decode` when every row went on, else `mixed`."""
         if self.generated_tokens == 0:
             return "prefill"
         return "decode" if self.prompt_tokens == 0 else "mixed"
@@ -188,6 +246,8 @@ class TokenBatch:
     logprobs: list[float]
     alternatives: Mapping[int, tuple[Alternative, ...]]
     """By place in the lists, for the sequences that asked."""
+    attention: Mapping[int, Floats]
+    """By place in the lists, for the sequences that asked. <float32>[rows, columns] each"""
 
 
 @dataclass(frozen=True, slots=True)

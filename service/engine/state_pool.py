@@ -2,7 +2,7 @@
 
 Each state has two arrays of max_rows rows. A step reads the first n rows of one (`before`) and writes the first n rows
 of the other (`after`); then they change places. So a step's outputs are the next step's inputs without a copy, and a
-step that fails half-way has not touched what it read.
+step that fails half-way has not touched what it read. A memory, which steps read and never write, has one array.
 """
 
 from __future__ import annotations
@@ -11,24 +11,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from service.engine.sequence import Array
 
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
-    """The shape of one row of a state, without the batch axis, and its numpy element type."""
+    """The shape of one row of a state or memory, without the batch axis, and its numpy element type."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class StatePool:
-    """Rows of recurrent state. The caller decides which rows are active; rows 0 to n - 1 are what a step sees."""
+    """Rows of recurrent state, and of memory where a model has any.
 
-    def __init__(self, specs: Mapping[str, StateSpec], max_rows: int) -> None:
-        self._before = _zeros(specs, max_rows)
-        self._after = _zeros(specs, max_rows)
+    The caller decides which rows are active; rows 0 to n - 1 are what a step sees.
+    """
+
+    def __init__(self, states: Mapping[str, StateSpec], memories: Mapping[str, StateSpec], max_rows: int) -> None:
+        self._before = zeros(states, max_rows)
+        self._after = zeros(states, max_rows)
+        self._memories = zeros(memories, max_rows)
         self.swapped = False
         """Which of the two arrays is read: it tells one from the other."""
 
@@ -40,19 +45,35 @@ class StatePool:
         """What the next step of these rows writes. [n, ...] each"""
         return {name: array[rows] for name, array in self._after.items()}
 
+    def memories(self, rows: slice) -> dict[str, Array]:
+        """What every step of these rows reads. [n, ...] each"""
+        return {name: array[rows] for name, array in self._memories.items()}
+
     def swap(self) -> None:
         """After a step that succeeded: what it wrote is what the next one reads."""
         self._before, self._after = self._after, self._before
         self.swapped = not self.swapped
 
-    def acquire(self, row: int, initial: Mapping[str, Array] | None) -> None:
-        """Give a row to a new sequence: zeros, or the state it goes on from."""
+    def acquire(
+        self, row: int, initial: Mapping[str, Array] | None, memories: Mapping[str, Array] | None = None
+    ) -> None:
+        """Give a row to a new sequence: zeros, or the state it goes on from and the memories it has."""
         for name, array in self._before.items():
             array[row] = 0 if initial is None else initial[name]
+        for name, array in self._memories.items():
+            array[row] = 0 if memories is None else memories[name]
+
+    def fork(self, rows: npt.NDArray[np.intp], parents: npt.NDArray[np.intp]) -> None:
+        """Let each of `rows` go on from the state of the row in the same place of `parents`. [r] each
+
+        Memories stay: a sequence's rows all have the same.
+        """
+        for array in self._before.values():
+            array[rows] = array[parents]  # the right side is copied first: rows may trade places
 
     def release(self, row: int, last: int) -> None:
         """Take a row back: the last active row moves into its place, and what is free holds zeros again."""
-        for array in self._before.values():
+        for array in (*self._before.values(), *self._memories.values()):
             if row != last:
                 array[row] = array[last]
             array[last] = 0
@@ -68,5 +89,6 @@ class StatePool:
         return {name: array[row].copy() for name, array in self._before.items()}
 
 
-def _zeros(specs: Mapping[str, StateSpec], max_rows: int) -> dict[str, Array]:
-    return {name: np.zeros((max_rows, *spec.shape), spec.dtype) for name, spec in specs.items()}
+def zeros(specs: Mapping[str, StateSpec], rows: int) -> dict[str, Array]:
+    """Rows of zeros of every state or memory. [rows, ...] each"""
+    return {name: np.zeros((rows, *spec.shape), spec.dtype) for name, spec in specs.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from service.engine.async_engine import Admission, AsyncEngine
+from service.engine.encoder import EncoderReport
 from service.engine.sequence import Sequence, StepReport
 
 LATENCY_BUCKETS = (
@@ -14,6 +15,7 @@ LATENCY_BUCKETS = (
 """Seconds. An LSTM step takes 0.1 to 5 ms: the first bucket is 50 microseconds."""
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
+IMAGE_BUCKETS = (1, 2, 4, 8, 16)
 UNKNOWN = "unknown"
 """The model label of a request for a model that is not served: a client cannot make labels."""
 
@@ -30,7 +32,9 @@ class Metrics:
             "carousel_requests_total", "Requests ended, by outcome: ok, cancelled, or an error code.",
             (*_MODEL, "endpoint", "outcome"), registry=registry,
         )  # fmt: skip
-        self.request_seconds = self._histogram("carousel_request_seconds", "From a request's arrival to its end.")
+        self.request_seconds = self._histogram(
+            "carousel_request_seconds", "From a request's arrival to its end.", "endpoint"
+        )
         self.queue_seconds = self._histogram("carousel_queue_seconds", "From a request's admission to its first step.")
         self.time_to_first_token_seconds = self._histogram(
             "carousel_time_to_first_token_seconds", "From a request's admission to its first sampled token."
@@ -59,6 +63,10 @@ class Metrics:
             "carousel_shed_total", "Requests refused or ended for capacity, by reason: full or slow_reader.",
             (*_MODEL, "reason"), registry=registry,
         )  # fmt: skip
+        self.encoder_seconds = self._histogram("carousel_encoder_seconds", "One batch of images in the encoder.")
+        self.encoder_images = Histogram(
+            "carousel_encoder_images", "Images in a batch.", _MODEL, registry=registry, buckets=IMAGE_BUCKETS
+        )
         self.sessions = Gauge(
             "carousel_sessions", "Sessions in this process; 0 where Redis keeps them.", registry=registry
         )
@@ -67,6 +75,10 @@ class Metrics:
             "Sessions that ended, by reason: ttl, lru or deleted (Redis counts its own ttl and lru).",
             ("reason",), registry=registry,
         )  # fmt: skip
+        for reason in ("ttl", "lru", "deleted"):
+            self.sessions_evicted.labels(reason)  # from 0 on: what appears with its first event has no rate then
+        self.ready = Gauge("carousel_ready", "1 while /readyz says 200, else 0.", registry=registry)
+        ProcessCollector(registry=registry)
         self.model_info = Gauge(
             "carousel_model_info", "1 for each model served, with its task, precision and digest.",
             (*_MODEL, "task", "precision", "digest"), registry=registry,
@@ -82,7 +94,10 @@ class Metrics:
         labels = (model, version, endpoint, outcome)
         end = self._ends.get(labels)
         if end is None:
-            end = self._ends[labels] = (self.requests.labels(*labels), self.request_seconds.labels(model, version))
+            end = self._ends[labels] = (
+                self.requests.labels(*labels),
+                self.request_seconds.labels(model, version, endpoint),
+            )
         end[0].inc()
         end[1].observe(seconds)
 
@@ -107,6 +122,8 @@ class ModelMetrics:
         self._step_rows = metrics.step_rows.labels(*labels)
         self._prompt_tokens = metrics.tokens.labels(*labels, "prompt")
         self._generated_tokens = metrics.tokens.labels(*labels, "generated")
+        self._encoder_seconds = metrics.encoder_seconds.labels(*labels)
+        self._encoder_images = metrics.encoder_images.labels(*labels)
         self.shed_full = metrics.shed.labels(*labels, "full")
         self.shed_slow_reader = metrics.shed.labels(*labels, "slow_reader")
 
@@ -128,3 +145,8 @@ class ModelMetrics:
         self._step_rows.observe(report.rows)
         self._prompt_tokens.inc(report.prompt_tokens)
         self._generated_tokens.inc(report.generated_tokens)
+
+    def encoded(self, report: EncoderReport) -> None:
+        """Record one batch of images."""
+        self._encoder_seconds.observe(report.seconds)
+        self._encoder_images.observe(report.images)

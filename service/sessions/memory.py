@@ -98,10 +98,11 @@ def remember(
 def check_fit(memory: Memory, model: ModelIdentity) -> None:
     """Refuse a memory that the model must not go on from.
 
-    A memory fits when its digest is the model's and its states (OUTPUT is none) have the model's names, shapes and
-    types. Name and version do not matter: a bundle that was copied, renamed or renumbered byte for byte is the same
-    network. A bundle of equal shapes and another digest is not: its numbers would be read as something that they do
-    not mean.
+    A memory fits when its digest is the model's, its states (OUTPUT is none) have the model's names, shapes and types,
+    and all its numbers are finite: an int8 graph's logits are numbers whatever the state holds, so the engine, which
+    looks at them alone, would not notice. Name and version do not matter: a bundle that was copied, renamed or
+    renumbered byte for byte is the same network. A bundle of equal shapes and another digest is not: its numbers would
+    be read as something that they do not mean.
 
     Raises:
         ModelMismatch
@@ -119,6 +120,12 @@ def check_fit(memory: Memory, model: ModelIdentity) -> None:
         raise ModelMismatch(
             f"the memory holds the states {_describe(seen)} and {model.name} version {model.version} has "
             f"{_describe(model.states)}; start anew without it"
+        )
+    broken = [name for name, row in memory.snapshot.state.items() if not np.isfinite(row).all()]
+    if broken:
+        raise ModelMismatch(
+            f"the memory's {', '.join(broken)} holds numbers that are not finite, which no model can go on from; "
+            "start anew without it"
         )
 
 

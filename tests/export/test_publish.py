@@ -8,8 +8,9 @@ from export import publish as publish_module
 from export.__main__ import main
 from export.parity import ParityError
 from export.publish import export_checkpoint
-from models.bundle import DecodingDefaults, Limits, open_bundle, versions
+from models.bundle import open_bundle, versions
 from models.errors import CheckpointError
+from models.manifest import DecodingDefaults, Limits
 from models.nn.checkpoint import Checkpoint, load_language_model, read_checkpoint, write_checkpoint
 
 
@@ -89,7 +90,8 @@ def test_export_of_a_graph_with_other_weights_publishes_nothing(make_checkpoint,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "captioning"}, r"task 'captioning'; allowed are language, tracing$"),
+        ({"task": "painting"}, r"task 'painting'; allowed are language, tracing, captioning$"),
+        ({"task": "captioning"}, r"does not hold a whole captioning model: its header has no 'encoder'$"),
         ({"model": {"vocabulary_size": 13, "depth": 2}}, r"unknown keys \['depth'\]$"),
         ({"model": {"vocabulary_size": 13, "layers": 0}}, r"layers is 0; allowed is 1 or more$"),
         ({"model": {"vocabulary_size": 13}}, r"does not hold a whole language model: Error\(s\) in loading [^\n]*$"),
@@ -152,7 +154,7 @@ def test_cli_publishes_and_says_what_it_did(
     assert [line.split()[0] for line in said.out.splitlines()] == ["exported", "parity", "rows", "published"]
     assert said.out.endswith(f"published  {tmp_path / 'gru' / '1'}\n")
     manifest = json.loads((tmp_path / "gru" / "1" / "manifest.json").read_text())
-    assert manifest["decoding"] == {"temperature": 0.5, "top_k": 0, "top_p": 1.0}
+    assert manifest["decoding"] == DecodingDefaults(temperature=0.5).model_dump()
     assert manifest["limits"]["max_prompt_tokens"] == 7
 
 

@@ -10,17 +10,18 @@ import pytest
 
 from models.bundle import Bundle, open_bundle
 from models.graph import next_name
+from models.tracing_score import auc
 from training.baseline import SkillRegression
 from training.corpus.learners import SKILLS, simulate
 from training.recipe import load_recipe
-from training.tracing_score import answers, auc
+from training.tracing_score import answers
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def tutor() -> Bundle:
-    return open_bundle(ROOT / "bundles" / "tutor" / "1")
+    return open_bundle(ROOT / "bundles" / "tutor" / "2")
 
 
 def test_tutor_is_small_and_says_where_it_came_from(tutor: Bundle) -> None:
@@ -28,7 +29,8 @@ def test_tutor_is_small_and_says_where_it_came_from(tutor: Bundle) -> None:
     assert tutor.interaction_codec.skills == SKILLS
     assert tutor.manifest.provenance.recipe == "tutor"
     comment = (ROOT / "training" / "recipes" / "tutor.toml").read_text()
-    validation = tutor.manifest.validation
+    assert tutor.manifest.precision == "int8"
+    validation = tutor.manifest.quantization.fp32
     assert f"{validation.attempts:,} attempts): AUC {validation.auc:.4f}, accuracy {validation.accuracy:.4f}" in comment
 
 

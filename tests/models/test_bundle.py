@@ -11,8 +11,9 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from models import bundle as bundle_module
-from models.bundle import LanguageValidation, Manifest, TextCodecSpec, model_names, open_bundle, publish, versions
+from models.bundle import model_names, open_bundle, publish, versions
 from models.errors import BundleError, BundleNotFound, DigestMismatch, GraphRejected
+from models.manifest import LanguageValidation, Manifest, TextCodecSpec
 
 MakeGraph = Callable[[], onnx.ModelProto]
 MANIFEST = Manifest(task="language", codec=TextCodecSpec(), files={})
@@ -124,6 +125,9 @@ def test_bundle_in_a_directory_that_is_no_version_is_refused(path: Path, version
         open_bundle(path)
 
 
+AUC = {"attempts": 3, "auc": 0.7, "accuracy": 0.7, "log_loss": 0.6}
+
+
 def edit(path: Path, change: Callable[[dict], object]) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     change(manifest)
@@ -147,6 +151,11 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
         (lambda m: m["decoding"].update(top_p=0), r"decoding\.top_p: Input should be greater"),
         (lambda m: m["files"]["step.onnx"].update(sha256="abc"), r"files\.step\.onnx\.sha256: String should match"),
         (lambda m: m["files"]["step.onnx"].update(bytes=-1), r"files\.step\.onnx\.bytes: Input should be greater"),
+        (lambda m: m.update(precision="int4"), r"precision: Input should be 'fp32' or 'int8'"),
+        (
+            lambda m: m.update(quantization={"fp32": AUC, "measure": "AUC", "worsening": 0.0, "allowed": 0.1}),
+            r".*validation holds figures that are not those of task 'language'",
+        ),
         *(
             (lambda m, name=name: m["files"].update({name: m["files"]["step.onnx"]}), r"files\..*: String should match")
             for name in ("../x", "/etc/passwd", "a/b", "a\\b", "..", ".", ".hidden", "", "a\n", "x" * 101)
@@ -263,13 +272,14 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from models import bundle
+from models.manifest import Manifest, TextCodecSpec
 
 def die(*_):
     os._exit(9)
 
 setattr(bundle.os if sys.argv[2] == "rename" else bundle, sys.argv[2], die)
 files = {path.name: path.read_bytes() for path in Path(sys.argv[3]).iterdir() if path.name != "manifest.json"}
-manifest = bundle.Manifest(task="language", codec=bundle.TextCodecSpec(), files={})
+manifest = Manifest(task="language", codec=TextCodecSpec(), files={})
 bundle.publish(Path(sys.argv[1]), "hand.made-1", manifest, files)
 """
 

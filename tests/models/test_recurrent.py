@@ -171,3 +171,26 @@ def test_detach_cuts_history_and_widens_to_float32() -> None:
     assert not cut.requires_grad
     assert cut.dtype == torch.float32
     assert cut.tolist() == [[2.0] * 3] * 2
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_one_step_is_what_the_fused_kernel_computes(cell: str) -> None:
+    torch.manual_seed(0)
+    layer = RecurrentLayer(cell, 5, 7)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter.data)
+    state = tuple(torch.randn(3, 7) for _ in layer.state_kinds)
+    x = torch.randn(4, 3, 5)
+    whole, after = layer(x, state)
+    for step in range(4):
+        y, state = layer(x[step : step + 1], state)
+        torch.testing.assert_close(y[0], whole[step])
+    for seen, expected in zip(state, after, strict=True):
+        torch.testing.assert_close(seen, expected)
+
+
+def test_one_step_keeps_the_cell_in_float32_under_autocast() -> None:
+    layer = RecurrentLayer("lstm", 5, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, (_, c) = layer(torch.randn(1, 3, 5), (torch.zeros(3, 7), torch.zeros(3, 7)))
+    assert c.dtype == torch.float32

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from models.codec.text import END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
+from models.codec.text import CONTEXT_TOKENS, END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
 from models.errors import UnencodableText
 
 TEXT = "naïve café — 漢字かな交じり 😀👩‍👩‍👧 grüße\nthe theme of the thesis, the end\r\n\t€ 12,50"
@@ -61,8 +61,9 @@ def stream(codec: TextCodec, ids: list[int], context: list[int] | None = None) -
 
 
 def is_undecided(text: str) -> bool:
-    """Whether `text` is what may be held back at a stream's end: the beginning of a character, or void bytes."""
-    return len(text) <= 8 and not text.strip("\ufffd")
+    """Whether `text` is what may be held back at a stream's end: the beginning of a character, or the void bytes of
+    fewer than CONTEXT_TOKENS tokens (of at most five bytes here)."""
+    return len(text) < 5 * CONTEXT_TOKENS and not text.strip("\ufffd")
 
 
 @pytest.mark.parametrize("kind", ["character", "byte_pairs"])

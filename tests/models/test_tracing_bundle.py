@@ -11,16 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from models.bundle import (
-    InteractionCodecSpec,
-    LanguageValidation,
-    Manifest,
-    TextCodecSpec,
-    TracingValidation,
-    open_bundle,
-    publish,
-)
+from models.bundle import open_bundle, publish
 from models.errors import BundleError, GraphRejected
+from models.manifest import InteractionCodecSpec, LanguageValidation, Manifest, TextCodecSpec, TracingValidation
 
 SKILLS = b'["addition", "fractions", "area"]'
 VALIDATION = TracingValidation(attempts=7, auc=0.75, accuracy=0.5, log_loss=0.6)
@@ -121,7 +114,7 @@ def test_tracing_bundle_does_not_open_as_a_language_model(tmp_path: Path) -> Non
         (lambda m: m.update(task="language"), "codec is of kind 'interaction', which is not that of task 'language'"),
         (lambda m: m.update(codec={"kind": "text"}), "codec is of kind 'text', which is not that of task 'tracing'"),
         (lambda m: m["codec"].pop("kind"), r"codec\.text\.skills: Extra inputs"),
-        (lambda m: m["codec"].update(kind="image"), r"codec: Input tag 'image' found"),
+        (lambda m: m["codec"].update(kind="sound"), r"codec: Input tag 'sound' found"),
         (lambda m: m["codec"].update(skills="../x"), r"codec\.interaction\.skills: String should match"),
         (lambda m: m["files"].pop("skills.json"), r"files lists no skills\.json, which a tracing bundle must have"),
         (lambda m: m.update(codec=[]), r"codec: "),

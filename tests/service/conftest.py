@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import signal
 import socket
@@ -12,13 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import redis as redis_client
+from PIL import Image
 
 from service.api.context import Context
 from service.server import create_server
 from service.settings import Settings
+from tests.service.tiny_captioner import TinyCaptioner
 
 REDIS_SERVER = shutil.which("redis-server")
 DEADLINE_SECONDS = 20.0
@@ -68,20 +73,32 @@ def running(settings: Settings) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
-def two_models(tiny_bundle: Path, tiny_tracing_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of a language model, `tiny`, and a tracing model, `tutor`."""
-    repository = tmp_path_factory.mktemp("two-models")
+def captioner() -> TinyCaptioner:
+    """The model that is served as `scenes`, and the oracle of its captions."""
+    return TinyCaptioner()
+
+
+@pytest.fixture(scope="session")
+def all_models(
+    tiny_bundle: Path, tiny_tracing_bundle: Path, captioner: TinyCaptioner, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A repository of a language model, `tiny`, a tracing model, `tutor`, and captioning models: `scenes`, which
+    attends; `blind`, which does not say where; `endless`, whose captions of 60,000 tokens never end."""
+    repository = tmp_path_factory.mktemp("models")
     shutil.copytree(tiny_bundle.parent, repository / "tiny")
     shutil.copytree(tiny_tracing_bundle.parent, repository / "tutor")
+    captioner.publish(repository, "scenes", beam_width=3, length_penalty=0.7)
+    TinyCaptioner(attends=False).publish(repository, "blind")
+    TinyCaptioner(end_bias=-1e4).publish(repository, "endless", max_new_tokens=60_000)
     return repository
 
 
 @pytest.fixture(scope="session")
-def run_server(two_models: Path) -> RunServer:
+def run_server(all_models: Path) -> RunServer:
     """Starts a server of its own: `with run_server(max_rows=2) as server`."""
 
     def run(**overrides: object) -> AbstractContextManager[RunningServer]:
-        values = {"repository": two_models, "port": 0, "max_rows": 8, "intra_op_threads": 1} | overrides
+        values = {"repository": all_models, "port": 0, "max_rows": 8, "intra_op_threads": 1} | overrides
         return running(Settings(**values))  # type: ignore[arg-type]
 
     return run
@@ -92,6 +109,21 @@ def server(run_server: RunServer) -> Iterator[RunningServer]:
     """One server for all tests that leave it as they found it."""
     with run_server() as instance:
         yield instance
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., bytes]:
+    """An image file of six parts, 2 rows of 3, each of a colour; of random colours, where a seed is given."""
+
+    def draw(colours: Any = 0, kind: str = "PNG", size: tuple[int, int] = (36, 24), **options: Any) -> bytes:
+        if isinstance(colours, int):
+            colours = np.random.default_rng(colours).integers(0, 256, 18)
+        parts = Image.fromarray(np.array(colours, np.uint8).reshape(2, 3, 3))
+        buffer = io.BytesIO()
+        parts.resize(size, Image.Resampling.NEAREST).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return draw
 
 
 def poll(condition: Callable[[], bool], what: str) -> None:

@@ -84,7 +84,7 @@ def test_cohort_is_predicted_as_torch_does(bundle, oracle, tmp_path):
 
 
 def test_cohort_gives_the_figures_of_training(bundle, oracle, tmp_path):
-    from training.tracing_score import auc
+    from models.tracing_score import auc
 
     rows, histories, _ = make_rows(30, 60, seed=4)
     cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.interaction_codec)

@@ -38,4 +38,4 @@ def test_metric_is_documented(documented, name):
 def test_metrics_are_all_seen():
     assert "carousel_requests_total" in METRICS
     assert "carousel_step_seconds" in METRICS
-    assert all(name.startswith("carousel_") for name in METRICS)
+    assert all(name.startswith(("carousel_", "process_")) for name in METRICS)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from models.bundle import LanguageValidation, Provenance
+from models.manifest import LanguageValidation, Provenance
 from models.nn.checkpoint import load_language_model, read_checkpoint
+from models.nn.validation import read_validation
 from training.__main__ import main
 from training.corpus.encoding import encode_text
 from training.evaluation import score
@@ -36,6 +37,11 @@ def test_command_trains_a_model_that_the_next_room_can_load(
     text = (recipe_path.parent / "valid.txt").read_text()
     assert validation.perplexity == score(model, encode_text(codec, text), len(text)).perplexity
 
+    held_out = read_validation(output / "validation.safetensors")
+    assert (held_out.task, held_out.corpus_sha256) == ("language", provenance.corpus_sha256)
+    assert [ids.tolist() for ids in held_out.sequences] == [encode_text(codec, text).tolist()]
+    assert held_out.characters == len(text)
+
     events = EventAccumulator(str(output)).Reload()
     figures = [event.value for event in events.Scalars("validation/perplexity")]
     assert len(figures) == 3
@@ -57,7 +63,9 @@ def test_command_resumes_and_then_has_nothing_to_do(
 ) -> None:
     arguments = [str(recipe_path), "--output", str(tmp_path / "run")]
     assert main(arguments) == 0
+    (tmp_path / "run" / "validation.safetensors").unlink()  # as runs left none before export asked for it
     assert main([*arguments, "--resume"]) == 0
+    assert (tmp_path / "run" / "validation.safetensors").is_file()
     assert "is finished; its best weights are" in capsys.readouterr().out
 
 

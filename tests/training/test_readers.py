@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models.tracing_score import auc
 from training.corpus.pykt import read_pykt
 from training.corpus.rows import Columns, read_rows
 from training.corpus.three_line import read_three_line
 from training.corpus.transcript import Transcript
 from training.errors import CorpusError
-from training.tracing_score import auc
 
 ASSISTMENTS = Columns("user_id", "order_id", "skill_name", "correct")
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from models.nn.captioning import CaptioningModelConfig
 from models.nn.language import LanguageModelConfig
 from models.nn.tracing import TracingModelConfig
+from training.caption_sections import CaptioningModelShape
 from training.errors import RecipeError
-from training.recipe import first_difference, load_recipe
+from training.recipe import CaptioningRecipe, first_difference, load_recipe
 from training.sections import Model, TracingModelShape
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -20,23 +22,35 @@ RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 def test_recipe_that_is_shipped_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    recipe.model.config(100)
+    if isinstance(recipe, CaptioningRecipe):
+        recipe.model.config(100, (2, 3), 5)
+    else:
+        recipe.model.config(100)
 
 
 def test_recipes_that_the_documents_name_are_shipped() -> None:
     shipped = {path.stem for path in RECIPES.glob("*.toml")}
     assert shipped >= {"shakespeare_lstm", "shakespeare_gru", "ptb", "wikitext2", "own_text"}
+    assert shipped >= {"flickr8k_attention", "flickr8k_show_and_tell", "scenes"}
     assert shipped >= {"assist2009_updated", "assist2009_xiong", "assist2015", "statics2011", "tutor"}
 
 
 @pytest.mark.parametrize(
     ("section", "configuration", "decided_by_corpus"),
-    [(Model, LanguageModelConfig, "vocabulary_size"), (TracingModelShape, TracingModelConfig, "skill_count")],
+    [
+        (Model, LanguageModelConfig, {"vocabulary_size"}),
+        (TracingModelShape, TracingModelConfig, {"skill_count"}),
+        (
+            CaptioningModelShape,
+            CaptioningModelConfig,
+            {"vocabulary_size", "rows", "columns", "feature_size", "channels"},
+        ),
+    ],
 )
 def test_recipe_model_section_is_the_model_configuration(
-    section: type, configuration: type, decided_by_corpus: str
+    section: type, configuration: type, decided_by_corpus: set[str]
 ) -> None:
-    allowed = {field.name: field.default for field in fields(configuration) if field.name != decided_by_corpus}
+    allowed = {field.name: field.default for field in fields(configuration) if field.name not in decided_by_corpus}
     assert {name: field.default for name, field in section.model_fields.items()} == allowed
 
 
@@ -153,7 +167,7 @@ def test_tracing_recipe_takes_one_file_or_several(tracing_recipe_path: Path) -> 
         (["corpus.learners=1"], "corpus.learners is 1; it should be greater than or equal to 2"),
         (["corpus.train=5"], "corpus.train is 5; it should be a valid list"),
         (["loss.waviness_l1=-1"], "loss.waviness_l1 is -1; it should be greater than or equal to 0"),
-        (["run.task=captions"], "run.task is 'captions'; it should be 'language' or 'tracing'"),
+        (["run.task=captions"], "run.task is 'captions'; it should be 'language', 'tracing' or 'captioning'"),
     ],
 )
 def test_tracing_recipe_refuses_in_one_sentence(tracing_recipe_path: Path, overrides: list[str], sentence: str) -> None:

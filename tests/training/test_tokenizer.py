@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models.codec.text import TextCodec
 from training.corpus.encoding import encode_text
 from training.corpus.text import read_corpus
-from training.corpus.tokenizer import build_codec
+from training.corpus.tokenizer import build_codec, caption_codec, frequent_words
 from training.sections import TokenizerKind
 
 TEXT = "the cat's hat \n<unk> sat  on\tthe <unk> mat , 42 times\n\n naïve 猫 the end\n"
@@ -119,3 +119,17 @@ def test_word_tokenizer_finds_the_published_vocabulary(
     codec = build_codec(TokenizerKind(kind="word"), corpus.train)
     assert codec.vocabulary_size == vocabulary
     assert len(encode_text(codec, corpus.validation)) == tokens
+
+
+def test_caption_codec_gives_back_words_and_knows_its_marks() -> None:
+    codec = caption_codec(["a", "dog", "'s", "t-shirt"])
+    assert codec.encode("a dog 's red t-shirt") == [3, 4, 5, 0, 6]
+    assert codec.decode([3, 4, 5, 6]) == "a dog 's t-shirt"
+    assert (codec.unknown_id, codec.id_of("<s>"), codec.id_of("</s>"), codec.vocabulary_size) == (0, 1, 2, 7)
+    pieces = codec.detokenizer()
+    assert "".join(pieces.push(id_) for id_ in (3, 4, 5, 6)) == "a dog 's t-shirt"
+
+
+def test_frequent_words_come_by_frequency_and_then_by_letter() -> None:
+    assert frequent_words(["a dog runs", "a cat runs", "a cow"], 1) == ["a", "runs", "cat", "cow", "dog"]
+    assert frequent_words(["a dog runs", "a cat runs", "a cow"], 2) == ["a", "runs"]

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import Provenance, TracingValidation
+from models.manifest import Provenance, TracingValidation
 from models.nn.checkpoint import load_tracing_model, read_checkpoint
+from models.tracing_score import auc, score
 from training.__main__ import main
 from training.corpus.answers import read_answers
 from training.corpus.learners import simulate
 from training.errors import RunError
 from training.recipe import load_recipe
 from training.run import TrainingRun
-from training.tracing_score import answers, auc, predict, score
+from training.tracing_score import answers, predict
 from training.trainer import BEST, LAST, Progress
 
 RECIPE = """

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from models.nn.tracing import TracingModel, TracingModelConfig
+from models.tracing_score import auc, score
 from training import tracing_score
-from training.tracing_score import answers, auc, predict, score
+from training.tracing_score import answers, predict
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tokenizers made from a training text: characters, words, or byte-level BPE.
+"""Tokenizers made from a training text: characters, words, or byte-level BPE; and the words of captions.
 
 Each is a whole pipeline of the `tokenizers` library, so `tokenizer.json` alone lets a service tokenise as training did.
 """
@@ -6,11 +6,15 @@ Each is a whole pipeline of the `tokenizers` library, so `tokenizer.json` alone 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from models.codec.text import END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
 from training.sections import TokenizerKind
+
+CAPTION_BEGIN = "<s>"
+CAPTION_END = "</s>"
 
 
 def build_codec(kind: TokenizerKind, text: str) -> TextCodec:
@@ -22,6 +26,24 @@ def build_codec(kind: TokenizerKind, text: str) -> TextCodec:
             return TextCodec(_word(text, kind.vocabulary_size, kind.min_frequency))
         case "bpe":
             return TextCodec(_byte_pairs(text, kind.vocabulary_size, kind.min_frequency))
+
+
+def caption_codec(words: Sequence[str]) -> TextCodec:
+    """The codec of captions over these words: <unk>, the tokens that begin and end a caption, and the words in order.
+
+    A caption's words are apart by single blanks, and so they are given back.
+    """
+    tokens = [UNKNOWN_TOKEN, CAPTION_BEGIN, CAPTION_END, *words]
+    tokenizer = Tokenizer(models.WordLevel({token: id_ for id_, token in enumerate(tokens)}, UNKNOWN_TOKEN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return TextCodec(tokenizer)
+
+
+def frequent_words(captions: Iterable[str], min_frequency: int) -> list[str]:
+    """The words seen at least so often, the most frequent first, equals in alphabetical order."""
+    counts = Counter(word for caption in captions for word in caption.split())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [word for word, count in ordered if count >= min_frequency]
 
 
 def _character(text: str) -> Tokenizer:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from models.codec.text import TextCodec
 from models.nn.language import LanguageModel
 from models.nn.recurrent import RecurrentState, detach
+from models.nn.validation import ValidationData
 from training.batches import Lanes, Window
 from training.corpus.encoding import encode_text
 from training.corpus.text import TextCorpus
@@ -76,6 +77,12 @@ class LanguageTask:
             figures=asdict(figures),
             summary=f"{figures.nats_per_token:.4f} nats/token, perplexity {figures.perplexity:.3f}, "
             f"{figures.bits_per_character:.4f} bits/character",
+        )
+
+    def validation_data(self) -> ValidationData:
+        """The validation text as ids."""
+        return ValidationData(
+            "language", self._corpus.sha256, [self._validation_ids], characters=len(self._corpus.validation)
         )
 
     def resume_header(self) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from models.nn.recurrent import RecurrentState, detach
 from models.nn.tracing import TracingModel
+from models.nn.validation import ValidationData
+from models.tracing_score import TracingScore, score
 from training.baseline import SkillRegression
 from training.corpus.answers import AnswerCorpus
 from training.errors import CorpusError
@@ -22,7 +24,7 @@ from training.histories import Histories, HistoryWindow
 from training.recipe import TracingRecipe
 from training.sections import TracingLoss
 from training.steadiness import steadiness
-from training.tracing_score import TracingScore, answers, predict, score
+from training.tracing_score import answers, predict
 from training.trainer import Evaluation
 
 
@@ -82,6 +84,11 @@ class TracingTask:
         moves = steadiness(self.module, self._corpus.validation)
         summary = f"{_summary(figures)}, w1 {moves.w1:.4f}, w2 {moves.w2:.4f}, m1 {moves.m1:.3f}, m2 {moves.m2:.4f}"
         return Evaluation(1.0 - figures.auc, asdict(figures), summary)
+
+    def validation_data(self) -> ValidationData:
+        """The validation learners' attempts."""
+        histories = [torch.from_numpy(history) for history in self._corpus.validation]
+        return ValidationData("tracing", self._corpus.sha256, histories)
 
     def resume_header(self) -> dict[str, Any]:
         """What a resumption must find again: the corpus by digest."""

@@ -168,6 +168,24 @@ class StreamClient:
 
 
 @pytest.fixture
+def caption(client) -> Callable[..., list[dict[str, Any]]]:
+    """Posts files as a form; gives the captions of the one, or the list of those of all."""
+
+    def post(*files: bytes, model: str = "scenes", **options: Any) -> Any:
+        parts = [("image", ("photo", file)) for file in files]
+        fields = {name: str(value) for name, value in options.items()}
+        response = client.post(f"/v1/models/{model}/captions", files=parts, data=fields)
+        assert response.status_code == 200, response.text[:500]
+        answer = response.json()
+        assert (answer["model"], answer["version"]) == (model, 1)
+        assert len(answer["images"]) == len(files)
+        found = [image["captions"] for image in answer["images"]]
+        return found[0] if len(files) == 1 else found
+
+    return post
+
+
+@pytest.fixture
 def connect(server) -> Iterator[Callable[..., StreamClient]]:
     """Opens WebSocket streams, of the session's server where no other is given, and closes them at the test's end."""
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
 def test_models_are_listed(client):
     response = client.get("/v1/models")
     assert response.status_code == 200
-    models = [client.get(f"/v1/models/{name}").json() for name in ("tiny", "tutor")]
+    models = [client.get(f"/v1/models/{name}").json() for name in ("blind", "endless", "scenes", "tiny", "tutor")]
     assert response.json() == {"object": "list", "data": models}
 
 
@@ -28,10 +28,21 @@ def test_tracing_model_tells_its_skills(client):
     assert model["validation"]["auc"] == 0.75
 
 
+def test_captioning_model_tells_what_it_takes(client):
+    model = client.get("/v1/models/scenes").json()
+    assert (model["task"], model["vocabulary_size"], model["skills"]) == ("captioning", 13, None)
+    assert (model["preprocessing"]["width"], model["preprocessing"]["height"]) == (9, 8)
+    assert model["attention"] == [2, 3]
+    assert client.get("/v1/models/blind").json()["attention"] is None
+    assert model["limits"]["max_beam_width"] == 6
+    assert (model["decoding"]["beam_width"], model["decoding"]["length_penalty"]) == (3, 0.7)
+
+
 def test_openapi_describes_every_route(client):
     schema = client.get("/openapi.json").json()
     models = "/v1/models/{model}"
     paths = ["/v1/completions", "/v1/models", models, f"{models}/next-token", f"{models}/score"]
+    paths += [f"{models}/captions", f"{models}/captions/attention.svg"]
     paths += [f"{models}/trace", f"{models}/trace/{{session}}/mastery.svg", f"{models}/sessions/{{session}}"]
     assert sorted(schema["paths"]) == sorted([*paths, "/livez", "/readyz", "/metrics"])
     assert client.get("/docs").status_code == 200

@@ -103,7 +103,7 @@ def test_defect_is_one_500_and_counted(run_server, outcomes, eventually, monkeyp
         raise RuntimeError("a defect")
 
     monkeypatch.setattr("service.api.probability.admit", fail)
-    monkeypatch.setattr("service.api.stream.admit", fail)
+    monkeypatch.setattr("service.api.connection.admit", fail)
     with run_server() as server, httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
         response = client.post("/v1/models/tiny/next-token", json={"text": "a"})
         assert response.status_code == 500
@@ -133,11 +133,11 @@ def _fail_steps(monkeypatch, condition: Callable[[list[int]], bool], message: st
     """Servers started from now on fail each step whose ids meet the condition."""
 
     class Runner(OnnxRunner):
-        def bind(self, ids, *arrays):
-            step = super().bind(ids, *arrays)
+        def bind(self, arrays):
+            step = super().bind(arrays)
 
             def step_or_fail() -> None:
-                if condition(ids.tolist()):
+                if condition(arrays.ids.tolist()):
                     raise RuntimeError(message)
                 step()
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from service.engine.runner import Step
-from service.engine.sequence import Array, Floats, Ids
+from service.engine.runner import Step, StepArrays
+from service.engine.sequence import BeamParameters, FinishReason, Floats
 from service.engine.state_pool import StateSpec
 
 MODULUS = 9973
@@ -21,34 +22,60 @@ def fold(state: int, token: int) -> int:
     return (state * 31 + token + 1) % MODULUS
 
 
-def logits_of(state: int, vocabulary: int) -> Floats:
-    """Logits that depend on the state alone."""
-    return np.random.default_rng(state).standard_normal(vocabulary).astype(np.float32) * 3
+def logits_of(state: int, vocabulary: int, levels: int = 0) -> Floats:
+    """Logits that depend on the state alone; with `levels`, of so many values only: then there are ties."""
+    random = np.random.default_rng(state)
+    if levels:
+        return random.integers(0, levels, vocabulary).astype(np.float32)
+    return random.standard_normal(vocabulary).astype(np.float32) * 3
+
+
+def attention_of(state: int) -> Floats:
+    """Where a step looked that led to this state. <float32>[4, 5]"""
+    return np.random.default_rng(state).random((4, 5)).astype(np.float32)
 
 
 class FakeRunner:
-    """Rows are independent by construction; `fault` may raise or spoil logits, by the row's state before the step."""
+    """Rows are independent by construction; `fault` may raise or spoil logits, by the row's state before the step.
 
-    def __init__(self, vocabulary: int = 23) -> None:
+    With `looks`, the model has memories, which are folded into the state, and an attention map.
+    """
+
+    def __init__(self, vocabulary: int = 23, *, levels: int = 0, looks: bool = False) -> None:
         self.output_size = vocabulary
         self.states = {"state.a": StateSpec((1,), "float32"), "state.b": StateSpec((2, 3), "float32")}
+        self.memories = (
+            {"memory.a": StateSpec((7,), "float32"), "memory.b": StateSpec((1, 2), "int64")} if looks else {}
+        )
+        self.attention = (4, 5) if looks else None
+        self.levels = levels
         self.fault: Callable[[int, int], Exception | float | None] = lambda state, token: None
         self.steps = 0
         self._cache: dict[int, Floats] = {}
 
-    def bind(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> Step:
-        return partial(self._step, ids, before, after, logits)
+    def bind(self, arrays: StepArrays) -> Step:
+        return partial(self._step, arrays)
 
-    def _step(self, ids: Ids, before: Mapping[str, Array], after: Mapping[str, Array], logits: Floats) -> None:
+    def logits_of(self, state: int) -> Floats:
+        if state not in self._cache:
+            self._cache[state] = logits_of(state, self.output_size, self.levels)
+        return self._cache[state]
+
+    def _step(self, arrays: StepArrays) -> None:
         self.steps += 1
-        for row, token in enumerate(ids.tolist()):
+        before, after, logits = arrays.before, arrays.after, arrays.outputs
+        for row, token in enumerate(arrays.ids.tolist()):
             state = int(before["state.a"][row, 0])
             assert (before["state.b"][row] == state).all(), "states of different rows were mixed"
             new = fold(state, token)
+            if arrays.memories:
+                context = int(arrays.memories["memory.a"][row, 0])
+                assert all((memory[row] == context).all() for memory in arrays.memories.values()), "memories were mixed"
+                new = fold(new, context)
+            if arrays.attention is not None:
+                arrays.attention[row] = attention_of(new)
             after["state.a"][row], after["state.b"][row] = new, new
-            if new not in self._cache:
-                self._cache[new] = logits_of(new, self.output_size)
-            logits[row] = self._cache[new]
+            logits[row] = self.logits_of(new)
             fault = self.fault(state, token)
             if isinstance(fault, Exception):
                 raise fault
@@ -59,6 +86,31 @@ class FakeRunner:
 @pytest.fixture
 def runner() -> FakeRunner:
     return FakeRunner()
+
+
+@pytest.fixture
+def make_runner() -> Callable[..., FakeRunner]:
+    """Runners with a vocabulary, ties, memories and attention as one likes."""
+    return FakeRunner
+
+
+def states_of(ids: list[int], context: int | None = None, start: int = 0) -> list[int]:
+    """The state after each id."""
+    state, states = start, []
+    for token in ids:
+        state = fold(state, token) if context is None else fold(fold(state, token), context)
+        states.append(state)
+    return states
+
+
+@pytest.fixture
+def states_after() -> Callable[..., list[int]]:
+    return states_of
+
+
+@pytest.fixture
+def map_of() -> Callable[[int], Floats]:
+    return attention_of
 
 
 @pytest.fixture
@@ -74,6 +126,76 @@ def greedy_oracle() -> Callable[[list[int], int, int], list[int]]:
             tokens.append(int(logits_of(state, vocabulary).argmax()))
             state = fold(state, tokens[-1])
         return tokens
+
+    return run
+
+
+def log_softmax_of(logits: Floats) -> list[float]:
+    """In float64, row by row."""
+    values = logits.astype(np.float64)
+    values = values - values.max()
+    result: list[float] = (values - np.log(np.exp(values).sum())).tolist()
+    return result
+
+
+Found = list[tuple[tuple[int, ...], float, float, FinishReason]]
+
+
+def search_slowly(parameters: BeamParameters, logits_of: Callable[[tuple[int, ...]], Floats]) -> Found:
+    """The definition, word for word: [(tokens, logprob, score, reason)], best first."""
+    k, live, finished = parameters.width, [((), 0.0)], Found()
+    for length in range(1, parameters.max_tokens + 1):
+        candidates = [
+            (-(logprob + more), order, token)
+            for order, (tokens, logprob) in enumerate(live)
+            for token, more in enumerate(log_softmax_of(logits_of(tokens)))
+            if more > -math.inf
+        ]
+        survivors = []
+        for rank, (negative, order, token) in enumerate(sorted(candidates)[: 2 * k]):
+            if token == parameters.end:
+                if rank < k:
+                    score = -negative / length**parameters.length_penalty
+                    finished.append((live[order][0], -negative, score, FinishReason.STOP))
+            elif len(survivors) < k:
+                survivors.append(((*live[order][0], token), -negative))
+        live = survivors
+        if len(finished) >= k:
+            break
+        if length == parameters.max_tokens or not live:
+            for tokens, logprob in live:
+                finished.append((tokens, logprob, logprob / length**parameters.length_penalty, FinishReason.LENGTH))
+            break
+    return sorted(finished, key=lambda hypothesis: -hypothesis[2])[: parameters.best]
+
+
+@pytest.fixture
+def slow_log_softmax() -> Callable[[Floats], list[float]]:
+    return log_softmax_of
+
+
+@pytest.fixture
+def slow_search() -> Callable[..., Found]:
+    return search_slowly
+
+
+@pytest.fixture
+def beam_oracle() -> Callable[..., Found]:
+    """What a beam finds after a prompt, by the slow search: no engine, no rows."""
+
+    def run(
+        prompt: list[int],
+        parameters: BeamParameters,
+        *,
+        vocabulary: int = 23,
+        levels: int = 0,
+        context: int | None = None,
+        start: int = 0,
+    ) -> Found:
+        def step(tokens: tuple[int, ...]) -> Floats:
+            return logits_of(states_of([*prompt, *tokens], context, start)[-1], vocabulary, levels)
+
+        return search_slowly(parameters, step)
 
     return run
 

@@ -10,9 +10,16 @@ from contextlib import ExitStack, asynccontextmanager
 import numpy as np
 import pytest
 
-from service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine, EngineFull, EngineStopped
+from service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine, BeamTooWide, EngineFull, EngineStopped
 from service.engine.core import EngineCore
-from service.engine.sequence import FinishEvent, FinishReason, SamplingParameters, Sequence, TokenEvent
+from service.engine.sequence import (
+    BeamParameters,
+    FinishEvent,
+    FinishReason,
+    SamplingParameters,
+    Sequence,
+    TokenEvent,
+)
 from service.engine.token_stream import MAX_EVENTS, TokenStream
 
 DEADLINE_SECONDS = 30
@@ -185,3 +192,65 @@ async def test_sequence_of_the_iteration_in_which_the_engine_closes_is_ended(run
             await engine.close()
             _, end = await collect(stream)
     assert end.reason is FinishReason.FAILED
+
+
+def searching(token, width):
+    return Sequence(np.array([token]), None, beam=BeamParameters(width, 20, end=3, best=width))
+
+
+def searching_for_ever(width):
+    return Sequence(np.array([1]), None, beam=BeamParameters(width, 10**9, end=-1))
+
+
+async def test_beam_gets_nothing_but_its_end(runner, beam_oracle):
+    async with running(runner, max_rows=8) as engine:
+
+        async def one(token):
+            with engine.admit(3) as place:
+                return await collect(place.start(searching(token, 3)))
+
+        results = await asyncio.gather(*(one(token) for token in range(20)))
+        assert engine.admitted == engine.running == 0
+    for token, (tokens, end) in enumerate(results):
+        assert tokens == []
+        expected = beam_oracle([token], searching(token, 3).beam)
+        assert [(h.tokens, h.logprob, h.score, h.reason) for h in end.hypotheses] == expected
+
+
+async def test_admit_counts_the_rows_of_a_beam(runner):
+    async with running(runner, max_rows=4, max_waiting=3) as engine:
+        with engine.admit(4), engine.admit(2):
+            assert engine.admitted == 6
+            with pytest.raises(EngineFull):
+                engine.admit(2)
+            with engine.admit():
+                pass
+        assert engine.admitted == 0
+        with pytest.raises(BeamTooWide, match="the beam is 5 rows wide; allowed are 4"):
+            engine.admit(5)
+
+
+async def test_leaving_the_place_of_a_beam_frees_all_its_rows(runner):
+    async with running(runner, max_rows=4) as engine:
+        with engine.admit(3) as place:
+            place.start(searching_for_ever(3))
+            await until(lambda: engine.running == 3)
+        await until(lambda: engine.running == 0)
+
+
+async def test_close_ends_beams(runner):
+    async with running(runner, max_rows=3) as engine:
+        with engine.admit(3) as first, engine.admit(3) as second:
+            streams = [place.start(searching_for_ever(3)) for place in (first, second)]
+            await until(lambda: engine.running == 3)
+            await engine.close()
+            ends = [await stream.get() for stream in streams]
+    assert [(end.reason, end.hypotheses) for end in ends] == [(FinishReason.FAILED, ())] * 2
+
+
+async def test_tokens_bring_attention_to_those_who_ask(make_runner):
+    async with running(make_runner(looks=True)) as engine:
+        for asks in (True, False):
+            with engine.admit() as place:
+                event = await place.start(Sequence(np.array([1]), greedy(1), attention=asks)).get()
+            assert event.attention.shape == (4, 5) if asks else event.attention is None

@@ -165,12 +165,12 @@ def test_score_of_an_impossible_token_is_minus_infinity(runner):
     core.add(Sequence(np.array([1, 2, 3]), None))
     bind = runner.bind
 
-    def masking(ids, before, after, logits):
-        step = bind(ids, before, after, logits)
+    def masking(arrays):
+        step = bind(arrays)
 
         def run():
             step()
-            logits[:, 2] = -np.inf
+            arrays.outputs[:, 2] = -np.inf
 
         return run
 

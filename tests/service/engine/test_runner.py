@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from models.bundle import open_bundle
 from service.engine.core import EngineCore
+from service.engine.runner import StepArrays
 from service.engine.sequence import Readout, SamplingParameters, Sequence
 from service.repository import open_runner
 
@@ -23,12 +25,14 @@ def arrays(runner, n, seed):
     random = np.random.default_rng(seed)
     states = {name: random.standard_normal((n, *spec.shape)).astype(spec.dtype) for name, spec in runner.states.items()}
     ids = random.integers(0, runner.output_size, n)
-    return ids, states, {name: np.zeros_like(array) for name, array in states.items()}
+    after = {name: np.zeros_like(array) for name, array in states.items()}
+    return StepArrays(ids, states, {}, after, np.zeros((n, runner.output_size), np.float32), None)
 
 
 def test_bound_step_keeps_its_memory_alive(onnx_runner):
-    logits = np.zeros((3, onnx_runner.output_size), np.float32)
-    step = onnx_runner.bind(*arrays(onnx_runner, 3, seed=1), logits)
+    given = arrays(onnx_runner, 3, seed=1)
+    logits, step = given.outputs, onnx_runner.bind(given)
+    del given
     gc.collect()
     litter = [np.full(3, -(10**9)) for _ in range(1000)]  # what takes the place of memory that was freed
     step()
@@ -39,10 +43,10 @@ def test_bound_step_keeps_its_memory_alive(onnx_runner):
 
 
 def test_bound_step_writes_where_it_was_told(onnx_runner):
-    ids, before, after = arrays(onnx_runner, 5, seed=2)
-    logits = np.zeros((7, onnx_runner.output_size), np.float32)
+    given, logits = arrays(onnx_runner, 5, seed=2), np.zeros((7, onnx_runner.output_size), np.float32)
+    before, after = given.before, given.after
     kept = {name: array.copy() for name, array in before.items()}
-    onnx_runner.bind(ids, before, after, logits[1:6])()
+    onnx_runner.bind(replace(given, outputs=logits[1:6]))()
     assert not logits[[0, 6]].any()
     assert np.abs(logits[1:6]).sum(axis=1).all()
     assert all(np.abs(array).sum(axis=1).all() for array in after.values())

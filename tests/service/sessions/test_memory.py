@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from models.graph import ELEMENT_TYPES
 from service.engine.sequence import Snapshot
 from service.engine.state_pool import StateSpec
 from service.sessions.errors import ModelMismatch
-from service.sessions.memory import ModelIdentity, check_fit, remember
+from service.sessions.memory import OUTPUT, ModelIdentity, check_fit, remember
 
 
 def test_memory_fits_the_model_that_made_it(make_memory, model):
@@ -37,6 +38,26 @@ def test_memory_of_another_digest_does_not_fit_though_the_states_are_alike(make_
 def test_memory_of_other_states_does_not_fit(make_memory, model, states):
     with pytest.raises(ModelMismatch, match="states"):
         check_fit(make_memory(), dataclasses.replace(model, states=states))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["state.h", "state.c", OUTPUT])
+def test_memory_of_numbers_that_are_not_finite_does_not_fit(make_memory, model, name, poison):
+    memory = make_memory()
+    memory.snapshot.state[OUTPUT] = np.zeros(4, np.float32)
+    check_fit(memory, model)
+    memory.snapshot.state[name].flat[-1] = poison
+    with pytest.raises(ModelMismatch, match=rf"{name} holds numbers that are not finite") as error:
+        check_fit(memory, model)
+    assert error.value.code == "model_mismatch"
+
+
+@pytest.mark.parametrize("dtype", sorted(ELEMENT_TYPES.values()))
+def test_memory_fits_whatever_type_its_states_have(make_memory, model, dtype):
+    memory, row = make_memory(), np.ones((2, 3), dtype)
+    states = {name: StateSpec(row.shape, dtype) for name in model.states}
+    memory = dataclasses.replace(memory, snapshot=Snapshot(dict.fromkeys(states, row), memory.snapshot.pending))
+    check_fit(memory, dataclasses.replace(model, states=states))
 
 
 def test_remember_goes_on_from_the_memory_before(make_memory, model):

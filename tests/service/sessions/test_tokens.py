@@ -72,6 +72,13 @@ def test_genuine_token_of_another_model_is_a_mismatch():
         SIGNER.open(TOKEN, "school", dataclasses.replace(LSTM, version=2, digest="34" * 32))
 
 
+def test_genuine_token_of_numbers_that_are_not_finite_is_refused():
+    memory = lstm_memory()
+    memory.snapshot.state["state.cell_0"][7] = np.nan
+    with pytest.raises(ModelMismatch, match=r"state\.cell_0 holds numbers that are not finite"):
+        SIGNER.open(SIGNER.sign(memory, "school"), "school", LSTM)
+
+
 def test_token_of_a_renumbered_copy_of_the_bundle_is_kept():
     assert SIGNER.open(TOKEN, "school", dataclasses.replace(LSTM, version=2)).version == 1
 

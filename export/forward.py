@@ -1,0 +1,73 @@
+"""A torch model and an ONNX step graph behind one face: ids in, what is said after each of them out.
+
+Axes: B batch rows, T steps, V outputs of a step (a vocabulary's or a list of skills' size).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from export.runtime import open_session
+from export.step_module import Model
+from models.graph import STATE_PREFIX, next_name
+from models.nn.language import LanguageModel
+from models.step import STEP_OUTPUT, Task
+
+Array = npt.NDArray[np.generic]
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+
+class Forward(Protocol):
+    """Reads B sequences from the zero state on, some steps a call; the state is carried from call to call."""
+
+    def __call__(self, ids: Ids) -> Floats:
+        """Logits or probabilities after each id: of a token, or of an attempt. <int64>[B, T] -> <float32>[B, T, V]"""
+        ...
+
+
+class TorchForward:
+    """A model in evaluation mode, all steps of a call in its fused kernels."""
+
+    def __init__(self, model: Model, rows: int) -> None:
+        self._model = model
+        self._state = model.initial_state(rows)
+
+    @torch.inference_mode()
+    def __call__(self, ids: Ids) -> Floats:
+        """See Forward."""
+        said, self._state = self._model(torch.from_numpy(np.ascontiguousarray(ids)), self._state)
+        said = said if isinstance(self._model, LanguageModel) else torch.sigmoid(said)
+        return np.asarray(said.numpy())
+
+
+class GraphForward:
+    """A step graph in onnxruntime, step after step."""
+
+    def __init__(self, graph: bytes, task: Task, rows: int) -> None:
+        self._session = open_session(graph, threads=1)
+        self._task = task
+        self._state: dict[str, Array] = {
+            spec.name: np.zeros((rows, *spec.shape[1:]), np.float32)
+            for spec in self._session.get_inputs()
+            if spec.name.startswith(STATE_PREFIX)
+        }
+        self._outputs = [STEP_OUTPUT[task], *map(next_name, self._state)]
+
+    def __call__(self, ids: Ids) -> Floats:
+        """See Forward."""
+        said = []
+        for column in ids.T:  # [B]
+            output, *after = self._session.run(self._outputs, {**step_inputs(self._task, column), **self._state})
+            self._state = dict(zip(self._state, after, strict=True))
+            said.append(output)
+        return np.stack(said, axis=1)
+
+
+def step_inputs(task: Task, ids: Ids) -> dict[str, Ids]:
+    """What a step graph eats for one id a row <int64>[B], by input name."""
+    return {"skill": ids >> 1, "correct": ids & 1} if task == "tracing" else {"token": ids}

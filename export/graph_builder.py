@@ -1,0 +1,71 @@
+"""An ONNX graph written node by node, where the dynamo exporter cannot say what is wanted (int8 kernels)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSETS = {"": 20, "com.microsoft": 1}
+IR_VERSION = 10
+
+
+class GraphBuilder:
+    """Collects inputs, constants, nodes and outputs; the same calls give the same bytes.
+
+    Axis 0 of every input and output is the batch, free; all other sizes are given.
+    """
+
+    def __init__(self) -> None:
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+        self._nodes: list[onnx.NodeProto] = []
+
+    def input(self, name: str, dtype: type[np.generic], *sizes: int) -> str:
+        """An input of shape [batch, *sizes]; its name, to hand to `node`."""
+        self._inputs.append(_value(name, dtype, sizes))
+        return name
+
+    def output(self, name: str, dtype: type[np.generic], *sizes: int) -> None:
+        """Say that the value `name`, [batch, *sizes], is an output."""
+        self._outputs.append(_value(name, dtype, sizes))
+
+    def constant(self, name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> str:
+        """A weight; its name. Asked for again by the same name, it is the first one."""
+        if name not in self._constants:
+            array = np.ascontiguousarray(np.asarray(value, dtype)).reshape(np.shape(value))
+            self._constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def node(self, operator: str, *inputs: str, result: str | None = None, domain: str = "", **attributes: Any) -> str:
+        """A node of one output, called `result` or by a name of its own; that name."""
+        name = result or f"{operator.lower()}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(operator, inputs, [name], domain=domain, **attributes))
+        return name
+
+    def node_of_several(self, operator: str, *inputs: str, results: list[str], **attributes: Any) -> list[str]:
+        """A node of several outputs, called `results`."""
+        self._nodes.append(helper.make_node(operator, inputs, results, **attributes))
+        return results
+
+    def split(self, value: str, parts: int) -> list[str]:
+        """`value` <...>[batch, N] in equal parts along its last axis."""
+        names = [f"{value}.{part}" for part in range(parts)]
+        return self.node_of_several("Split", value, results=names, axis=1, num_outputs=parts)
+
+    def model(self, name: str) -> bytes:
+        """The checked ONNX model."""
+        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, list(self._constants.values()))
+        opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="carousel")
+        onnx.checker.check_model(model)
+        return bytes(model.SerializeToString(deterministic=True))
+
+
+def _value(name: str, dtype: type[np.generic], sizes: tuple[int, ...]) -> onnx.ValueInfoProto:
+    element: TensorProto.DataType = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return helper.make_tensor_value_info(name, element, ["batch", *sizes])

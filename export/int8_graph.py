@@ -1,0 +1,157 @@
+"""The step graph in int8, built from a step module's weights.
+
+Axes: B batch rows, V vocabulary (tracing: 2 S attempts), E embedding, H hidden units.
+
+Only products are in int8. Their inputs are rounded; what is carried from step to step, and everything between two
+products (gates, the cell state), stays float32, so inputs, outputs and states are those of the fp32 graph.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from torch import Tensor
+
+from export.graph_builder import GraphBuilder
+from export.int8_product import Activation, Floats, product, quantize, quantized_rows
+from export.step_module import StepGRU, StepLSTM, StepModule
+from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
+from models.step import CANDIDATE_OUTPUTS, STEP_OUTPUT
+
+MAX_TABLE_BYTES = 64 << 20
+"""Up to here what layer 0 makes of its input is a table in float16, looked up by id: no product, and hardly any
+rounding. A larger vocabulary keeps its embedding, in int8."""
+
+
+def build_int8_step(step: StepModule, candidates: int = 0) -> bytes:
+    """The int8 ONNX model of one step; inputs and outputs are those of the fp32 graph.
+
+    Args:
+        step: the step module, whose weights are rounded.
+        candidates: how many of the best logits the graph names beside all of them (models/README.md); 0 for none.
+    """
+    graph = GraphBuilder()
+    ids = [graph.input(name, np.int64) for name in step.input_bounds]
+    states = {name: graph.input(STATE_PREFIX + name, np.float32, size) for name, size in step.state_sizes.items()}
+    output, size = STEP_OUTPUT[step.task], step.projection.out_features
+    graph.output(output, np.float32, size)
+
+    below: LayerInput = EmbeddedIds(_attempt(graph, *ids) if step.task == "tracing" else ids[0], step.embedding.weight)
+    for depth, (layer, kinds) in enumerate(zip(step.stack.layers, step.stack.state_kinds, strict=True)):
+        before = [states[f"{kind}{depth}"] for kind in kinds]
+        after = [NEXT_STATE_PREFIX + f"{kind}{depth}" for kind in kinds]
+        if isinstance(layer, StepLSTM):
+            _lstm(graph, f"layer{depth}", layer, below, before, after)
+        else:
+            assert isinstance(layer, StepGRU)
+            _gru(graph, f"layer{depth}", layer, below, before, after)
+        for name, kind in zip(after, kinds, strict=True):
+            graph.output(name, np.float32, step.state_sizes[f"{kind}{depth}"])
+        below = HiddenUnits(quantize(graph, after[0]))
+
+    weight, bias = _array(step.projection.weight).T, _array(step.projection.bias)
+    if step.task == "tracing":
+        graph.node("Sigmoid", below.product(graph, "projection", weight, bias), result=output)
+    else:
+        below.product(graph, "projection", weight, bias, result=output)
+    if candidates:
+        _candidates(graph, output, candidates)
+    return graph.model("step")
+
+
+class HiddenUnits:
+    """What a layer above the first reads: the h of the layer below, rounded. <uint8>[B, H]"""
+
+    def __init__(self, h: Activation) -> None:
+        self._h = h
+
+    def product(self, graph: GraphBuilder, name: str, weight: Floats, bias: Floats, result: str | None = None) -> str:
+        """The float32 value h W + b. weight <float32>[H, N], bias <float32>[N]"""
+        return product(graph, name, self._h, weight, bias, result)
+
+
+class EmbeddedIds:
+    """What the first layer reads: an id's row of the embedding.
+
+    Args:
+        ids: the value <int64>[B].
+        embedding: <float32>[V, E]
+    """
+
+    def __init__(self, ids: str, embedding: Tensor) -> None:
+        self._ids = ids
+        self._embedding = _array(embedding)
+
+    def product(self, graph: GraphBuilder, name: str, weight: Floats, bias: Floats, result: str | None = None) -> str:
+        """The float32 value x W + b. weight <float32>[E, N], bias <float32>[N]"""
+        if self._embedding.shape[0] * weight.shape[1] * 2 <= MAX_TABLE_BYTES:
+            table = graph.constant(f"{name}.table", self._embedding @ weight + bias, np.float16)  # [V, N]
+            return graph.node("Cast", graph.node("Gather", table, self._ids), result=result, to=onnx.TensorProto.FLOAT)
+        x = quantized_rows(graph, "embedding", self._embedding, self._ids)
+        return product(graph, name, x, weight, bias, result)
+
+
+LayerInput = EmbeddedIds | HiddenUnits
+
+
+def _lstm(
+    graph: GraphBuilder, name: str, layer: StepLSTM, below: LayerInput, before: list[str], after: list[str]
+) -> None:
+    """An LSTM layer (see StepLSTM): (h, c) by the names `before` become (h', c') by the names `after`."""
+    (h, c), (next_h, next_c) = before, after
+    weight, bias = _array(layer.weight).T, _array(layer.bias)  # [E + H, 4H], [4H]
+    hidden = weight.shape[1] // 4
+    from_input = below.product(graph, f"{name}.input", weight[:-hidden], bias)  # [B, 4H]
+    from_hidden = product(graph, f"{name}.hidden", quantize(graph, h), weight[-hidden:])  # [B, 4H]
+    gates = graph.node("Add", from_input, from_hidden)
+    i, f, g, o = graph.split(gates, 4)  # [B, H] each
+    kept = graph.node("Mul", graph.node("Sigmoid", f), c)
+    added = graph.node("Mul", graph.node("Sigmoid", i), graph.node("Tanh", g))
+    graph.node("Add", kept, added, result=next_c)
+    graph.node("Mul", graph.node("Sigmoid", o), graph.node("Tanh", next_c), result=next_h)
+
+
+def _gru(
+    graph: GraphBuilder, name: str, layer: StepGRU, below: LayerInput, before: list[str], after: list[str]
+) -> None:
+    """A GRU layer (see StepGRU): h by the name `before` becomes h' by the name `after`."""
+    (h,), (next_h,) = before, after
+    input_weight, input_bias = _array(layer.input_weight).T, _array(layer.input_bias)  # [E, 3H], [3H]
+    hidden_weight, hidden_bias = _array(layer.hidden_weight).T, _array(layer.hidden_bias)  # [H, 3H], [3H]
+    from_input = below.product(graph, f"{name}.input", input_weight, input_bias)
+    from_hidden = product(graph, f"{name}.hidden", quantize(graph, h), hidden_weight, hidden_bias)
+    input_r, input_z, input_n = graph.split(from_input, 3)  # [B, H] each
+    hidden_r, hidden_z, hidden_n = graph.split(from_hidden, 3)
+    r = graph.node("Sigmoid", graph.node("Add", input_r, hidden_r))
+    z = graph.node("Sigmoid", graph.node("Add", input_z, hidden_z))
+    n = graph.node("Tanh", graph.node("Add", input_n, graph.node("Mul", r, hidden_n)))
+    moved = graph.node("Mul", z, graph.node("Sub", h, n))  # (1 - z) n + z h = n + z (h - n)
+    graph.node("Add", n, moved, result=next_h)
+
+
+def _attempt(graph: GraphBuilder, skill: str, correct: str) -> str:
+    """The id of an attempt, 2 * skill + correct. <int64>[B]"""
+    doubled = graph.node("Mul", skill, graph.constant("two", 2, np.int64))
+    return graph.node("Add", doubled, correct)
+
+
+def _candidates(graph: GraphBuilder, logits: str, count: int) -> None:
+    """The best logits, their ids, and ln(sum(exp(logits))) = best logit - its log-probability.
+
+    Through LogSoftmax: onnxruntime's ReduceLogSumExp takes ten times as long, and a Log over the batch makes a row's
+    last bit depend on where in the batch it stands.
+    """
+    best_logits, ids, normalizer = CANDIDATE_OUTPUTS
+    axis = graph.constant("vocabulary_axis", [1], np.int64)
+    how_many = graph.constant("candidates", [count], np.int64)
+    graph.node_of_several("TopK", logits, how_many, results=[best_logits, ids], axis=1)
+    best = graph.node("ReduceMax", logits, axis, keepdims=0)  # [B]
+    largest = graph.node("ReduceMax", graph.node("LogSoftmax", logits, axis=1), axis, keepdims=0)  # [B]
+    graph.node("Sub", best, largest, result=normalizer)
+    graph.output(best_logits, np.float32, count)
+    graph.output(ids, np.int64, count)
+    graph.output(normalizer, np.float32)
+
+
+def _array(tensor: Tensor) -> Floats:
+    return tensor.detach().numpy()

@@ -1,0 +1,176 @@
+"""What rounding to int8 costs, measured on the data that training validated on; too much is refused.
+
+Axes: B batch rows, T steps, V vocabulary (or skills).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from export.forward import Forward, GraphForward, TorchForward
+from export.step_module import Model
+from models.errors import CarouselError, CheckpointError
+from models.manifest import LanguageValidation, Quantization, TracingValidation
+from models.nn.validation import VALIDATION, ValidationData, read_validation
+from models.step import Task
+from models.tracing_score import score
+
+Validation = LanguageValidation | TracingValidation
+
+MAX_WORSENING: dict[Task, float] = {"language": 0.005, "tracing": 0.002}
+"""What int8 may cost unless told otherwise: half a percent of perplexity, 0.002 of AUC."""
+
+SAME_FIGURE = 1e-3
+"""Relative difference up to which a figure measured here is training's own: another machine sums in another order."""
+
+CHUNK_STEPS = 128
+LEARNERS_AT_ONCE = 128
+"""Both bound the memory of the outputs and change nothing else: the state is carried, and rows keep to themselves."""
+
+
+class WorseInt8(CarouselError):
+    """Rounding to int8 costs more than is allowed."""
+
+
+def read_validation_beside(checkpoint: Path, corpus_sha256: str | None) -> ValidationData:
+    """The validation data of the run that wrote the checkpoint.
+
+    Args:
+        checkpoint: the data lie in its directory.
+        corpus_sha256: of the checkpoint's provenance, which must be that of the data.
+
+    Raises:
+        CheckpointError: there are none, or they are those of another corpus.
+    """
+    path = checkpoint.parent / VALIDATION
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: there is no such file, and int8 is judged by it; run `python -m training RECIPE --resume "
+            f"--output {checkpoint.parent}`, which writes it for a finished run too, or export with --precision fp32"
+        )
+    data = read_validation(path)
+    if data.corpus_sha256 != corpus_sha256:
+        raise CheckpointError(
+            f"{path}: belongs to a corpus with sha256 {data.corpus_sha256}; {checkpoint.name} was trained on "
+            f"{corpus_sha256}"
+        )
+    return data
+
+
+def measure_quantization(
+    model: Model,
+    graph: bytes,
+    data: ValidationData,
+    trained: Validation | None,
+    max_worsening: float | None = None,
+) -> tuple[Validation, Quantization]:
+    """The figures of an int8 graph, and how they compare with its model's.
+
+    Args:
+        model: in evaluation mode.
+        graph: its int8 step graph.
+        data: what both are measured on.
+        trained: the figures that training recorded for the model.
+        max_worsening: refuse above it; MAX_WORSENING where None.
+
+    Raises:
+        CheckpointError: the data are not those that training measured the model on.
+        WorseInt8: the graph is worse than the model by more than that.
+    """
+    task: Task = "language" if data.task == "language" else "tracing"
+    before = figures(lambda rows: TorchForward(model, rows), data)
+    if trained is not None and not _same(before, trained):
+        raise CheckpointError(
+            f"{VALIDATION}: the model has {_said(before)} on it; training recorded {_said(trained)}, so the file is "
+            "not this run's"
+        )
+    after = figures(lambda rows: GraphForward(graph, task, rows), data)
+    measure, worsening = _worsening(before, after)
+    allowed = MAX_WORSENING[task] if max_worsening is None else max_worsening
+    if not worsening <= allowed:  # NaN is refused too
+        raise WorseInt8(
+            f"int8 has {_said(after)}, fp32 {_said(before)}: worse by {worsening:.5f} in {measure}; "
+            f"allowed is {allowed:g} (--max-worsening), so nothing was published"
+        )
+    return after, Quantization(fp32=before, measure=measure, worsening=worsening, allowed=allowed)
+
+
+def figures(start: Callable[[int], Forward], data: ValidationData) -> Validation:
+    """The validation figures, each sequence read from the zero state to its end, as training reads them.
+
+    Args:
+        start: what is measured, for so many rows, in the zero state.
+        data: the validation data.
+    """
+    return _language_figures(start(1), data) if data.task == "language" else _tracing_figures(start, data)
+
+
+def _language_figures(forward: Forward, data: ValidationData) -> LanguageValidation:
+    (sequence,) = data.sequences
+    ids = sequence.numpy()
+    total = 0.0
+    for start in range(0, len(ids) - 1, CHUNK_STEPS):
+        targets = ids[start + 1 : start + 1 + CHUNK_STEPS]
+        logits = forward(ids[None, start : start + len(targets)])[0].astype(np.float64)  # [T, V]
+        largest = logits.max(axis=1)
+        normalizer = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest
+        total += float((normalizer - logits[np.arange(len(targets)), targets]).sum())
+    tokens = len(ids) - 1
+    nats = total / tokens
+    return LanguageValidation(
+        tokens=tokens,
+        nats_per_token=nats,
+        perplexity=math.exp(min(nats, 700.0)),
+        bits_per_character=total / math.log(2) / data.characters,
+    )
+
+
+def _tracing_figures(start: Callable[[int], Forward], data: ValidationData) -> TracingValidation:
+    histories = sorted((sequence.numpy() for sequence in data.sequences), key=len)
+    predicted, correct = [], []
+    for first in range(0, len(histories), LEARNERS_AT_ONCE):
+        chosen = histories[first : first + LEARNERS_AT_ONCE]
+        longest = len(chosen[-1])
+        ids = np.stack([np.pad(history, (0, longest - len(history))) for history in chosen])  # [B, T + 1]
+        present = np.arange(longest) < np.array([len(history) for history in chosen])[:, None]
+        forward = start(len(chosen))
+        for at in range(0, longest - 1, CHUNK_STEPS):
+            end = min(at + CHUNK_STEPS, longest - 1)
+            probability = forward(ids[:, at:end])  # [B, T, S]
+            asked, there = ids[:, at + 1 : end + 1], present[:, at + 1 : end + 1]
+            predicted.append(np.take_along_axis(probability, (asked >> 1)[..., None], axis=2)[..., 0][there])
+            correct.append((asked & 1).astype(bool)[there])
+    return TracingValidation(**asdict(score(np.concatenate(predicted).astype(np.float64), np.concatenate(correct))))
+
+
+def _same(measured: Validation, trained: Validation) -> bool:
+    """Whether both are figures of one model on one set of data."""
+    if isinstance(measured, LanguageValidation) and isinstance(trained, LanguageValidation):
+        pairs = (measured.tokens, trained.tokens), (measured.nats_per_token, trained.nats_per_token)
+    elif isinstance(measured, TracingValidation) and isinstance(trained, TracingValidation):
+        pairs = (measured.attempts, trained.attempts), (measured.log_loss, trained.log_loss)
+    else:
+        return False
+    (count, count_then), (loss, loss_then) = pairs
+    return count == count_then and math.isclose(loss, loss_then, rel_tol=SAME_FIGURE)
+
+
+def _said(figures: Validation) -> str:
+    if isinstance(figures, LanguageValidation):
+        return f"perplexity {figures.perplexity:.4f} over {figures.tokens:,} tokens"
+    return f"AUC {figures.auc:.4f}, log loss {figures.log_loss:.4f} over {figures.attempts:,} attempts"
+
+
+def _worsening(before: Validation, after: Validation) -> tuple[Literal["relative perplexity", "AUC"], float]:
+    """See models.manifest.Quantization."""
+    if isinstance(before, LanguageValidation) and isinstance(after, LanguageValidation):
+        return "relative perplexity", after.perplexity / before.perplexity - 1
+    assert isinstance(before, TracingValidation)
+    assert isinstance(after, TracingValidation)
+    return "AUC", before.auc - after.auc

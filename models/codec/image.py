@@ -1,0 +1,225 @@
+"""Images as a graph eats them, and captions as people read them: the same code at training and at serving.
+
+Axes: H, W an image's height and width, C its channels.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.codec.text import Detokenizer, TextCodec
+from models.errors import ImageRejected, ImageTooLarge
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""What is read; of an animation the first frame. Vector graphics and whatever else Pillow can open are not."""
+
+MAX_PIXELS = 50_000_000
+"""Largest image, looked at in its header before anything is decoded: 200 MB, at Pillow's four bytes a pixel."""
+
+MAX_SCANS = 100
+"""Of a JPEG. A scan of nothing new takes 75 bytes to write and as long as a whole image to read; encoders make ten."""
+
+_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+"""Of a JPEG, but for those that stand within a scan."""
+
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientations, 1 being upright, and what undoes each."""
+
+_warnings_lock = threading.Lock()
+
+Size = Annotated[int, Field(ge=1, le=4096)]
+Deviation = Annotated[float, Field(gt=0)]
+Pixels = npt.NDArray[np.float32]
+
+
+def read_image(content: bytes) -> Image.Image:
+    """Decode the first frame of an image file as people see it: upright, opaque, in RGB.
+
+    EXIF's orientation is applied where it can be read; what is transparent becomes white; of 16 bits the upper eight
+    are kept.
+
+    Raises:
+        ImageTooLarge: the header says more than MAX_PIXELS pixels. Nothing has been decoded.
+        ImageRejected: not an image of FORMATS, or a broken one.
+    """
+    if not content:
+        raise ImageRejected(f"image is empty; allowed are {', '.join(FORMATS)} files")
+    try:
+        with _no_warnings():
+            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageTooLarge(f"image has far more pixels than the {MAX_PIXELS:,} allowed") from None
+    except Exception:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise ImageRejected(f"content is not an image; allowed are {', '.join(FORMATS)} files") from None
+    with image:
+        width, height = image.size
+        if width < 1 or height < 1:
+            raise ImageRejected(f"image is {width} x {height} pixels; allowed is 1 x 1 or more")
+        if width * height > MAX_PIXELS:
+            raise ImageTooLarge(f"image is {width:,} x {height:,} pixels; allowed are {MAX_PIXELS:,} pixels in all")
+        if image.format in ("JPEG", "MPO") and _scans(content) > MAX_SCANS:
+            raise ImageRejected(f"image is a JPEG of more than {MAX_SCANS} scans; save it as a baseline JPEG")
+        try:
+            image.load()
+            opaque = _opaque(image)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:100]
+            raise ImageRejected(f"image is broken ({image.format}: {reason}); send a whole file") from None
+        undo = _UPRIGHT.get(_orientation(image))
+    return opaque if undo is None else opaque.transpose(undo)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Without Pillow's warnings of what is checked here, or means nothing here.
+
+    One thread at a time: what is shown is a matter of the whole process.
+    """
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _scans(content: bytes) -> int:
+    """How many scans a JPEG has, counted to MAX_SCANS + 1."""
+    count, start = 0, 2
+    while count <= MAX_SCANS and (marker := _MARKER.search(content, start)) and marker[0][-1] != _END_OF_IMAGE:
+        count += marker[0][-1] == _START_OF_SCAN
+        start = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
+    return count
+
+
+def _orientation(image: Image.Image) -> int:
+    """Of a loaded image, by EXIF; upright where that is broken: what is said about an image is not the image."""
+    try:
+        with _no_warnings():
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as when opening
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy 200 MB at the most
+    layer = image.convert("RGBA")
+    background = Image.new("RGB", layer.size, "white")
+    background.paste(layer, mask=layer)
+    return background
+
+
+class Preprocessing(BaseModel):
+    """How a decoded image becomes what an encoder eats. It travels from the feature cache to the manifest.
+
+    `mean` and `deviation` are of pixel values in [0, 255], in the order of `channels`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    width: Size
+    height: Size
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    deviation: tuple[Deviation, Deviation, Deviation] = (255.0, 255.0, 255.0)
+    channels: Literal["rgb", "bgr"] = "rgb"
+    layout: Literal["chw", "hwc"] = "chw"
+    fit: Literal["stretch", "crop"] = "stretch"
+    """`stretch` squeezes the whole picture into the size; `crop` keeps its shape and cuts what stands over the size,
+    half on each side."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one preprocessed image: (3, H, W) or (H, W, 3)."""
+        return (3, self.height, self.width) if self.layout == "chw" else (self.height, self.width, 3)
+
+    def seen(self, image: Image.Image) -> Image.Image:
+        """The part of an image that is left after `fit`, in its own size."""
+        if self.fit == "stretch":
+            return image
+        scale = min(image.width / self.width, image.height / self.height)
+        size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
+        return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+
+    def apply(self, image: Image.Image) -> Pixels:
+        """Resize (bicubic), centre and scale.
+
+        Args:
+            image: upright and in RGB, as read_image gives it.
+
+        Returns:
+            <float32>[3, H, W] or [H, W, 3], by `layout`.
+        """
+        size = (self.width, self.height)
+        resample = Image.Resampling.BICUBIC
+        fitted = image.resize(size, resample) if self.fit == "stretch" else ImageOps.fit(image, size, resample)
+        values: Pixels = np.asarray(fitted, np.float32)  # [H, W, 3]
+        if self.channels == "bgr":
+            values = values[:, :, ::-1]
+        mean, deviation = np.array(self.mean, np.float32), np.array(self.deviation, np.float32)
+        values = np.divide(np.subtract(values, mean), deviation)
+        return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "chw" else values)
+
+
+class ImageCodec:
+    """An image in, a caption out.
+
+    Args:
+        text: the caption's tokens.
+        preprocessing: of the image.
+        begin: the token that a caption's first step eats.
+        end: the token that ends it.
+
+    Raises:
+        ValueError: the vocabulary lacks `begin` or `end`.
+    """
+
+    def __init__(self, text: TextCodec, preprocessing: Preprocessing, begin: str, end: str) -> None:
+        self.text = text
+        self.preprocessing = preprocessing
+        self.begin_id = self._id_of(begin)
+        self.end_id = self._id_of(end)
+
+    def preprocess(self, content: bytes) -> Pixels:
+        """The file's bytes as the encoder eats them. <float32>, of `preprocessing.shape`
+
+        Raises:
+            ImageRejected: or ImageTooLarge, as read_image.
+        """
+        return self.preprocessing.apply(read_image(content))
+
+    def caption(self, ids: Sequence[int]) -> str:
+        """The text of a caption's ids, up to the end token; it begins with no blank, which some tokenizers write."""
+        ids = list(ids)
+        return self.text.decode(ids[: ids.index(self.end_id)] if self.end_id in ids else ids).lstrip(" ")
+
+    def detokenizer(self) -> Detokenizer:
+        """A detokeniser for a caption's ids as they come. The end token is not to be given to it."""
+        return self.text.detokenizer()
+
+    def _id_of(self, token: str) -> int:
+        found = self.text.id_of(token)
+        if found is None:
+            raise ValueError(f"the vocabulary has no token {token!r}, which the codec names")
+        return found

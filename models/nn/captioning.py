@@ -1,0 +1,317 @@
+"""Captioning models: an image in, and after each word the logits of the next.
+
+Axes: N images, K captions of each image, B = N * K rows, T steps, V vocabulary, E embedding, H hidden, P image
+positions, D features of a position, C of a value, A of a key.
+
+Without attention the model is Show and Tell (Vinyals et al. 2014, arXiv:1411.4555), with the image's pooled feature as
+the first state (the paper makes it the first input; but little of one input is left in a state that begins at zeros).
+With soft attention it is Show, Attend and Tell (Xu et al. 2015, arXiv:1502.03044): in each step the network first looks
+at the map.
+
+Features of a frozen extractor are pooled by their mean. An encoder of the model's own is pooled by the maximum: a thing
+that fills one position of 64 is lost in their mean, and the encoder would not learn to see it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import CheckpointError
+from models.nn.attention import SoftAttention
+from models.nn.convolution import ResidualNetwork, map_side
+from models.nn.dropout import sequence_dropout
+from models.nn.recurrent import Cell, RecurrentStack, RecurrentState
+
+Attention = Literal["none", "soft"]
+Memories = dict[str, Tensor]
+
+LAYER = "h0"
+"""The state that attention is asked with and words are said from: there is one recurrent layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptioningModelConfig:
+    """The shape of a captioning model and its regularisation."""
+
+    vocabulary_size: int
+    rows: int
+    """Of the map of features, P = rows * columns."""
+    columns: int
+    feature_size: int
+    """D."""
+    channels: tuple[int, ...] = ()
+    """Of the stages of the model's own convolutional encoder, the last D; empty where an extractor that is no part of
+    the model gives the features."""
+    cell: Cell = "lstm"
+    attention: Attention = "soft"
+    embedding_size: int = 256
+    hidden_size: int = 512
+    value_size: int = 512
+    """C; soft attention only."""
+    key_size: int = 256
+    """A; soft attention only."""
+    tied: bool = False
+    """The weights that say words are the embedding's."""
+    image_dropout: float = 0.0
+    """On the image's features, pooled where there is no attention."""
+    input_dropout: float = 0.0
+    output_dropout: float = 0.0
+    locked: bool = False
+    """One dropout mask for all of a caption's steps instead of one per step."""
+
+    def __post_init__(self) -> None:
+        sizes = ("vocabulary_size", "rows", "columns", "feature_size")
+        for name in (*sizes, "embedding_size", "hidden_size", "value_size", "key_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; allowed is 1 or more")
+        for name in ("image_dropout", "input_dropout", "output_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; allowed is 0 up to, not including, 1")
+        if self.cell not in ("lstm", "gru"):
+            raise ValueError(f"model.cell is {self.cell!r}; allowed are 'lstm' and 'gru'")
+        if self.attention not in ("none", "soft"):
+            raise ValueError(f"model.attention is {self.attention!r}; allowed are 'none' and 'soft'")
+        if any(width < 1 for width in self.channels):
+            raise ValueError(f"model.channels is {list(self.channels)}; allowed is 1 or more each")
+        if self.channels and self.channels[-1] != self.feature_size:
+            raise ValueError(
+                f"model.feature_size is {self.feature_size}; the last of model.channels is {self.channels[-1]}"
+            )
+        if self.tied and self.attention == "none" and self.embedding_size != self.hidden_size:
+            raise ValueError(
+                f"model.tied without attention takes embedding_size = hidden_size; they are {self.embedding_size} "
+                f"and {self.hidden_size}"
+            )
+
+    @property
+    def positions(self) -> int:
+        """P."""
+        return self.rows * self.columns
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "channels": list(self.channels)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> CaptioningModelConfig:
+        """The inverse of to_json.
+
+        Raises:
+            CheckpointError: an unknown key or a value out of range.
+        """
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise CheckpointError(f"model configuration has unknown keys {sorted(unknown)}")
+        try:
+            return cls(**{**values, "channels": tuple(values.get("channels", ()))})
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"model configuration: {error}") from None
+
+
+class CaptioningModel(nn.Module):
+    """Encoder (perhaps), what the image becomes, embedding, one recurrent layer, projection to the vocabulary.
+
+    An image comes as its features <float32>[N, P, D], where the extractor is no part of the model, or as pixels
+    <float32>[N, 3, height, width], where it is. Without attention, features may also come pooled: [N, D].
+    """
+
+    def __init__(self, config: CaptioningModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        attends = config.attention == "soft"
+        self.network = ResidualNetwork(config.channels) if config.channels else None
+        self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
+        self.attention = (
+            SoftAttention(
+                config.feature_size,
+                config.positions,
+                config.value_size,
+                config.key_size,
+                config.hidden_size + config.embedding_size,
+            )
+            if attends
+            else None
+        )
+        input_size = config.embedding_size + (config.value_size if attends else 0)
+        self.stack = RecurrentStack(config.cell, input_size, [config.hidden_size])
+        # The first state, from the pooled values or, without attention, features.
+        self.image = nn.Linear(
+            config.value_size if attends else config.feature_size, config.hidden_size * len(self.stack.state_sizes)
+        )
+        self.detector = nn.Linear(config.feature_size, config.vocabulary_size) if config.channels else None
+        self.readout = nn.Linear(config.hidden_size + config.value_size, config.embedding_size) if attends else None
+        self.projection = nn.Linear(config.embedding_size if attends else config.hidden_size, config.vocabulary_size)
+        self.image_dropout = nn.Dropout(config.image_dropout)
+        self.input_dropout = sequence_dropout(config.input_dropout, config.locked)
+        self.output_dropout = sequence_dropout(config.output_dropout, config.locked)
+        first = self.image if self.attention is None else self.attention.values
+        nn.init.uniform_(first.weight, -1.0, 1.0)  # what reads the features, which `features` makes small
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.zeros_(self.projection.bias)
+        if config.tied:
+            self.projection.weight = self.embedding.weight
+
+    def features(self, images: Tensor) -> Tensor:
+        """The image's features, divided by sqrt(D).
+
+        They are many, and most are positive: Adam, whose steps are alike for every weight, would otherwise move what is
+        made of them by the sum of them all at once.
+        """
+        features: Tensor = images if self.network is None else self.network(images)
+        return features / math.sqrt(self.config.feature_size)
+
+    def encode(self, images: Tensor) -> tuple[RecurrentState, Memories]:
+        """Make of each image the state before its first word and what every step reads of it.
+
+        Args:
+            images: features <float32>[N, P, D] or, without attention, [N, D]; pixels <float32>[N, 3, H, W] where the
+                encoder is the model's own.
+
+        Returns:
+            The first state <float32>[N, H] each, and the memories, <float32>[N, P, C] and [N, P, A]; none without
+            attention.
+        """
+        return self.begin(self.features(images))
+
+    def begin(self, features: Tensor) -> tuple[RecurrentState, Memories]:
+        """As `encode`, from what `features` gave: <float32>[N, P, D] or, without attention, [N, D]."""
+        memories: Memories = {}
+        if self.attention is None:
+            pooled = self.image_dropout(self._pool(features))  # [N, D]
+        else:
+            memories = self.attention.memories(self.image_dropout(features))
+            pooled = self._pool(memories["values"])  # [N, C]
+        parts = torch.tanh(self.image(pooled)).chunk(len(self.stack.state_sizes), dim=1)
+        return dict(zip(self.stack.state_sizes, parts, strict=True)), memories
+
+    def detect(self, features: Tensor) -> Tensor:
+        """Which words are true of each image, whatever its captions' wording: how an own encoder learns to see.
+
+        A word is as likely as at the position where it is likeliest (multiple-instance learning, Fang et al. 2015,
+        arXiv:1411.4952). Only training asks.
+
+        Args:
+            features: as `features` gives them, of the model's own encoder. <float32>[N, P, D]
+
+        Returns:
+            Logits. <float32>[N, V]
+        """
+        assert self.detector is not None
+        logits: Tensor = self.detector(features * math.sqrt(self.config.feature_size))  # [N, P, V]
+        return logits.amax(1)
+
+    def _pool(self, positions: Tensor) -> Tensor:
+        """One vector of many. [N, P, size] -> [N, size]; pooled already: as it is."""
+        if positions.dim() == 2:
+            return positions
+        return positions.mean(1) if self.network is None else positions.amax(1)
+
+    def step(
+        self, token: Tensor, state: RecurrentState, memories: Memories
+    ) -> tuple[Tensor, RecurrentState, Tensor | None]:
+        """Eat one token and say the next: evaluation, without dropout.
+
+        Args:
+            token: <int64>[B], B the N images or K rows for each, an image's rows side by side
+            state: what the previous step left, or `encode` gave. <float32>[B, H] each
+            memories: as `encode` gave them, of N images.
+
+        Returns:
+            Logits of the next token <float32>[B, V], the state after this one, and where this step looked
+            <float32>[B, rows, columns], None without attention.
+        """
+        x = self.embedding(token)  # [B, E]
+        said, state, alpha = self._look_and_move(x, state, memories)
+        logits = self.projection(self._read_out(said, x))
+        if alpha is not None:
+            alpha = alpha.view(-1, self.config.rows, self.config.columns)
+        return logits, state, alpha
+
+    def forward(
+        self, images: Tensor, ids: Tensor, present: Tensor, sampled: float = 0.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Teacher forcing, from images as `encode` takes them; the rest is as of `teach`."""
+        return self.teach(self.features(images), ids, present, sampled)
+
+    def teach(
+        self, features: Tensor, ids: Tensor, present: Tensor, sampled: float = 0.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Teacher forcing: what is said after each of the given tokens.
+
+        Scheduled sampling (Bengio et al. 2015, arXiv:1506.03099): from the second step on, each token is replaced
+        with probability `sampled` by one drawn from what the model said at the step before.
+
+        Args:
+            features: as `features` gives them. <float32>[N, P, D] or [N, D]
+            ids: what each step eats. <int64>[N, K, T]
+            present: False behind a caption's end, where ids mean nothing. <bool>[N, K, T]
+            sampled: in [0, 1].
+
+        Returns:
+            Logits <float>[S, V] of the S steps that are present, a caption's steps one after another, caption after
+            caption; and where each step looked <float>[N, K, T, P], None without attention.
+        """
+        count, captions, steps = ids.shape
+        state, memories = self.begin(features)
+        state = {name: part.repeat_interleave(captions, 0) for name, part in state.items()}  # [B, H]
+        tokens = ids.flatten(0, 1).t()  # [T, B]
+        words = self.embedding(tokens)  # [T, B, E]
+        mask = self.input_dropout(torch.ones_like(words))
+        if self.attention is None and not sampled:  # nothing happens between the steps: all of them in one call
+            y, _ = self.stack((words * mask).transpose(0, 1), state)  # [B, T, H]
+            return self.projection(self.output_dropout(y.transpose(0, 1)).transpose(0, 1)[present.flatten(0, 1)]), None
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
+        looks: list[Tensor] = []
+        for position in range(steps):
+            x = words[position]
+            if sampled and position:
+                x = self._scheduled(x, outputs[-1], inputs[-1], sampled)
+            x = x * mask[position]
+            said, state, alpha = self._look_and_move(x, state, memories)
+            inputs.append(x)
+            outputs.append(said)
+            if alpha is not None:
+                looks.append(alpha)
+        y = self.output_dropout(self._read_out(torch.stack(outputs), torch.stack(inputs)))  # [T, B, E or H]
+        logits = self.projection(y.transpose(0, 1)[present.flatten(0, 1)])  # [S, V]
+        if not looks:
+            return logits, None
+        return logits, torch.stack(looks, 1).view(count, captions, steps, -1)  # [N, K, T, P]
+
+    @torch.no_grad()
+    def _scheduled(self, x: Tensor, said: Tensor, before: Tensor, sampled: float) -> Tensor:
+        """x, some of its rows replaced by words drawn from what the step before said. <float>[B, E]"""
+        weights = torch.softmax(self.projection(self._read_out(said, before)).float(), dim=1)  # [B, V]
+        drawn = torch.multinomial(weights, 1)[:, 0]
+        return torch.where(torch.rand(len(x), 1, device=x.device) < sampled, self.embedding(drawn), x)
+
+    def _look_and_move(
+        self, x: Tensor, state: RecurrentState, memories: Memories
+    ) -> tuple[Tensor, RecurrentState, Tensor | None]:
+        """One step up to, not including, the words: h (and what was seen) <float>[B, H (+ C)], state, alpha [B, P]."""
+        if self.attention is None:
+            y, state = self.stack(x[:, None], state)  # [B, 1, H]
+            return y[:, 0], state, None
+        seen, alpha = self.attention(torch.cat([state[LAYER], x], 1), memories)  # [B, C], [B, P]
+        y, state = self.stack(torch.cat([x, seen], 1)[:, None], state)
+        return torch.cat([y[:, 0], seen], 1), state, alpha
+
+    def _read_out(self, said: Tensor, x: Tensor) -> Tensor:
+        """What the projection reads: h, or with attention tanh(W [h; z] + E y) (the paper's deep output)."""
+        return said if self.readout is None else torch.tanh(self.readout(said) + x)
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of trained values; tied weights count once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def map_shape(height: int, width: int, channels: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of the map that the model's own encoder makes of an image."""
+    return map_side(height, len(channels)), map_side(width, len(channels))

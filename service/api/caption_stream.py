@@ -1,0 +1,61 @@
+"""A captioning model's stream: an image in, as a binary frame or in a start; accepted, token and finished out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from service.api import frames
+from service.api.caption_messages import CaptionStart, CaptionStreamMessage
+from service.api.connection import Connection, Work
+from service.api.messages import Cancel
+from service.captioning import CaptionStream
+from service.engine.async_engine import Admission
+from service.errors import RequestError
+from service.generation import Finished, encode
+from service.images import ImageFile
+from service.observability.requests import RequestRecord
+
+GREEDY = CaptionStart(type="start")
+
+
+class CaptionConnection(Connection):
+    """One socket of a captioning model. A start without an image says how the next binary frame is captioned."""
+
+    _next = GREEDY
+
+    def parse(self, message: Any) -> bytes | CaptionStart | Cancel:
+        """An image, or a text frame."""
+        if message.get("text") is None:
+            content: bytes = message["bytes"]
+            return content
+        return self.parse_json(message["text"], CaptionStreamMessage)
+
+    def begin(self, request: bytes | CaptionStart) -> Work | None:
+        """A caption, unless its image is still to come."""
+        if isinstance(request, bytes):
+            start, self._next = self._next, GREEDY
+            return partial(self._send_events, start, request)
+        if request.image is not None:
+            return partial(self._send_events, request, request.image)
+        self._next = request
+        return None
+
+    async def _send_events(
+        self, start: CaptionStart, image: ImageFile, admission: Admission, record: RequestRecord
+    ) -> None:
+        model = self.model
+        try:
+            parameters = start.fields.caption_parameters(model)
+        except ValueError as error:
+            raise RequestError("invalid_request", f"sampling: {error}") from None
+        pixels = await self.context.images.read(model.bundle.image_codec.preprocessing, image)
+        encoding = await encode(model, pixels)
+        stream = CaptionStream(model, admission, encoding, parameters, self.overflowed(record))
+        self.hold(stream)
+        await self.send(frames.accepted(record.request_id, model, prompt_tokens=0))
+        async for event in stream.events():
+            if isinstance(event, Finished):
+                await self.send_end(event, record)
+            else:
+                await self.websocket.send_text(frames.token_json(event))

@@ -1,0 +1,235 @@
+"""Captions of images: at once, streamed as server-sent events, or as a picture of where the model looked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from models.codec.image import Pixels
+from service.api import frames
+from service.api.caption_form import Asked, read_asked
+from service.api.caption_messages import CaptionFields, CaptionsRequest, CaptionsResponse
+from service.api.context import context_of, find_model
+from service.api.disconnect import all_or_none, while_connected
+from service.api.event_stream import EventStream, sse
+from service.api.probability import ERRORS
+from service.attention_picture import attention_svg
+from service.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
+from service.engine.async_engine import Admission
+from service.errors import RequestError, ServiceError
+from service.generation import Finished, admit, encode
+from service.images import ImageReader
+from service.observability.requests import CANCELLED, record_of
+from service.repository import ServedModel
+
+router = APIRouter(prefix="/v1/models/{model}/captions", tags=["captions"])
+
+_FILE = {"type": "string", "format": "binary"}
+_OPTIONS = CaptionFields.model_json_schema()["properties"]
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {"image": {"type": "array", "items": _FILE, "description": "Files."}, **_OPTIONS},
+            },
+            "examples": {"one": {"summary": "Three captions of one file", "value": {"image": ["photo.jpg"], "n": 3}}},
+        },
+        "application/json": {
+            "schema": CaptionsRequest.model_json_schema(),
+            "examples": {
+                "one": {"summary": "Where the model looked", "value": {"image": _PIXEL, "attention": True}},
+                "many": {"summary": "Two images, a beam", "value": {"images": [_PIXEL, _PIXEL], "beam_width": 3}},
+                "sampled": {"summary": "Streamed", "value": {"image": _PIXEL, "temperature": 0.7, "stream": True}},
+            },
+        },
+    },
+}
+_ANSWER = {
+    "model": "scenes",
+    "version": 1,
+    "images": [
+        {
+            "captions": [
+                {
+                    "text": "a red circle",
+                    "logprob": -0.21,
+                    "score": -0.0525,
+                    "finish_reason": "stop",
+                    "tokens": [3, 4, 5],
+                }
+            ]
+        }
+    ],
+}
+
+
+@router.post(
+    "",
+    summary="Captions of images",
+    openapi_extra={"requestBody": _BODY},
+    responses={200: {"content": {"application/json": {"example": _ANSWER}, "text/event-stream": {}}}, **ERRORS},
+    response_model=CaptionsResponse,
+)
+async def captions(request: Request, model: str) -> Response:
+    """The best captions of each image; all images are captioned, or none is and the error says which is at fault."""
+    served = find_model(request, model, "captioning")
+    images = context_of(request).images
+    asked = await read_asked(request)
+    parameters = _parameters(asked.fields, served)
+    if not asked.fields.stream:
+        return JSONResponse(await while_connected(request, _captions(served, images, asked, parameters)))
+    if len(asked.files) > 1:
+        raise RequestError("invalid_request", f"stream is for one image, and there are {len(asked.files):,}")
+    async with AsyncExitStack() as places:
+        overflowed = asyncio.Event()
+        place = places.enter_context(admit(served))
+        work = _begin(served, place, images, asked, parameters, overflowed)
+        stream = await while_connected(request, work)
+        return EventStream(_events(request, served, stream), places.pop_all(), overflowed)
+
+
+@router.post(
+    "/attention.svg",
+    summary="A picture of where the model looked",
+    openapi_extra={"requestBody": _BODY},
+    responses={200: {"content": {"image/svg+xml": {}}}, **ERRORS},
+    response_model=None,
+)
+async def attention(request: Request, model: str) -> Response:
+    """The image once for each word of its best caption, with light on where the model looked before saying it."""
+    served = find_model(request, model, "captioning")
+    check_attention(served)
+    asked = await read_asked(request)
+    if len(asked.files) > 1 or asked.fields.n > 1 or asked.fields.stream:
+        raise RequestError("invalid_request", "the picture is of one image and its best caption: no n, no stream")
+    parameters = _parameters(asked.fields.model_copy(update={"attention": True}), served)
+    picture = await while_connected(request, _picture(served, context_of(request).images, asked, parameters))
+    headers = {"cache-control": "no-store", "content-security-policy": "default-src 'none'; img-src data:"}
+    return Response(picture, media_type="image/svg+xml", headers=headers)
+
+
+def _parameters(fields: CaptionFields, model: ServedModel) -> CaptionParameters:
+    try:
+        return fields.caption_parameters(model)
+    except ValueError as error:
+        raise RequestError("invalid_request", str(error)) from None
+
+
+async def _captions(
+    model: ServedModel, images: ImageReader, asked: Asked, parameters: CaptionParameters
+) -> dict[str, Any]:
+    with ExitStack() as places:
+        # As many rows as there are at most: a large request takes turns instead of everybody's place.
+        wanted = min(len(asked.files), max(1, model.engine.max_rows // parameters.rows))
+        admissions = [places.enter_context(admit(model, parameters.rows)) for _ in range(wanted)]
+        pixels = await _pixels(model, images, asked)
+        found = await _find_all(model, admissions, pixels, parameters)
+    return {
+        "model": model.name,
+        "version": model.bundle.version,
+        "images": [{"captions": [_told(model, one, parameters) for one in of_image]} for of_image in found],
+    }
+
+
+async def _pixels(model: ServedModel, images: ImageReader, asked: Asked) -> list[Pixels]:
+    preprocessing = model.bundle.image_codec.preprocessing
+    if asked.many:
+        return await images.read_all(preprocessing, asked.files, "images")
+    return [await images.read(preprocessing, asked.files[0])]
+
+
+async def _find_all(
+    model: ServedModel, admissions: list[Admission], pixels: Sequence[Pixels], parameters: CaptionParameters
+) -> list[list[Caption]]:
+    """Every image's captions, as many images at once as there are places; the first failure ends the rest."""
+    results: dict[int, list[Caption]] = {}
+    waiting = iter(range(len(pixels)))
+
+    async def work(admission: Admission) -> None:
+        for place in waiting:
+            results[place] = await find_captions(model, admission, pixels[place], parameters)
+
+    if len(admissions) == 1:
+        await work(admissions[0])
+    else:
+        await all_or_none(work(admission) for admission in admissions)
+    return [results[place] for place in range(len(pixels))]
+
+
+def _told(model: ServedModel, caption: Caption, parameters: CaptionParameters) -> dict[str, Any]:
+    """One CaptionInfo."""
+    told: dict[str, Any] = {
+        "text": caption.text,
+        "logprob": caption.logprob,
+        "score": caption.score,
+        "finish_reason": caption.reason.value,
+        "tokens": list(caption.tokens),
+    }
+    if parameters.attention:
+        told["attention"] = [
+            {"text": text, "map": frames.attention_map(looked)}
+            for text, looked in zip(
+                _words(model, caption), [] if caption.attention is None else caption.attention, strict=True
+            )
+        ]
+    return told
+
+
+def _words(model: ServedModel, caption: Caption) -> list[str]:
+    return [model.bundle.image_codec.text.token_text(token).strip() for token in caption.tokens]
+
+
+async def _begin(
+    model: ServedModel,
+    place: Admission,
+    images: ImageReader,
+    asked: Asked,
+    parameters: CaptionParameters,
+    overflowed: asyncio.Event,
+) -> CaptionStream:
+    """All that can be refused before a byte is answered."""
+    (pixels,) = await _pixels(model, images, asked)
+    return CaptionStream(model, place, await encode(model, pixels), parameters, overflowed.set)
+
+
+async def _events(request: Request, model: ServedModel, stream: CaptionStream) -> AsyncIterator[bytes]:
+    """The stream's events. An error after the first byte is the last of them."""
+    record = record_of(request.scope)
+    yield sse(frames.accepted(record.request_id, model, prompt_tokens=0))
+    try:
+        async for event in stream.events():
+            if isinstance(event, Finished):
+                if event.reason.value == "cancelled":
+                    record.outcome = CANCELLED
+                yield sse(frames.finished(event))
+            else:
+                yield f"data: {frames.token_json(event)}\n\n".encode()
+    except ServiceError as error:
+        record.outcome = error.code
+        yield sse(frames.error(error))
+
+
+async def _picture(model: ServedModel, images: ImageReader, asked: Asked, parameters: CaptionParameters) -> str:
+    with admit(model, parameters.rows) as place:
+        (pixels,) = await _pixels(model, images, asked)
+        (best,) = await find_captions(model, place, pixels, parameters)
+    maps = np.zeros((0, 1, 1), np.float32) if best.attention is None else best.attention
+    draw = partial(
+        attention_svg,
+        preprocessing=model.bundle.image_codec.preprocessing,
+        words=_words(model, best),
+        maps=maps,
+        title=f"{model.name} version {model.bundle.version}",
+    )
+    return await images.use(asked.files[0], draw)

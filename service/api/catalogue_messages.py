@@ -1,0 +1,48 @@
+"""What is told of the served models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class StateInfo(BaseModel):
+    """One recurrent state: its name, shape of one row, and type."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+
+
+class ModelInfo(BaseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    task: str
+    version: int
+    digest: str
+    precision: str
+    vocabulary_size: Annotated[int | None, Field(description="Of a language or captioning model.")]
+    skills: Annotated[list[str] | None, Field(description="Of a tracing model: the names; a skill's id is its place.")]
+    preprocessing: Annotated[
+        dict[str, Any] | None, Field(description="Of a captioning model: how an image is made ready for it.")
+    ]
+    attention: Annotated[
+        list[int] | None, Field(description="Rows and columns of the maps of a model that says where it looks.")
+    ]
+    states: list[StateInfo]
+    limits: dict[str, Any]
+    decoding: Annotated[
+        dict[str, Any] | None, Field(description="How a language or captioning model samples by default.")
+    ]
+    validation: dict[str, Any] | None
+    provenance: dict[str, Any] | None
+
+
+class ModelList(BaseModel):
+    """All served models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]

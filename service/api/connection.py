@@ -1,0 +1,204 @@
+"""One socket of a stream: JSON frames in, the events of one generation at a time out.
+
+A reader waits for frames while the generation's task sends, so a closed socket or a `cancel` is seen at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from fastapi import WebSocket, WebSocketDisconnect
+from pydantic import TypeAdapter, ValidationError
+
+from service.api import frames
+from service.api.context import Context
+from service.api.handlers import validation_message
+from service.api.messages import Cancel
+from service.engine.async_engine import Admission
+from service.errors import RequestError, ServiceError
+from service.generation import Finished, admit
+from service.observability.requests import CANCELLED, RequestRecord, finish
+from service.repository import ServedModel
+
+logger = logging.getLogger("carousel.stream")
+
+ENDPOINT = "/v1/models/{model}/stream"
+FAREWELL_SECONDS = 2.0
+"""How long the last event and the close may take to send to a client that does not read."""
+
+Work = Callable[[Admission, RequestRecord], Coroutine[Any, Any, None]]
+"""One generation, from the place taken for it to its last event."""
+
+Message = TypeVar("Message")
+
+
+class Cancellable(Protocol):
+    """A generation that can be ended early."""
+
+    def cancel(self) -> None: ...  # noqa: D102
+
+
+class Connection(ABC):
+    """One socket. Tasks say what frames they take and what is done about them."""
+
+    def __init__(self, websocket: WebSocket, model: ServedModel, context: Context) -> None:
+        self.websocket = websocket
+        self.model = model
+        self.context = context
+        self._task: asyncio.Task[None] | None = None
+        self._generation: Cancellable | None = None
+        self._started = False
+        self._cancelled = False
+        """Whether a cancel has come since the last generation began, which may still be preparing."""
+        self._overflowed = asyncio.Event()
+
+    @abstractmethod
+    def parse(self, message: Any) -> Any:
+        """What a frame says: a Cancel, or something for `begin`."""
+
+    @abstractmethod
+    def begin(self, request: Any) -> Work | None:
+        """The generation that a frame asks for, while none runs; None where it only says how the next one is to be."""
+
+    async def run(self) -> None:
+        """Serve frames until the socket closes or an error ends it."""
+        overflowed = asyncio.ensure_future(self._overflowed.wait())
+        frame = asyncio.ensure_future(self.websocket.receive())
+        try:
+            while True:
+                waiting = {frame, overflowed} | ({self._task} if self._task is not None else set())
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if overflowed.done():
+                    raise ServiceError(
+                        "slow_reader", "the stream was not read fast enough; read each event as it comes"
+                    )
+                if self._task is not None and self._task.done():
+                    task, self._task = self._task, None
+                    task.result()
+                if frame.done():
+                    message, frame = frame.result(), asyncio.ensure_future(self.websocket.receive())
+                    if message["type"] == "websocket.disconnect":
+                        return
+                    await self._handle(message)
+        except ServiceError as error:
+            await self._stop_generation()
+            await say_goodbye(self.websocket, error)
+        except WebSocketDisconnect:
+            pass  # the client left while an event was being sent
+        except Exception:
+            logger.exception("a stream failed")
+            await self._stop_generation()
+            await say_goodbye(
+                self.websocket, ServiceError("internal_error", "the server failed on this stream; it has been logged")
+            )
+        finally:
+            await self._stop_generation()
+            for waiter in (frame, overflowed):
+                waiter.cancel()
+            await asyncio.gather(frame, overflowed, return_exceptions=True)
+
+    async def _handle(self, message: Any) -> None:
+        """Act on one frame."""
+        request = self.parse(message)
+        if isinstance(request, Cancel):
+            if not self._started:
+                self.refuse("out_of_order", "cancel came before any start")
+            self._cancelled = True
+            if self._generation is not None:
+                self._generation.cancel()
+            return  # a cancel that crosses with `finished` is no error
+        if self._task is not None:
+            if not self._task.done():
+                self.refuse(
+                    "out_of_order",
+                    f"{getattr(request, 'type', 'an image')} came while a generation runs; "
+                    "wait for finished, or send cancel",
+                )
+            task, self._task = self._task, None
+            task.result()
+        work = self.begin(request)
+        if work is not None:
+            self._started, self._cancelled = True, False
+            self._task = asyncio.create_task(self._generate(work))
+
+    def parse_json(self, text: str, messages: TypeAdapter[Message]) -> Message:
+        """The message that a text frame holds."""
+        try:
+            return messages.validate_json(text)
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_input=False)
+            if errors[0]["type"] == "json_invalid":
+                self.refuse("malformed_json", f"the frame is not JSON: {errors[0]['ctx']['error']}")
+            self.refuse("invalid_request", validation_message(errors))
+
+    def refuse(self, code: str, message: str) -> NoReturn:
+        """End the socket for a frame that asks for no generation."""
+        finish(self.context.metrics, self._record(code))
+        raise RequestError(code, message)
+
+    def hold(self, generation: Cancellable) -> None:
+        """Let a `cancel` end this generation, if one has not come already."""
+        self._generation = generation
+        if self._cancelled:
+            generation.cancel()
+
+    def overflowed(self, record: RequestRecord) -> Callable[[], None]:
+        """What a generation is to call when its events are read too slowly."""
+
+        def end() -> None:
+            record.outcome = "slow_reader"
+            self._overflowed.set()
+
+        return end
+
+    async def send(self, event: dict[str, Any]) -> None:
+        """One event."""
+        await self.websocket.send_text(frames.dumps(event))
+
+    async def send_end(self, event: Finished, record: RequestRecord, **told: Any) -> None:
+        """The last event of a generation."""
+        record.outcome = CANCELLED if event.reason.value == "cancelled" else "ok"
+        await self.send({**frames.finished(event), **told})
+
+    def _record(self, outcome: str) -> RequestRecord:
+        return RequestRecord(
+            model=self.model.name, version=str(self.model.bundle.version), endpoint=ENDPOINT, outcome=outcome
+        )
+
+    async def _generate(self, work: Work) -> None:
+        """Run one generation, and record its end."""
+        record = self._record(CANCELLED)
+        try:
+            with admit(self.model) as admission:
+                await work(admission, record)
+        except ServiceError as error:
+            record.outcome = error.code
+            raise
+        except WebSocketDisconnect:  # the client left while an event was being sent
+            raise
+        except Exception:
+            record.outcome = "internal_error"
+            raise
+        finally:
+            self._generation = None
+            finish(self.context.metrics, record)
+
+    async def _stop_generation(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+
+async def say_goodbye(websocket: WebSocket, error: ServiceError) -> None:
+    """The error as the last event, then the close code: 1003 for a frame of the wrong kind, else 4000 + status."""
+    code = 1003 if error.code == "unsupported_frame" else 4000 + error.status
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+        async with asyncio.timeout(FAREWELL_SECONDS):
+            await websocket.send_text(frames.dumps(frames.error(error)))
+            await websocket.close(code)

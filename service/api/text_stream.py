@@ -1,0 +1,95 @@
+"""A language model's stream: start, feed and cancel in; accepted, token and finished out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastapi import WebSocket
+
+from service.api import frames
+from service.api.connection import Connection, Work
+from service.api.context import Context
+from service.api.messages import DEFAULT_MAX_TOKENS, Cancel, Feed, Start, StreamMessage, check_top_k
+from service.engine.async_engine import Admission
+from service.engine.sequence import Ids, Snapshot
+from service.errors import RequestError
+from service.generation import Generation, Token
+from service.memories import MemoryChoice, Recall
+from service.observability.requests import RequestRecord
+from service.prompt import check_uneaten, prompt_ids
+from service.repository import ServedModel
+from service.sessions.memory import NO_IDS
+
+
+class TextConnection(Connection):
+    """One socket of a language model. It keeps the memory of its last generation, which a `feed` goes on from."""
+
+    def __init__(self, websocket: WebSocket, model: ServedModel, context: Context) -> None:
+        super().__init__(websocket, model, context)
+        self._session: str | None = None
+        """The session that the last start named: it is what a feed goes on from."""
+        self._memory: Snapshot | None = None
+        self._context: Ids = NO_IDS
+        """The last ids of the socket's text, which the detokeniser of a `feed` must know."""
+
+    def parse(self, message: Any) -> Start | Feed | Cancel:
+        """A text frame; anything else is refused."""
+        if message.get("text") is None:
+            self.refuse("unsupported_frame", "a binary frame came; this model takes JSON text frames")
+        return self.parse_json(message["text"], StreamMessage)
+
+    def begin(self, request: Start | Feed) -> Work:
+        """A generation from the beginning, or from where the last one ended."""
+        if isinstance(request, Feed) and self._memory is None:
+            self.refuse("out_of_order", "feed came before any generation on this socket; send start first")
+        return partial(self._send_events, request)
+
+    async def _send_events(self, request: Start | Feed, admission: Admission, record: RequestRecord) -> None:
+        prompt = await prompt_ids(self.model, request.text_or_ids)
+        if isinstance(request, Start):
+            self._session, choice = request.session, request.memory
+        else:
+            choice = MemoryChoice(self._session, return_state=request.return_state)
+        async with self.context.memories.recall(self.model.identity, choice) as recall:
+            await self._generate_from(recall, request, prompt, admission, record)
+
+    async def _generate_from(
+        self, recall: Recall, request: Start | Feed, prompt: Ids, admission: Admission, record: RequestRecord
+    ) -> None:
+        model, choice = self.model, recall.choice
+        memory, context = recall.snapshot, recall.context
+        if isinstance(request, Feed):
+            if choice.session is None:
+                memory, context = self._memory, self._context
+            elif memory is None:
+                raise RequestError("unknown_session", f"session {choice.session!r} was deleted; send start first")
+        check_uneaten(model, memory, len(prompt))
+        try:
+            sampling = request.sampling.parameters(model.bundle.manifest, default_max_tokens=DEFAULT_MAX_TOKENS)
+            check_top_k(sampling.top_k, model.bundle.text_codec.vocabulary_size)
+        except ValueError as error:
+            raise RequestError("invalid_request", f"sampling: {error}") from None
+        generation = Generation(
+            model,
+            admission,
+            prompt,
+            sampling,
+            request.sampling.stop,
+            snapshot=memory,
+            context=context,
+            keep_state=True,
+            on_overflow=self.overflowed(record),
+        )
+        self.hold(generation)
+        await self.send(frames.accepted(record.request_id, model, prompt_tokens=len(prompt)))
+        async for event in generation.events():
+            if isinstance(event, Token):
+                await self.websocket.send_text(frames.token_json(event))
+            else:
+                self._memory, self._context = event.snapshot, generation.context
+                if choice.keeps:
+                    assert event.snapshot is not None
+                    eaten = event.usage.prompt_tokens + event.usage.completion_tokens
+                    await recall.keep(event.snapshot, eaten=eaten, context=generation.context)
+                await self.send_end(event, record, **recall.told)

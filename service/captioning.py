@@ -1,0 +1,208 @@
+"""Captions: a preprocessed image and parameters in, sentences out. What every endpoint that captions is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.codec.image import Pixels
+from models.step import ATTENTION
+from service.engine.async_engine import Admission, EngineStopped
+from service.engine.encoder import Encoding
+from service.engine.sequence import (
+    BeamParameters,
+    FinishReason,
+    Floats,
+    SamplingParameters,
+    Sequence,
+    TokenEvent,
+)
+from service.errors import RequestError, Unavailable
+from service.generation import Finished, Usage, encode, measure_token, raise_for, run_quietly
+from service.repository import ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionParameters:
+    """How captions are found: one sampled (or greedy, at temperature 0) token by token, or the best that a beam finds.
+
+    `length_penalty` divides by the length to its power: a caption's score is its log-probability after that.
+    """
+
+    search: SamplingParameters | BeamParameters
+    length_penalty: float = 0.0
+    attention: bool = False
+
+    @property
+    def rows(self) -> int:
+        """That one image takes of the engine."""
+        return self.search.width if isinstance(self.search, BeamParameters) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionToken:
+    """One token as it comes; the texts, joined, are the caption. The end token is none."""
+
+    index: int
+    token: int
+    text: str
+    logprob: float
+    attention: Floats | None
+    """Where the model looked, if that was asked for <float32>[rows, columns]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One caption, whole. `tokens` and `attention` are without the end token, which `logprob` and `score` count."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprob: float
+    score: float
+    reason: FinishReason
+    attention: Floats | None
+    """<float32>[len(tokens), rows, columns]"""
+
+
+def check_attention(model: ServedModel) -> None:
+    """Hold that the model says where it looks.
+
+    Raises:
+        RequestError: no_attention.
+    """
+    if model.bundle.step.output(ATTENTION) is None:
+        raise RequestError(
+            "no_attention",
+            f"{model.name} does not say where it looks: its step graph has no output called {ATTENTION}; "
+            "ask for captions without attention",
+        )
+
+
+class CaptionStream:
+    """Finds one caption token by token: greedy or sampled.
+
+    Args:
+        model: the model, of task captioning.
+        admission: the place taken for it.
+        encoding: of the image.
+        parameters: whose search is sampling.
+        on_overflow: called when the events are read too slowly and the caption was ended.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        admission: Admission,
+        encoding: Encoding,
+        parameters: CaptionParameters,
+        on_overflow: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._model = model
+        self._admission = admission
+        self._on_overflow = on_overflow
+        self._end_id = model.bundle.image_codec.end_id
+        self._sequence = _sequence(model, encoding, parameters)
+        self._cancelled = False
+        self.logprob = 0.0
+        """Of all tokens so far, the end token among them."""
+        self.length = 0
+        """The end token counted."""
+
+    def cancel(self) -> None:
+        """End early, whether the events are read already or not: the last one is Finished."""
+        self._cancelled = True
+        self._admission.cancel()
+
+    async def events(self) -> AsyncIterator[CaptionToken | Finished]:
+        """The tokens, then Finished.
+
+        Raises:
+            ServiceError: slow_reader, step_failed or model_unavailable.
+        """
+        try:
+            stream = self._admission.start(self._sequence, self._overflowed)
+        except EngineStopped as error:
+            raise Unavailable("model_unavailable", f"{self._model.name}: {error}", 1) from None
+        if self._cancelled:
+            self._admission.cancel()
+        detokenizer = self._model.bundle.image_codec.detokenizer()
+        text, last_at, shown = "", 0.0, 0
+        logprobs: list[float] = []
+        while isinstance(event := await stream.get(), TokenEvent):
+            last_at = measure_token(self._model, self._admission, self._sequence, self.length, last_at)
+            logprobs.append(event.logprob)
+            self.logprob, self.length = math.fsum(logprobs), len(logprobs)
+            if event.token == self._end_id:
+                continue
+            piece = detokenizer.push(event.token)
+            if not text:
+                piece = piece.lstrip(" ")  # some tokenizers write a blank before every word
+            text += piece
+            yield CaptionToken(shown, event.token, piece, event.logprob, event.attention)
+            shown += 1
+        raise_for(self._model, event)
+        yield Finished(event.reason, text, Usage(0, shown), None)
+
+    def _overflowed(self) -> None:
+        self._model.metrics.shed_slow_reader.inc()
+        self._on_overflow()
+
+
+async def find_captions(
+    model: ServedModel, admission: Admission, image: Pixels, parameters: CaptionParameters
+) -> list[Caption]:
+    """The captions of one image, the best first.
+
+    Args:
+        model: the model, of task captioning.
+        admission: a place of `parameters.rows` rows; it may be used again afterwards.
+        image: preprocessed. <float32>
+        parameters: how.
+
+    Raises:
+        ServiceError: step_failed or model_unavailable.
+    """
+    encoding = await encode(model, image)
+    if isinstance(parameters.search, BeamParameters):
+        sequence = _sequence(model, encoding, parameters)
+        end = await run_quietly(model, admission, sequence)
+        model.metrics.queued(admission, sequence)
+        codec = model.bundle.image_codec
+        return [
+            Caption(codec.caption(one.tokens), one.tokens, one.logprob, one.score, one.reason, one.attention)
+            for one in end.hypotheses
+        ]
+    stream = CaptionStream(model, admission, encoding, parameters)
+    *tokens, finished = [event async for event in stream.events()]
+    assert isinstance(finished, Finished)
+    said = [token for token in tokens if isinstance(token, CaptionToken)]
+    maps = [token.attention for token in said if token.attention is not None]
+    return [
+        Caption(
+            finished.text,
+            tuple(token.token for token in said),
+            stream.logprob,
+            stream.logprob / stream.length**parameters.length_penalty,
+            finished.reason,
+            np.stack(maps) if maps else None,
+        )
+    ]
+
+
+def _sequence(model: ServedModel, encoding: Encoding, parameters: CaptionParameters) -> Sequence:
+    codec = model.bundle.image_codec
+    search = parameters.search
+    sampled = isinstance(search, SamplingParameters)
+    end_id = codec.end_id
+    return Sequence(
+        np.array([codec.begin_id], np.int64),
+        search if isinstance(search, SamplingParameters) else None,
+        beam=search if isinstance(search, BeamParameters) else None,
+        stop=(lambda token: token == end_id) if sampled else None,
+        snapshot=encoding.snapshot,
+        memories=encoding.memories,
+        attention=parameters.attention,
+    )

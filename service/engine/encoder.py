@@ -1,0 +1,281 @@
+"""The encoder between threads: images queue up on the event loop, threads of their own encode what waits.
+
+Each thread encodes what waits in one call, up to a batch. How many images that is at most is found out by warm_up: on a
+CPU a network gains little by a batch, and the first of its images waits for the last (service/README.md has figures).
+Results come back with one `call_soon_threadsafe` per call.
+
+Axes: B images of a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.engine.rows import NOT_FINITE
+from service.engine.runner import RunnerBroken
+from service.engine.sequence import Array, Floats, Ids, Snapshot
+
+logger = logging.getLogger("carousel.encoder")
+
+BATCHES = (1, 4, 16)
+"""Batch sizes that warm_up chooses from."""
+
+WORTH = 1.1
+"""A larger batch is taken if it encodes so many times as many images per second: it makes the first of them wait."""
+
+NO_IDS: Ids = np.zeros(0, np.int64)
+
+EncoderGraph = Callable[[Floats], Mapping[str, Array]]
+"""Images <float32>[B, ...] in, the states and memories that their sequences begin with out, [B, ...] each. It raises
+whatever the runtime raises."""
+
+
+class EncodingFailed(Exception):
+    """The encoder fails on this image; others are not affected."""
+
+
+class EncoderStopped(Exception):
+    """The encoder does not run: it was closed, or fails on an image of zeros too."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoding:
+    """What a sequence begins with: one row of every state and of every memory."""
+
+    states: Mapping[str, Array]
+    memories: Mapping[str, Array]
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The states for a Sequence to start from."""
+        return Snapshot(self.states, NO_IDS)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderReport:
+    """What one batch cost, retries of its images counted."""
+
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    image: Floats
+    result: asyncio.Future[Encoding]
+
+
+_Outcome = Encoding | Exception
+
+
+class Encoder:
+    """An encoder graph on threads of its own. Every method but the threads' belongs to the event loop.
+
+    Callers hold a place in the engine (AsyncEngine.admit), which bounds the images that wait.
+
+    Args:
+        graph: the encoder.
+        image_shape: of one image.
+        states: the names of the states it makes; all else are memories.
+        workers: threads, each with a batch of its own: on a CPU more are gained by them than by threads within a call.
+        on_batch: called on the event loop with each batch's report.
+        clock: seconds, monotonic.
+        name: of the threads.
+    """
+
+    def __init__(
+        self,
+        graph: EncoderGraph,
+        image_shape: tuple[int, ...],
+        states: frozenset[str],
+        *,
+        workers: int = 1,
+        on_batch: Callable[[EncoderReport], None],
+        clock: Callable[[], float] = time.perf_counter,
+        name: str = "encoder",
+    ) -> None:
+        self._graph = graph
+        self._image_shape = image_shape
+        self._states = states
+        self._on_batch = on_batch
+        self._clock = clock
+        self.max_batch = 1
+        self._waiting: deque[_Job] = deque()
+        self._closing = False
+        self._failure: str | None = None
+        self._wake = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{name}-{worker}", daemon=True) for worker in range(workers)
+        ]
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def warm_up(self) -> None:
+        """Run the graph on zeros, and find out how many images to encode at a time: `max_batch`.
+
+        Raises:
+            RunnerBroken: it fails.
+        """
+        best = 0.0
+        for count in BATCHES:
+            speed = count / min(self._time(count) for _ in range(3))
+            if speed <= best * WORTH:
+                break
+            self.max_batch, best = count, speed
+
+    def start(self) -> None:
+        """Start the threads. Called on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        for thread in self._threads:
+            thread.start()
+
+    async def close(self) -> None:
+        """Stop each thread after the batch it is at; images that wait are refused."""
+        self._failure = self._failure or "the server is shutting down"
+        self._stop()
+        for thread in self._threads:
+            if thread.is_alive():
+                await asyncio.to_thread(thread.join)
+        self._refuse_waiting()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the encoder does not run; None while it does."""
+        if self._failure is None and self._loop is not None and not all(map(threading.Thread.is_alive, self._threads)):
+            return "a thread of the encoder has ended"
+        return self._failure
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait for a batch, as of now."""
+        return len(self._waiting)
+
+    async def encode(self, image: Floats) -> Encoding:
+        """Encode one image, with whatever others wait. A caller that is cancelled takes its image out of the queue.
+
+        Args:
+            image: <float32>, of the preprocessing's shape. It must not change meanwhile.
+
+        Raises:
+            EncodingFailed: the graph fails on this image, or what it makes of it is not finite.
+            EncoderStopped: the encoder does not run.
+        """
+        if self.failure is not None:
+            raise EncoderStopped(self.failure)
+        assert self._loop is not None
+        job = _Job(image, self._loop.create_future())
+        with self._wake:
+            self._waiting.append(job)
+            self._wake.notify()
+        try:
+            return await job.result
+        except asyncio.CancelledError:
+            with self._wake, contextlib.suppress(ValueError):  # it may be in a batch already
+                self._waiting.remove(job)
+            raise
+
+    def _run(self) -> None:
+        """A thread: until closed, encode what waits."""
+        jobs: list[_Job] = []
+        try:
+            while jobs := self._await_jobs():
+                started = self._clock()
+                outcomes = self._encode(np.stack([job.image for job in jobs]))
+                self._post(self._deliver, jobs, outcomes, EncoderReport(len(jobs), self._clock() - started))
+                jobs, outcomes = [], []  # they are not kept until the next batch
+        except RunnerBroken as error:
+            self._break(jobs, f"the model's encoder is broken ({error})")
+        except BaseException as error:  # nothing may end this thread without those who wait being told
+            logger.exception("the encoder's thread failed")
+            self._break(jobs, f"the encoder failed ({type(error).__name__})")
+
+    def _await_jobs(self) -> list[_Job]:
+        """Sleep until an image waits; none once closing."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing or self._waiting)
+            if self._closing:
+                return []
+            return [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
+
+    def _encode(self, images: Floats) -> list[_Outcome]:
+        """Encode a batch; one that fails is tried again image by image.
+
+        Raises:
+            RunnerBroken: it fails for every image, and for an image of zeros too.
+        """
+        try:
+            return self._split(len(images), self._graph(images))
+        except Exception as error:
+            if len(images) > 1:
+                return [outcome for image in images for outcome in self._encode(image[None])]
+            self._time(1)
+            return [EncodingFailed(f"{type(error).__name__}: {error}")]
+
+    def _split(self, count: int, outputs: Mapping[str, Array]) -> list[_Outcome]:
+        """Each image's rows, copied: a view would keep the whole batch."""
+        finite = np.ones(count, np.bool_)
+        for array in outputs.values():
+            finite &= np.isfinite(array.reshape(count, -1)).all(axis=1)
+        outcomes: list[_Outcome] = []
+        for place, sound in enumerate(finite.tolist()):
+            rows = {name: array[place].copy() for name, array in outputs.items()}
+            states = {name: row for name, row in rows.items() if name in self._states}
+            memories = {name: row for name, row in rows.items() if name not in self._states}
+            outcomes.append(Encoding(states, memories) if sound else EncodingFailed(NOT_FINITE))
+        return outcomes
+
+    def _time(self, count: int) -> float:
+        """Encode images of zeros; how many seconds it took.
+
+        Raises:
+            RunnerBroken: it fails.
+        """
+        images = np.zeros((count, *self._image_shape), np.float32)
+        started = self._clock()
+        try:
+            self._graph(images)
+        except Exception as error:
+            raise RunnerBroken(f"{type(error).__name__}: {error}") from error
+        return self._clock() - started
+
+    def _deliver(self, jobs: list[_Job], outcomes: list[_Outcome], report: EncoderReport | None) -> None:
+        """On the event loop: hand a batch's results to those who still wait for them."""
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if job.result.done():
+                continue
+            if isinstance(outcome, Encoding):
+                job.result.set_result(outcome)
+            else:
+                job.result.set_exception(outcome)
+        if report is not None:
+            self._on_batch(report)
+
+    def _refuse_waiting(self) -> None:
+        with self._wake:
+            jobs = list(self._waiting)
+            self._waiting.clear()
+        self._deliver(jobs, [EncoderStopped(self.failure) for _ in jobs], None)
+
+    def _stop(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+
+    def _break(self, jobs: list[_Job], reason: str) -> None:
+        self._failure = reason
+        self._stop()
+        self._post(self._deliver, jobs, [EncoderStopped(reason) for _ in jobs], None)
+        self._post(self._refuse_waiting)
+
+    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(callback, *arguments)

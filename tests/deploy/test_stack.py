@@ -1,0 +1,146 @@
+"""What deploy/ and docker-compose.yml hold is what the service is: each file judged by the tool that will read it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.observability.metrics import Metrics
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+
+
+def tool(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_compose_file_is_valid_with_every_profile():
+    services = run(tool("docker-compose"), "--profile", "redis", "config", "--services").split()
+    assert sorted(services) == ["carousel", "grafana", "prometheus", "redis"]
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_compose_service_is_confined(name):
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not service["user"].startswith("0")
+    assert {"mem_limit", "pids_limit"} <= set(service)
+    assert re.search(r":v?\d+\.\d+\.\d+(-[a-z]+)?$", service["image"]), "an image without a pinned version"
+    assert "healthcheck" in service or "HEALTHCHECK" in DOCKERFILE
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_compose_sets_only_settings_that_there_are():
+    names = {f"CAROUSEL_{field.upper()}" for field in Settings.model_fields}
+    assert set(COMPOSE["services"]["carousel"]["environment"]) <= names
+    assert set(re.findall(r"CAROUSEL_\w+", DOCKERFILE)) <= names
+
+
+def test_compose_mounts_what_is_there():
+    for service in COMPOSE["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in COMPOSE["volumes"] or (ROOT / source).exists()
+
+
+def test_dockerfile_copies_every_package_and_nothing_that_is_not_there():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    copied = {
+        source
+        for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
+        for source in line.split()[:-1]
+    }
+    assert {package.split(".")[0] for package in packages} <= copied
+    assert all((ROOT / source).exists() for source in copied)
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == allowed
+
+
+def test_prometheus_configuration_and_rules_are_valid():
+    run(tool("promtool"), "check", "config", "deploy/prometheus.yml")
+
+
+def test_alerts_fire_when_they_should_and_only_then():
+    run(tool("promtool"), "test", "rules", "deploy/alerts_test.yml")
+
+
+def test_every_alert_has_a_severity_a_summary_and_a_runbook_and_is_tested():
+    tested = (DEPLOY / "alerts_test.yml").read_text()
+    for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            assert rule["labels"]["severity"] in ("page", "ticket")
+            assert {"summary", "runbook"} == set(rule["annotations"])
+            assert rule["alert"] in tested
+
+
+def expressions() -> list[tuple[str, str]]:
+    """Where each PromQL expression stands, and the expression."""
+    found = [
+        (f"{path.stem}: {panel['title']}", target["expr"])
+        for path in DASHBOARDS
+        for panel in json.loads(path.read_text())["panels"]
+        for target in panel.get("targets", [])
+    ]
+    rules: dict[str, Any] = yaml.safe_load((DEPLOY / "alerts.yml").read_text())
+    return found + [(rule["alert"], rule["expr"]) for group in rules["groups"] for rule in group["rules"]]
+
+
+@pytest.mark.parametrize(("where", "expression"), expressions())
+def test_expression_asks_for_metrics_that_there_are(where, expression):
+    known = {sample for metric in Metrics().registry.collect() for sample in names_of(metric.name, metric.type)}
+    asked = set(re.findall(r"\b(?:carousel|process)_\w+", expression))
+    assert asked or expression.startswith("up{")
+    assert asked <= known, where
+
+
+def names_of(name: str, kind: str) -> list[str]:
+    if kind == "histogram":
+        return [f"{name}_bucket", f"{name}_sum", f"{name}_count"]
+    return [f"{name}_total" if kind == "counter" else name]
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_dashboard_is_whole(path):
+    dashboard = json.loads(path.read_text())
+    source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert {panel["datasource"]["uid"] for panel in panels if "datasource" in panel} == {source["uid"]}
+    cells = [
+        (panel["gridPos"]["x"] + dx, panel["gridPos"]["y"] + dy)
+        for panel in panels
+        for dx in range(panel["gridPos"]["w"])
+        for dy in range(panel["gridPos"]["h"])
+    ]
+    assert len(set(cells)) == len(cells), "panels overlap"
+    assert max(x for x, _ in cells) < 24
+
+
+def test_dashboards_are_three_and_the_home_is_one():
+    assert [path.stem for path in DASHBOARDS] == ["generation", "overview", "sessions"]
+    home = COMPOSE["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert Path(home).name == "overview.json"

@@ -1,0 +1,171 @@
+"""The int8 step graph against the same arithmetic in numpy, whole numbers and all."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from export import int8_graph
+from export.int8_graph import build_int8_step
+from export.int8_product import ACTIVATION_LEVELS, WEIGHT_LEVELS, ZERO_POINT, quantize_columns
+from export.parity import ParityError, measure_parity
+from export.step_module import step_module
+from models.graph import TensorSpec, read_graph
+from models.nn.language import LanguageModel, LanguageModelConfig
+from models.nn.tracing import TracingModel, TracingModelConfig
+from models.step import check_step
+
+SIZES = [("lstm", 7, 9, 1, False), ("lstm", 5, 11, 2, True), ("gru", 6, 8, 2, False), ("gru", 9, 4, 3, True)]
+
+
+def random_model(
+    cell: str, embedding: int, hidden: int, layers: int, tied: bool, vocabulary: int = 17
+) -> LanguageModel:
+    model = LanguageModel(
+        LanguageModelConfig(vocabulary, cell, embedding_size=embedding, hidden_size=hidden, layers=layers, tied=tied)
+    ).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.4, generator=generator)
+    return model
+
+
+def run(graph: bytes, fed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    names = [spec.name for spec in session.get_outputs()]
+    return dict(zip(names, session.run(names, fed), strict=True))
+
+
+def random_step(model: LanguageModel | TracingModel, rows: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(4)
+    state = {
+        f"state.{name}": np.tanh(random.standard_normal((rows, size))).astype(np.float32)
+        for name, size in model.stack.state_sizes.items()
+    }
+    return {"token": random.integers(0, 17, rows), **state}
+
+
+def rounded_product(x: np.ndarray, weight: np.ndarray, range_: float = 1.0) -> np.ndarray:
+    """x W as the int8 graph has it: both sides rounded to their grids, the sum over integers. [B, K], [N, K]"""
+    quantized = quantize_columns(weight.T)
+    whole = np.clip(np.rint(x / np.float32(range_ / ACTIVATION_LEVELS)), -ZERO_POINT, 255 - ZERO_POINT)
+    return (whole.astype(np.int64) @ quantized.values.astype(np.int64)) * quantized.scales * range_ / ACTIVATION_LEVELS
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def expected_step(
+    model: LanguageModel, fed: dict[str, np.ndarray], seen: dict[str, np.ndarray], table: bool
+) -> dict[str, np.ndarray]:
+    """Each layer from the weights; what a layer reads from below is what the graph says of it (`seen`)."""
+    embedding = model.embedding.weight.detach().numpy()
+    x, expected = embedding[fed["token"]], {}
+    for depth, layer in enumerate(model.stack.typed_layers()):
+        rnn = {name: value.detach().numpy() for name, value in layer.rnn.named_parameters()}
+        w_ih, w_hh = rnn["weight_ih_l0"], rnn["weight_hh_l0"]
+        range_ = 1.0 if depth else float(np.abs(embedding).max())
+        looked_up = table and depth == 0
+        # An LSTM's two biases are one, on the input's side: the table holds the sum of all that it stands for.
+        both = layer.cell == "lstm"
+        from_x = (x @ w_ih.T if looked_up else rounded_product(x, w_ih, range_)) + rnn["bias_ih_l0"]
+        from_x = from_x + both * rnn["bias_hh_l0"]
+        from_x = from_x.astype(np.float16) if looked_up else from_x
+        h = fed[f"state.h{depth}"]
+        from_h = rounded_product(h, w_hh) + (not both) * rnn["bias_hh_l0"]
+        if layer.cell == "lstm":
+            i, f, g, o = np.split(from_x + from_h, 4, axis=1)
+            c = sigmoid(f) * fed[f"state.c{depth}"] + sigmoid(i) * np.tanh(g)
+            expected |= {f"next_state.c{depth}": c, f"next_state.h{depth}": sigmoid(o) * np.tanh(c)}
+        else:
+            (xr, xz, xn), (hr, hz, hn) = np.split(from_x, 3, axis=1), np.split(from_h, 3, axis=1)
+            z = sigmoid(xz + hz)
+            expected[f"next_state.h{depth}"] = (1 - z) * np.tanh(xn + sigmoid(xr + hr) * hn) + z * h
+        x = seen[f"next_state.h{depth}"]
+    projection = model.projection
+    expected["logits"] = rounded_product(x, projection.weight.detach().numpy()) + projection.bias.detach().numpy()
+    return expected
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize(("cell", "embedding", "hidden", "layers", "tied"), SIZES)
+def test_int8_step_is_the_rounded_arithmetic(
+    monkeypatch: pytest.MonkeyPatch, cell: str, embedding: int, hidden: int, layers: int, tied: bool, table: bool
+) -> None:
+    if not table:
+        monkeypatch.setattr(int8_graph, "MAX_TABLE_BYTES", 0)
+    model = random_model(cell, embedding, hidden, layers, tied)
+    fed = random_step(model, rows=3)
+    seen = run(build_int8_step(step_module(model)), fed)
+    expected = expected_step(model, fed, seen, table)
+    assert seen.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(seen[name], value, atol=2e-6, err_msg=name)
+
+
+def test_int8_weights_cannot_saturate_sixteen_bits() -> None:
+    weight = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32) * [1, 10, 1e-3, 0, 1e4]
+    quantized = quantize_columns(weight.astype(np.float32))
+    assert np.abs(quantized.values).max(axis=0).tolist() == [WEIGHT_LEVELS, WEIGHT_LEVELS, WEIGHT_LEVELS, 0, 63]
+    assert np.iinfo(np.int16).max >= 2 * (ZERO_POINT + ACTIVATION_LEVELS) * WEIGHT_LEVELS
+    error = np.abs(quantized.values * quantized.scales - weight)
+    assert (error <= quantized.scales * 0.5001).all()
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_int8_graph_keeps_the_contract_and_takes_no_scale_from_the_batch(
+    monkeypatch: pytest.MonkeyPatch, table: bool
+) -> None:
+    if not table:
+        monkeypatch.setattr(int8_graph, "MAX_TABLE_BYTES", 0)
+    content = build_int8_step(step_module(random_model("lstm", 5, 7, 2, True)), candidates=4)
+    graph = read_graph(content, "step.onnx")
+    assert check_step(graph, "language") == 17
+    assert graph.input("state.c1") == TensorSpec("state.c1", "float32", (None, 5))
+    operators = {node.op_type for node in onnx.load_from_string(content).graph.node}
+    assert not {operator for operator in operators if "Dynamic" in operator}
+    products = [node for node in onnx.load_from_string(content).graph.node if node.op_type == "MatMulIntegerToFloat"]
+    assert len(products) == (4 if table else 5)  # layer 0's two or one, layer 1's two, the projection
+    constants = {tensor.name for tensor in onnx.load_from_string(content).graph.initializer}
+    assert all(name in constants for node in products for name in node.input[1:])
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_int8_rows_keep_to_themselves_in_batches_of_every_size(cell: str) -> None:
+    model = random_model(cell, 19, 37, 2, False, vocabulary=131)
+    parity = measure_parity(model, build_int8_step(step_module(model), candidates=5), "int8", steps=32)
+    assert parity.row_independent
+    assert 1e-4 < parity.max_abs_error < 2  # rounded, and still the model
+
+
+def test_int8_graph_that_says_no_number_is_refused() -> None:
+    model = random_model("gru", 6, 8, 1, False)
+    broken = random_model("gru", 6, 8, 1, False)
+    broken.projection.bias.data[3] = torch.nan
+    with pytest.raises(ParityError, match="an entry is off by nan"):
+        measure_parity(model, build_int8_step(step_module(broken)), "int8", steps=4)
+
+
+def test_candidates_are_the_best_logits_and_the_normalizer_of_all() -> None:
+    model = random_model("lstm", 5, 7, 1, False)
+    model.projection.weight.data *= 30  # some rows' probabilities underflow
+    seen = run(build_int8_step(step_module(model), candidates=6), random_step(model, rows=9))
+    logits = seen["logits"]
+    np.testing.assert_array_equal(seen["candidate_ids"], np.argsort(-logits, axis=1)[:, :6])
+    np.testing.assert_array_equal(seen["candidate_logits"], np.take_along_axis(logits, seen["candidate_ids"], axis=1))
+    exact = np.log(np.exp(logits.astype(np.float64) - 50).sum(axis=1)) + 50
+    np.testing.assert_allclose(seen["log_normalizer"], exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("cell", "layers"), [("lstm", 1), ("gru", 2)])
+def test_int8_tracing_step_is_near_the_model(cell: str, layers: int) -> None:
+    config = TracingModelConfig(5, cell, embedding_size=6, hidden_size=7, layers=layers)
+    model = TracingModel(config).eval()
+    graph = build_int8_step(step_module(model))
+    assert check_step(read_graph(graph, "step.onnx"), "tracing") == 5
+    parity = measure_parity(model, graph, "int8", steps=40)
+    assert 0 < parity.max_abs_error < 0.01

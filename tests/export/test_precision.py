@@ -1,0 +1,196 @@
+"""int8 is judged on the run's own validation data, measured as training measures, and refused when it is worse."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export import publish as publish_module
+from export.__main__ import main
+from export.forward import GraphForward, TorchForward
+from export.int8_graph import build_int8_step
+from export.precision import figures
+from export.publish import export_checkpoint
+from export.step_module import step_module
+from models.bundle import open_bundle
+from models.errors import CheckpointError
+from models.nn.checkpoint import (
+    Checkpoint,
+    load_language_model,
+    load_tracing_model,
+    read_checkpoint,
+    write_checkpoint,
+)
+from models.nn.validation import ValidationData, read_validation, write_validation
+from models.tracing_score import score as tracing_score
+from training.evaluation import score
+from training.tracing_score import answers, predict
+
+CORPUS = "0" * 64
+
+
+def language_data(length: int = 301) -> ValidationData:
+    ids = torch.from_numpy(np.random.default_rng(2).integers(0, 13, length))
+    return ValidationData("language", CORPUS, [ids], characters=length + 40)
+
+
+def tracing_data() -> ValidationData:
+    random = np.random.default_rng(3)
+    lengths = [*range(1, 150, 7), 290]
+    return ValidationData("tracing", CORPUS, [torch.from_numpy(random.integers(0, 10, length)) for length in lengths])
+
+
+def recorded(path: Path, **validation: float) -> None:
+    """Put figures into the checkpoint's header, as training would have."""
+    read = read_checkpoint(path)
+    write_checkpoint(path, Checkpoint(read.tensors, {**read.header, "validation": validation}))
+
+
+@pytest.fixture
+def language_run(make_checkpoint, tmp_path: Path) -> Path:
+    """A run directory as training leaves it."""
+    (tmp_path / "text").mkdir()
+    path = make_checkpoint(tmp_path / "text" / "best.safetensors", layers=1)
+    data = language_data()
+    model, _ = load_language_model(read_checkpoint(path))
+    recorded(path, **asdict(score(model, data.sequences[0], data.characters)))
+    write_validation(path.parent / "validation.safetensors", data)
+    return path.parent
+
+
+@pytest.fixture
+def tracing_run(make_tracing_checkpoint, tmp_path: Path) -> Path:
+    (tmp_path / "learners").mkdir()
+    path = make_tracing_checkpoint(tmp_path / "learners" / "best.safetensors")
+    data = tracing_data()
+    histories = [sequence.numpy() for sequence in data.sequences]
+    model, _ = load_tracing_model(read_checkpoint(path))
+    recorded(path, **asdict(tracing_score(predict(model, histories), answers(histories))))
+    write_validation(path.parent / "validation.safetensors", data)
+    return path.parent
+
+
+def test_validation_data_read_back_are_what_was_written(tmp_path: Path) -> None:
+    data = tracing_data()
+    write_validation(tmp_path / "v.safetensors", data)
+    read = read_validation(tmp_path / "v.safetensors")
+    assert (read.task, read.corpus_sha256, read.characters) == ("tracing", CORPUS, 0)
+    assert [part.tolist() for part in read.sequences] == [part.tolist() for part in data.sequences]
+
+
+def test_validation_data_of_another_kind_are_refused(make_checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not hold validation data"):
+        read_validation(make_checkpoint(tmp_path / "best.safetensors"))
+
+
+def test_figures_of_learners_are_trainings_own(tracing_run: Path) -> None:
+    path = tracing_run / "best.safetensors"
+    model, _ = load_tracing_model(read_checkpoint(path))
+    measured = figures(lambda rows: TorchForward(model, rows), tracing_data())
+    assert measured.model_dump() == pytest.approx(read_checkpoint(path).header["validation"], rel=1e-6)
+
+
+def test_figures_of_a_text_are_trainings_own(language_run: Path) -> None:
+    path = language_run / "best.safetensors"
+    model, _ = load_language_model(read_checkpoint(path))
+    measured = figures(lambda rows: TorchForward(model, rows), language_data())
+    assert measured.model_dump() == pytest.approx(read_checkpoint(path).header["validation"], rel=1e-6)
+
+
+def test_int8_export_records_the_figures_before_and_after(language_run: Path, tmp_path: Path) -> None:
+    done = export_checkpoint(language_run, tmp_path / "r", "m", precision="int8", candidates=40, max_worsening=0.5)
+    bundle = open_bundle(done.bundle)
+    manifest, trained = bundle.manifest, read_checkpoint(language_run / "best.safetensors").header["validation"]
+    assert manifest.precision == "int8"
+    assert manifest.quantization == done.quantization
+    assert manifest.quantization.fp32.model_dump() == pytest.approx(trained, rel=1e-6)
+    assert (manifest.quantization.measure, manifest.quantization.allowed) == ("relative perplexity", 0.5)
+    graph = bundle.files["step.onnx"]
+    served = figures(lambda rows: GraphForward(graph, "language", rows), language_data())
+    assert manifest.validation == served
+    assert served.perplexity != pytest.approx(trained["perplexity"], rel=1e-6)
+    change = served.perplexity / trained["perplexity"] - 1
+    assert manifest.quantization.worsening == pytest.approx(change, abs=1e-6)
+    assert bundle.step.output("candidate_ids").shape == (None, 13)  # no more than there are tokens
+    assert sorted(path.name for path in done.bundle.iterdir()) == ["manifest.json", "step.onnx", "tokenizer.json"]
+
+
+def test_int8_export_of_a_tracing_run_records_auc(tracing_run: Path, tmp_path: Path) -> None:
+    done = export_checkpoint(tracing_run, tmp_path / "r", "m", precision="int8", max_worsening=0.1)
+    manifest = open_bundle(done.bundle).manifest
+    model, _ = load_tracing_model(read_checkpoint(tracing_run / "best.safetensors"))
+    graph = build_int8_step(step_module(model))
+    assert manifest.validation == figures(lambda rows: GraphForward(graph, "tracing", rows), tracing_data())
+    assert manifest.quantization.measure == "AUC"
+    lost = manifest.quantization.fp32.auc - manifest.validation.auc
+    assert manifest.quantization.worsening == lost
+
+
+def test_int8_export_that_is_worse_than_allowed_publishes_nothing(
+    language_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def off(step, candidates=0):
+        step = copy.deepcopy(step)  # its weights are the model's
+        step.projection.bias.data[3] += 2
+        return build_int8_step(step, candidates)
+
+    monkeypatch.setattr(publish_module, "build_int8_step", off)
+    arguments = [str(language_run), "--repository", str(tmp_path / "r"), "--name", "m", "--precision", "int8"]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "in relative perplexity; allowed is 0.005 (--max-worsening), so nothing was published" in said
+    assert not (tmp_path / "r").exists()
+    assert main([*arguments, "--max-worsening", "9"]) == 0
+    assert "in relative perplexity; allowed is 9" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "r" / "m" / "1" / "manifest.json").read_text())
+    assert manifest["quantization"]["worsening"] > 0.005
+
+
+def test_int8_export_without_validation_data_says_how_to_get_them(
+    make_checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_checkpoint(tmp_path / "best.safetensors")
+    assert main([str(path), "--repository", str(tmp_path / "r"), "--name", "m", "--precision", "int8"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"export: {tmp_path / 'validation.safetensors'}: there is no such file")
+    assert f"run `python -m training RECIPE --resume --output {tmp_path}`" in said
+
+
+def test_int8_export_refuses_the_data_of_another_corpus(language_run: Path, tmp_path: Path) -> None:
+    data = language_data()
+    write_validation(language_run / "validation.safetensors", ValidationData("language", "1" * 64, data.sequences, 9))
+    with pytest.raises(CheckpointError, match=r"a corpus with sha256 1+; best.safetensors was trained on 0+$"):
+        export_checkpoint(language_run, tmp_path / "r", "m", precision="int8")
+
+
+def test_int8_export_refuses_data_on_which_training_did_not_measure(language_run: Path, tmp_path: Path) -> None:
+    write_validation(language_run / "validation.safetensors", language_data(length=300))
+    with pytest.raises(CheckpointError, match="so the file is not this run's"):
+        export_checkpoint(language_run, tmp_path / "r", "m", precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--candidates", "3"], "argument --candidates: is for --precision int8 alone"),
+        (["--max-worsening", "0"], "argument --max-worsening: is for --precision int8 alone"),
+        (["--precision", "int8", "--candidates", "0"], "argument --candidates: 0 candidates; allowed is 1 or more"),
+    ],
+)
+def test_cli_refuses_flags_that_do_not_fit(
+    language_run: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main([str(language_run), "--repository", "r", "--name", "m", *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_tracing_models_name_no_candidates(tracing_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="task 'tracing'; only language models name candidates"):
+        export_checkpoint(tracing_run, tmp_path / "r", "m", precision="int8", candidates=3)

@@ -1,0 +1,99 @@
+"""A captioning bundle opened by the repository: the engine's captions against the offline decoder's, word for word."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from export.publish import export_checkpoint
+from service.engine.sequence import BeamParameters, SamplingParameters, Sequence, TokenEvent
+from service.generation import admit, encode, run_quietly
+from service.observability.metrics import Metrics
+from service.repository import Repository
+from service.settings import Settings
+
+MAX_TOKENS = 8
+IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_captioning_checkpoint, tmp_path_factory):
+    return make_captioning_checkpoint(tmp_path_factory.mktemp("checkpoint") / "captions.safetensors")
+
+
+@pytest.fixture(scope="module")
+def repository_path(checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("repository")
+    export_checkpoint(checkpoint, path, "captions")
+    return path
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(9).random((IMAGES, 3, 16, 24)).astype(np.float32)
+
+
+@pytest.fixture
+def model(checkpoint):
+    from models.nn.checkpoint import load_captioning_model, read_checkpoint
+
+    return load_captioning_model(read_checkpoint(checkpoint))[0].eval()
+
+
+@pytest.mark.parametrize("width", [0, 1, 3, 5])
+async def test_captions_of_a_served_bundle_are_those_of_the_offline_decoder(repository_path, model, images, width):
+    import torch
+
+    from models.nn.beam import beam_search, greedy
+
+    metrics = Metrics()
+    repository = Repository(Settings(repository=repository_path, max_rows=16, intra_op_threads=1), metrics)
+    served = repository.get("captions")
+    codec = served.bundle.image_codec
+
+    async def caption(image):
+        with admit(served, max(width, 1)) as place:
+            encoding = await encode(served, image)
+            sequence = Sequence(
+                np.array([codec.begin_id]),
+                None if width else SamplingParameters(MAX_TOKENS, temperature=0.0),
+                beam=BeamParameters(width, MAX_TOKENS, codec.end_id, 0.7, best=width) if width else None,
+                stop=lambda token: token == codec.end_id,
+                snapshot=encoding.snapshot,
+                memories=encoding.memories,
+                attention=True,
+            )
+            if width:
+                return (await run_quietly(served, place, sequence)).hypotheses
+            stream, tokens = place.start(sequence), []
+            while isinstance(event := await stream.get(), TokenEvent):
+                tokens.append(event.token)
+                assert event.attention.sum() == pytest.approx(1, abs=1e-5)
+            return tokens
+
+    repository.start()
+    try:
+        async with asyncio.timeout(60):
+            told = await asyncio.gather(*map(caption, images))
+        assert served.failure is None
+    finally:
+        await repository.close()
+    assert served.failure == "the server is shutting down"
+
+    given = (model, torch.from_numpy(images), codec.begin_id, codec.end_id, MAX_TOKENS)
+    if width:
+        for hypotheses, expected in zip(told, beam_search(*given, width=width, length_penalty=0.7), strict=True):
+            assert [h.tokens for h in hypotheses] == [
+                tuple(token for token in each.ids if token != codec.end_id) for each in expected
+            ]
+            assert [h.reason.value for h in hypotheses] == [each.finish_reason for each in expected]
+            assert [h.logprob for h in hypotheses] == pytest.approx([e.log_probability for e in expected], abs=1e-4)
+            assert [h.score for h in hypotheses] == pytest.approx([e.score for e in expected], abs=1e-4)
+    else:
+        assert [tuple(tokens) for tokens in told] == [each.ids for each in greedy(*given)]
+    labels = {"model": "captions", "version": "1"}
+    assert metrics.registry.get_sample_value("carousel_encoder_images_sum", labels) == IMAGES
+    batches = metrics.registry.get_sample_value("carousel_encoder_images_count", labels)
+    assert batches == metrics.registry.get_sample_value("carousel_encoder_seconds_count", labels)

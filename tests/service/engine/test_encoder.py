@@ -1,0 +1,259 @@
+"""Images that queue up, are encoded together and come back each to its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from service.engine.encoder import BATCHES, Encoder, EncoderStopped, EncodingFailed
+from service.engine.rows import NOT_FINITE
+from service.engine.runner import RunnerBroken
+
+SHAPE = (3, 2, 5)
+DEADLINE_SECONDS = 30
+
+
+class FakeGraph:
+    """What comes out is a function of each image; a batch can be held back at its gate."""
+
+    def __init__(self):
+        self.batches = []
+        self.gate, self.reached = threading.Event(), threading.Event()
+        self.gate.set()
+        self.fault = lambda value: None
+
+    def __call__(self, images):
+        values = images.reshape(len(images), -1)[:, 0].tolist()
+        self.batches.append(values)
+        self.reached.set()
+        assert self.gate.wait(DEADLINE_SECONDS)
+        self.reached.clear()
+        state = np.stack([image[0] * 2 for image in images])  # [B, 2, 5]
+        for place, value in enumerate(values):
+            fault = self.fault(value)
+            if isinstance(fault, BaseException):
+                raise fault
+            if fault is not None:
+                state[place, 1, 1] = fault
+        return {
+            "state.h": state,
+            "memory.map": np.stack([image[1] + 1 for image in images]),
+            "memory.count": np.array(values, np.int64)[:, None],
+        }
+
+
+def image(value):
+    return np.full(SHAPE, value, np.float32)
+
+
+@pytest.fixture
+def graph():
+    return FakeGraph()
+
+
+@asynccontextmanager
+async def running(
+    graph, *, max_batch=16, workers=1, on_batch=lambda report: None, clock=None
+) -> AsyncIterator[Encoder]:
+    extra = {} if clock is None else {"clock": clock}
+    encoder = Encoder(graph, SHAPE, frozenset({"state.h"}), workers=workers, on_batch=on_batch, **extra)
+    encoder.max_batch = max_batch
+    encoder.start()
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            yield encoder
+    finally:
+        graph.gate.set()
+        await encoder.close()
+
+
+async def held(graph, encoder):
+    """A task whose image is in the graph, and stays there until the gate opens."""
+    graph.gate.clear()
+    task = asyncio.create_task(encoder.encode(image(99)))
+    await asyncio.to_thread(graph.reached.wait, DEADLINE_SECONDS)
+    return task
+
+
+async def waiting(encoder, *values):
+    """Tasks whose images wait."""
+    tasks = [asyncio.create_task(encoder.encode(image(value))) for value in values]
+    await asyncio.sleep(0)  # each runs until it waits for its result
+    assert encoder.waiting == len(values)
+    return tasks
+
+
+def assert_encoding(encoding, value):
+    assert list(encoding.states) == ["state.h"]
+    np.testing.assert_array_equal(encoding.states["state.h"], np.full((2, 5), 2 * value))
+    np.testing.assert_array_equal(encoding.memories["memory.map"], np.full((2, 5), value + 1))
+    assert encoding.memories["memory.count"].tolist() == [value]
+    assert all(row.base is None for row in (*encoding.states.values(), *encoding.memories.values()))
+    assert encoding.snapshot.state is encoding.states
+    assert len(encoding.snapshot.pending) == 0
+
+
+async def test_workers_encode_side_by_side(graph):
+    async with running(graph, workers=3, max_batch=2) as encoder:
+        tasks = []
+        for count in (1, 2, 3):
+            tasks.append(await held(graph, encoder))
+            assert len(graph.batches) == count
+            graph.reached.clear()
+        later = await waiting(encoder, 5)
+        graph.gate.set()
+        for encoding in await asyncio.gather(*tasks):
+            assert_encoding(encoding, 99)
+        assert_encoding(await later[0], 5)
+    assert graph.batches == [[99], [99], [99], [5]]
+
+
+async def test_worker_that_breaks_stops_the_others_and_nobody_waits_for_ever(graph):
+    graph.fault = lambda value: RuntimeError("broken") if value in (0, 13) else None
+    async with running(graph, workers=2) as encoder:
+        with pytest.raises(EncoderStopped, match="broken"):
+            await encoder.encode(image(13))
+        assert encoder.failure is not None
+        with pytest.raises(EncoderStopped, match="broken"):
+            await encoder.encode(image(1))
+
+
+async def test_images_that_wait_are_encoded_together_in_order(graph):
+    reports = []
+    ticks = iter(range(100))
+    async with running(graph, max_batch=4, on_batch=reports.append, clock=lambda: float(next(ticks))) as encoder:
+        first = await held(graph, encoder)
+        rest = await waiting(encoder, *range(10))
+        graph.gate.set()
+        assert_encoding(await first, 99)
+        for value, encoding in enumerate(await asyncio.gather(*rest)):
+            assert_encoding(encoding, value)
+    assert graph.batches == [[99], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [report.images for report in reports] == [1, 4, 4, 2]
+    assert [report.seconds for report in reports] == [1.0] * 4
+
+
+async def test_cancelled_image_leaves_the_queue(graph):
+    async with running(graph) as encoder:
+        first = await held(graph, encoder)
+        stays, goes = await waiting(encoder, 1, 2)
+        goes.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await goes
+        assert encoder.waiting == 1
+        graph.gate.set()
+        await asyncio.gather(first, stays)
+    assert graph.batches == [[99], [1]]
+
+
+async def test_image_cancelled_while_it_is_encoded_hurts_none_of_its_batch(graph):
+    loop = asyncio.get_running_loop()
+    async with running(graph) as encoder:
+        first = await held(graph, encoder)
+        tasks = await waiting(encoder, 1, 2)
+        graph.fault = lambda value: loop.call_soon_threadsafe(tasks[0].cancel) and None
+        graph.gate.set()
+        _, gone, stays = await asyncio.gather(first, *tasks, return_exceptions=True)
+    assert isinstance(gone, asyncio.CancelledError)
+    assert_encoding(stays, 2)
+    assert graph.batches == [[99], [1, 2]]
+
+
+async def test_image_that_raises_fails_alone(graph):
+    graph.fault = lambda value: ValueError("bad image") if value == 2 else None
+    async with running(graph) as encoder:
+        first = await held(graph, encoder)
+        tasks = await waiting(encoder, 1, 2, 3)
+        graph.gate.set()
+        _, one, two, three = await asyncio.gather(first, *tasks, return_exceptions=True)
+        assert_encoding(one, 1)
+        assert_encoding(three, 3)
+        assert isinstance(two, EncodingFailed)
+        assert str(two) == "ValueError: bad image"
+        assert encoder.failure is None
+        assert_encoding(await encoder.encode(image(4)), 4)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+async def test_image_whose_outputs_are_not_finite_fails_alone(graph, poison):
+    graph.fault = lambda value: poison if value == 2 else None
+    async with running(graph) as encoder:
+        first = await held(graph, encoder)
+        tasks = await waiting(encoder, 1, 2)
+        graph.gate.set()
+        _, one, two = await asyncio.gather(first, *tasks, return_exceptions=True)
+    assert_encoding(one, 1)
+    assert isinstance(two, EncodingFailed)
+    assert str(two) == NOT_FINITE
+    assert graph.batches == [[99], [1, 2]]
+
+
+async def test_graph_that_fails_on_zeros_too_is_broken(graph):
+    graph.fault = lambda value: OSError("device lost")
+    async with running(graph, max_batch=1) as encoder:
+        first = await held(graph, encoder)
+        (second,) = await waiting(encoder, 1)
+        graph.gate.set()
+        for task in (first, second):
+            with pytest.raises(EncoderStopped, match=r"the model's encoder is broken \(OSError: device lost\)"):
+                await task
+        assert "device lost" in encoder.failure
+        with pytest.raises(EncoderStopped, match="device lost"):
+            await encoder.encode(image(1))
+
+
+async def test_defect_ends_those_who_wait(graph, monkeypatch):
+    async with running(graph) as encoder:
+        first = await held(graph, encoder)
+        graph.fault = lambda value: ValueError("bad image")
+        monkeypatch.setattr(encoder, "_time", lambda count: 1 / 0)
+        (second,) = await waiting(encoder, 1)
+        graph.gate.set()
+        for task in (first, second):
+            with pytest.raises(EncoderStopped, match=r"the encoder failed \(ZeroDivisionError\)"):
+                await task
+        assert encoder.failure == "the encoder failed (ZeroDivisionError)"
+
+
+async def test_close_finishes_the_batch_and_refuses_what_waits(graph):
+    async with running(graph) as encoder:
+        first = await held(graph, encoder)
+        (second,) = await waiting(encoder, 1)
+        closing = asyncio.create_task(encoder.close())
+        await asyncio.sleep(0)  # it runs until it waits for the thread
+        with pytest.raises(EncoderStopped, match="shutting down"):
+            await encoder.encode(image(2))
+        graph.gate.set()
+        await closing
+        assert_encoding(await first, 99)
+        with pytest.raises(EncoderStopped, match="shutting down"):
+            await second
+    assert graph.batches == [[99]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [({1: 10, 4: 40, 16: 1}, 1), ({1: 10, 4: 20, 16: 100}, 4), ({1: 10, 4: 20, 16: 40}, 16)],
+)
+def test_warm_up_chooses_the_batch_that_encodes_most_images_per_second(seconds, chosen):
+    now = [0.0]
+
+    def graph(images):
+        now[0] += seconds[len(images)]
+        return {}
+
+    encoder = Encoder(graph, SHAPE, frozenset(), on_batch=print, clock=lambda: now[0])
+    encoder.warm_up()
+    assert encoder.max_batch == chosen
+    assert set(seconds) == set(BATCHES)
+
+
+def test_warm_up_refuses_a_graph_that_cannot_run(graph):
+    graph.fault = lambda value: ValueError("no such kernel")
+    with pytest.raises(RunnerBroken, match="no such kernel"):
+        Encoder(graph, SHAPE, frozenset(), on_batch=print).warm_up()

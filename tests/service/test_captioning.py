@@ -1,0 +1,58 @@
+"""Captions below the API: what is whole is what was streamed, whatever the tokenizer writes before a word."""
+
+import pytest
+
+from models.codec.image import read_image
+from service.captioning import CaptionParameters, CaptionStream, find_captions
+from service.engine.sequence import BeamParameters, SamplingParameters
+from service.generation import Finished, admit, encode
+from service.observability.metrics import Metrics
+from service.repository import Repository
+from service.settings import Settings
+from tests.service.tiny_captioner import END, text_of
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "blanks"])
+async def model(request, captioner, tmp_path):
+    captioner.publish(tmp_path, "captions", blanks=request.param)
+    repository = Repository(Settings(repository=tmp_path, max_rows=4, intra_op_threads=1), Metrics())
+    repository.start()
+    yield repository.get("captions")
+    await repository.close()
+
+
+@pytest.fixture
+def files(picture):
+    return [picture(seed) for seed in range(10)]
+
+
+def _pixels(model, file):
+    return model.bundle.image_codec.preprocessing.apply(read_image(file))
+
+
+async def test_whole_caption_is_what_was_streamed(model, captioner, files):
+    greedy = CaptionParameters(SamplingParameters(max_tokens=20, temperature=0.0))
+    beam = CaptionParameters(BeamParameters(1, 20, END))
+    for file in files:
+        expected, logprob, _ = captioner.greedy(file)
+        pixels = _pixels(model, file)
+        with admit(model) as place:
+            stream = CaptionStream(model, place, await encode(model, pixels), greedy)
+            *tokens, finished = [event async for event in stream.events()]
+        assert isinstance(finished, Finished)
+        assert finished.text == "".join(token.text for token in tokens) == text_of(expected)
+        assert stream.logprob == pytest.approx(logprob, abs=1e-4)
+        for parameters in (greedy, beam):  # a beam of one is greedy
+            with admit(model) as place:
+                (whole,) = await find_captions(model, place, pixels, parameters)
+            assert (whole.text, list(whole.tokens), whole.reason) == (finished.text, expected, finished.reason)
+            assert whole.logprob == pytest.approx(logprob, abs=1e-4)
+
+
+async def test_place_serves_one_image_after_another(model, captioner, files):
+    parameters = CaptionParameters(BeamParameters(3, 20, END, 0.7, best=2), 0.7)
+    with admit(model, 3) as place:
+        for file in files:
+            found = await find_captions(model, place, _pixels(model, file), parameters)
+            assert [list(one.tokens) for one in found] == [tokens for tokens, *_ in captioner.beam(file, 3, 0.7)[:2]]
+            assert [one.text for one in found] == [text_of(list(one.tokens)) for one in found]

@@ -1,0 +1,68 @@
+"""How well a captioning model predicts people's captions, and what it says itself.
+
+Axes: N images, S steps that are present.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.codec.image import ImageCodec
+from models.nn.beam import Hypothesis, beam_search, greedy
+from models.nn.captioning import CaptioningModel
+from training.caption_batches import IGNORED, Images, Marks, rectangle
+
+CHUNK_IMAGES = 100
+"""Images a pass: bounds memory."""
+
+
+def chunks(images: Images, count: int) -> Iterator[tuple[slice, Tensor]]:
+    """All images, in their first version, some at a time, each time with their places."""
+    for start in range(0, count, CHUNK_IMAGES):
+        places = range(start, min(start + CHUNK_IMAGES, count))
+        yield slice(places.start, places.stop), images.read(places, [0] * len(places))
+
+
+@torch.inference_mode()
+def nats_per_token(
+    model: CaptioningModel, images: Images, captions: Sequence[Sequence[Sequence[int]]], marks: Marks
+) -> float:
+    """Mean cross-entropy of all captions' tokens, end tokens counted and words outside the vocabulary left out.
+
+    Args:
+        model: in evaluation mode.
+        images: the pictures.
+        captions: of each picture, the words' ids of each caption.
+        marks: the framing ids.
+    """
+    total, tokens = 0.0, 0
+    device = model.projection.bias.device
+    for places, some in chunks(images, len(captions)):
+        said = rectangle(captions[places], marks).to(device)
+        logits, _ = model(some.to(device), said.ids, said.present)  # [S, V]
+        targets = said.targets[said.present]
+        total += functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").item()
+        tokens += int((targets != IGNORED).sum())
+    return total / tokens
+
+
+def decode(
+    model: CaptioningModel, images: Images, count: int, codec: ImageCodec, max_tokens: int, width: int, penalty: float
+) -> list[Hypothesis]:
+    """The best caption of each image: greedy where `width` is 1, as a service's caption would be."""
+    device = model.projection.bias.device
+    said: list[Hypothesis] = []
+    for _, some in chunks(images, count):
+        pictures = some.to(device)
+        if width == 1:
+            said += greedy(model, pictures, codec.begin_id, codec.end_id, max_tokens)
+        else:
+            found = beam_search(
+                model, pictures, codec.begin_id, codec.end_id, max_tokens, width=width, length_penalty=penalty
+            )
+            said += [of_image[0] for of_image in found]
+    return said

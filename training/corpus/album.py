@@ -1,0 +1,112 @@
+"""Captioned pictures to learn from and to be measured on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL.Image import Image
+
+from models.codec.image import read_image
+from models.errors import ImageRejected
+from training.caption_sections import CaptionFiles
+from training.corpus.caption_files import read_captions
+from training.corpus.captions import CaptionedImage
+from training.corpus.pictures import Pictures
+from training.corpus.scene_drawing import draw_scene
+from training.corpus.scene_words import describes, scene_captions
+from training.corpus.scenes import Scene, make_scenes, scenes_sha256
+from training.errors import CorpusError
+
+OpenPicture = Callable[[str], Image]
+"""A picture by name, upright and in RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Album:
+    """Captioned pictures."""
+
+    pictures: Sequence[CaptionedImage]
+    open_picture: OpenPicture | None
+    """None where the recipe says only where the features are."""
+    sha256: str
+    """Of the file of captions, unpacked, or of it and the list of names; of the scenes where they are made up."""
+    is_true: Callable[[str, str], bool] | None = None
+    """Whether a caption is true of the picture of a name; known only of scenes."""
+
+    @property
+    def names(self) -> list[str]:
+        """The pictures' names, in order."""
+        return [picture.name for picture in self.pictures]
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions of all pictures."""
+        return [caption for picture in self.pictures for caption in picture.captions]
+
+
+def read_albums(files: CaptionFiles) -> tuple[Album, Album]:
+    """The pictures to learn from, and those to be measured on.
+
+    Raises:
+        CorpusError: a file cannot be used.
+    """
+    validation = read_validation(files)
+    if files.kind == "generated":
+        return _of_scenes(make_scenes(files.seed, files.scenes)), validation
+    train = _read(files, files.train, files.train_list, files.train_pictures, "train")
+    shared = set(train.names) & set(validation.names)
+    same = files.train == files.validation or files.train_pictures == files.validation_pictures != ""
+    if shared and same:  # in two places, one name may be of two pictures
+        raise CorpusError(f"picture {min(shared)!r} is both in corpus.train and in corpus.validation; list it in one")
+    return train, validation
+
+
+def read_validation(files: CaptionFiles) -> Album:
+    """The pictures to be measured on alone.
+
+    Raises:
+        CorpusError: a file cannot be used.
+    """
+    if files.kind == "generated":
+        return _of_scenes(make_scenes(files.seed, files.validation_scenes, first=files.scenes))
+    return _read(files, files.validation, files.validation_list, files.validation_pictures, "validation")
+
+
+def _read(files: CaptionFiles, captions: str, listed_in: str, pictures: str, part: str) -> Album:
+    key = f"corpus.{part}"
+    images, digest = read_captions(
+        Path(captions),
+        files.kind if files.kind != "generated" else "tsv",
+        key,
+        listed_in=Path(listed_in) if listed_in else None,
+        image_column=files.image,
+        caption_column=files.caption,
+    )
+    if listed_in:
+        names = "\n".join(image.name for image in images)
+        digest = hashlib.sha256(f"{digest}\n{names}".encode()).hexdigest()
+    return Album(images, _opener(Pictures(Path(pictures), f"{key}_pictures")) if pictures else None, digest)
+
+
+def _opener(pictures: Pictures) -> OpenPicture:
+    def open_picture(name: str) -> Image:
+        try:
+            return read_image(pictures.read(name))
+        except ImageRejected as error:
+            raise CorpusError(f"picture {name!r}: {error}") from None
+
+    return open_picture
+
+
+def _of_scenes(scenes: Sequence[Scene]) -> Album:
+    by_name = {f"scene-{scene.index}": scene for scene in scenes}
+    images = [CaptionedImage(name, scene_captions(scene)) for name, scene in by_name.items()]
+    return Album(
+        images,
+        lambda name: draw_scene(by_name[name]),
+        scenes_sha256(scenes),
+        lambda name, caption: describes(caption, by_name[name]),
+    )

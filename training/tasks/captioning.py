@@ -1,0 +1,234 @@
+"""Captioning: say of a picture what people said of it.
+
+Axes: N pictures, K captions of each, T steps, S steps that are present, P image positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.codec.image import ImageCodec, Preprocessing
+from models.codec.text import UNKNOWN_TOKEN, TextCodec
+from models.features import FrozenEncoder
+from models.nn.captioning import CaptioningModel, CaptioningModelConfig, map_shape
+from models.nn.recurrent import RecurrentState
+from training.caption_batches import IGNORED, CaptionBatches, CaptionWindow, Images, Marks
+from training.caption_metrics import bleu
+from training.caption_score import decode, nats_per_token
+from training.corpus.album import Album
+from training.corpus.tokenizer import CAPTION_BEGIN, CAPTION_END, caption_codec, frequent_words
+from training.errors import RecipeError
+from training.features import FeatureImages
+from training.pixels import PixelImages
+from training.recipe import CaptioningRecipe
+from training.trainer import Evaluation
+
+GREY = 127.5
+"""A model's own encoder reads pixels in [-1, 1]."""
+
+
+class CaptioningTask:
+    """A captioning model, its training pictures as batches, and its validation pictures."""
+
+    unit = "tok"
+
+    def __init__(self, recipe: CaptioningRecipe, train: Album, validation: Album) -> None:
+        self._recipe = recipe
+        self._train, self._validation = train, validation
+        self.criterion_name = "100 - BLEU-4" if recipe.decoding.criterion == "bleu_4" else "nats/token"
+        self._device = torch.device(recipe.run.device)
+        text = caption_codec(frequent_words(train.captions, recipe.vocabulary.min_frequency))
+        config, preprocessing, self._encoder, images, self._images = _eyes(recipe, text, train, validation)
+        self.codec = ImageCodec(text, preprocessing, CAPTION_BEGIN, CAPTION_END)
+        """Over the words of the training captions."""
+        unknown = text.id_of(UNKNOWN_TOKEN)
+        assert unknown is not None
+        self._marks = Marks(self.codec.begin_id, self.codec.end_id, unknown, recipe.vocabulary.max_tokens)
+        self._batches = CaptionBatches(
+            images,
+            _ids(text, train),
+            self._marks,
+            size=recipe.batches.images,
+            captions_each=recipe.batches.captions,
+            seed=recipe.run.seed,
+        )
+        self._validation_ids = _ids(text, validation)
+        self.module = CaptioningModel(config).to(self._device)
+        self.windows_per_epoch = self._batches.windows_per_epoch
+        self._targets_per_window = self._batches.targets / self.windows_per_epoch
+        self.tokens_per_window = max(1, round(self._targets_per_window))
+        self.description = (
+            f"{self.module.parameter_count:,} parameters, {text.vocabulary_size:,} tokens in the vocabulary, "
+            f"{len(train.pictures):,} pictures with {self._batches.targets:,} tokens of captions, "
+            f"{self.windows_per_epoch:,} windows per epoch; validation: {len(validation.pictures):,} pictures"
+        )
+
+    def windows(self, epoch: int, start: int) -> Iterator[CaptionWindow]:
+        """The windows of an epoch, from window `start` on."""
+        return self._batches.windows(epoch, start)
+
+    def initial_state(self) -> RecurrentState:
+        """Nothing: a caption begins and ends within its window."""
+        return {}
+
+    def loss(self, window: CaptionWindow, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """The loss of a window <float32>[].
+
+        Cross-entropies are divided by the mean number of targets of a window, not by this window's own: over an epoch
+        every token weighs the same.
+        """
+        settings = self._recipe.loss
+        captions = window.captions.to(self._device)
+        sampled = settings.scheduled_sampling * window.epoch / max(self._recipe.schedule.epochs - 1, 1)
+        features = self.module.features(window.images.to(self._device))
+        logits, looked = self.module.teach(features, captions.ids, captions.present, sampled)
+        targets = captions.targets[captions.present]  # [S]
+        loss = functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+        loss = loss / self._targets_per_window
+        if settings.doubly_stochastic and looked is not None:
+            loss = loss + settings.doubly_stochastic * uneven_attention(looked.float(), captions.present)
+        if settings.words:
+            loss = loss + settings.words * unseen_words(self.module.detect(features).float(), captions.targets)
+        return loss, state
+
+    def evaluate(self) -> Evaluation:
+        """Caption the validation pictures, and predict their captions, with the module's present weights."""
+        decoding = self._recipe.decoding
+        self.module.eval()
+        nats = nats_per_token(self.module, self._images, self._validation_ids, self._marks)
+        said = decode(
+            self.module,
+            self._images,
+            len(self._validation.pictures),
+            self.codec,
+            self._marks.max_tokens,
+            decoding.beam_width,
+            decoding.length_penalty,
+        )
+        captions = [self.codec.caption(hypothesis.ids) for hypothesis in said]
+        one, _, _, four = bleu(captions, [picture.captions for picture in self._validation.pictures])
+        figures = {"bleu_1": one, "bleu_4": four, "nats_per_token": nats}
+        summary = f"BLEU-1 {one:.2f}, BLEU-4 {four:.2f}, {nats:.4f} nats/token"
+        if self._validation.is_true is not None:
+            truths = map(self._validation.is_true, self._validation.names, captions)
+            figures["true"] = 100.0 * sum(truths) / len(captions)
+            summary += f", {figures['true']:.1f} % true"
+        return Evaluation(100.0 - four if decoding.criterion == "bleu_4" else nats, figures, summary)
+
+    def resume_header(self) -> dict[str, Any]:
+        """What a resumption must find again: captions and features by digest."""
+        return {
+            "task": "captioning",
+            "corpus_sha256": self._train.sha256,
+            "validation_sha256": self._validation.sha256,
+            "encoder": self._encoder_json(),
+        }
+
+    def export_header(self, evaluation: Evaluation, steps: int) -> dict[str, Any]:
+        """What the export room needs beside the weights."""
+        decoding = self._recipe.decoding.model_dump(include={"beam_width", "length_penalty"})
+        figures = {name: evaluation.figures[name] for name in ("bleu_1", "bleu_4", "nats_per_token")}
+        return {
+            "task": "captioning",
+            "model": self.module.config.to_json(),
+            "tokenizer": self.codec.text.to_json(),
+            "begin": CAPTION_BEGIN,
+            "end": CAPTION_END,
+            "max_new_tokens": self._marks.max_tokens,
+            "encoder": self._encoder_json(),
+            "preprocessing": self.codec.preprocessing.model_dump(mode="json"),
+            "decoding": decoding,
+            "validation": {"images": len(self._validation.pictures), **decoding, **figures},
+            "provenance": {
+                "recipe": self._recipe.name,
+                "corpus_sha256": self._train.sha256,
+                "parameters": self.module.parameter_count,
+                "cell": self.module.config.cell,
+                "steps": steps,
+            },
+        }
+
+    def _encoder_json(self) -> dict[str, Any] | None:
+        return None if self._encoder is None else self._encoder.model_dump(mode="json")
+
+
+def unseen_words(detected: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of which words each image's captions hold, summed over the vocabulary, mean over images.
+
+    Args:
+        detected: logits. <float32>[N, V]
+        targets: the captions' words, or IGNORED. <int64>[N, K, T]
+
+    Returns:
+        <float32>[]
+    """
+    held = torch.zeros(len(detected), detected.shape[1] + 1, device=detected.device)  # the last for what is ignored
+    words = targets.flatten(1)
+    held.scatter_(1, torch.where(words == IGNORED, detected.shape[1], words), 1.0)
+    return functional.binary_cross_entropy_with_logits(detected, held[:, :-1], reduction="sum") / len(detected)
+
+
+def uneven_attention(looked: Tensor, present: Tensor) -> Tensor:
+    """The doubly stochastic penalty: the mean over captions and positions of (1 - sum over steps of alpha)^2.
+
+    Xu et al. 2015, section 4.2.1, where it is the sum over positions.
+
+    Args:
+        looked: alpha of each step. <float32>[N, K, T, P]
+        present: the steps that there are. <bool>[N, K, T]
+
+    Returns:
+        <float32>[]
+    """
+    total = (looked * present[..., None]).sum(2)  # [N, K, P]
+    return (1.0 - total[present[:, :, 0]]).square().mean()
+
+
+def _ids(text: TextCodec, album: Album) -> list[list[list[int]]]:
+    return [[text.encode(caption) for caption in picture.captions] for picture in album.pictures]
+
+
+def _eyes(
+    recipe: CaptioningRecipe, text: TextCodec, train: Album, validation: Album
+) -> tuple[CaptioningModelConfig, Preprocessing, FrozenEncoder | None, Images, Images]:
+    """The network's shape, what is done to an image, the frozen encoder, and both albums' pictures as the network
+    takes them."""
+    if not recipe.features.train:
+        return _own_eyes(recipe, text.vocabulary_size, train, validation)
+    files, pooled = recipe.features, recipe.model.attention == "none"
+    seen = FeatureImages(files.train, train.names, "features.train", pooled=pooled)
+    held_out = FeatureImages([files.validation], validation.names, "features.validation", pooled=pooled)
+    encoder = seen.encoder
+    if held_out.encoder != encoder:
+        raise RecipeError("features.train and features.validation are of two encoders; compute both with the same")
+    if encoder.grid is None and not pooled:
+        raise RecipeError("features.train holds pooled features; model.attention 'soft' needs a map, 'none' does not")
+    config = recipe.model.config(text.vocabulary_size, encoder.grid or (1, 1), encoder.size)
+    return config, encoder.preprocessing, encoder, seen, held_out
+
+
+def _own_eyes(
+    recipe: CaptioningRecipe, vocabulary_size: int, train: Album, validation: Album
+) -> tuple[CaptioningModelConfig, Preprocessing, None, Images, Images]:
+    if train.open_picture is None or validation.open_picture is None:
+        raise RecipeError(
+            "the recipe says neither where pictures nor where features are; set corpus.train_pictures and "
+            "corpus.validation_pictures, or features.train and features.validation"
+        )
+    encoder = recipe.encoder
+    grid = map_shape(encoder.height, encoder.width, encoder.channels)
+    config = recipe.model.config(vocabulary_size, grid, encoder.channels[-1], encoder.channels)
+    grey = (GREY, GREY, GREY)
+    preprocessing = Preprocessing(width=encoder.width, height=encoder.height, mean=grey, deviation=grey)
+    return (
+        config,
+        preprocessing,
+        None,
+        PixelImages(train.names, train.open_picture, preprocessing),
+        PixelImages(validation.names, validation.open_picture, preprocessing),
+    )

@@ -123,16 +123,14 @@ class _NoSynonyms:
         return []
 
 
-class _Stems(PorterStemmer):  # type: ignore[misc]
+class _Stems:
     """Porter's, remembered: a corpus has some thousand words, each many times."""
 
     @staticmethod
     @cache
-    def _stem(word: str) -> str:
+    def stem(word: str) -> str:
+        """The word's stem."""
         return str(PorterStemmer().stem(word))
-
-    def stem(self, word: str, to_lowercase: bool = True) -> str:  # noqa: ARG002 (captions are in lower case)
-        return self._stem(word)
 
 
 def meteor_exact_stem(caption: Words, references: Sequence[Words]) -> float:

@@ -40,7 +40,8 @@ Message = TypeVar("Message")
 class Cancellable(Protocol):
     """A generation that can be ended early."""
 
-    def cancel(self) -> None: ...  # noqa: D102
+    def cancel(self) -> None:
+        """End early; nothing happens if it has ended already."""
 
 
 class Connection(ABC):

@@ -97,7 +97,8 @@ def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
     """As the service opens it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.dynamic_block_base", "4")
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

@@ -19,7 +19,7 @@ from service.observability.requests import RequestObserver
 from service.repository import Repository
 from service.settings import Settings
 
-SWITCH_INTERVAL_SECONDS = 0.0005
+SWITCH_INTERVAL_SECONDS = 0.0001
 """How long one thread may keep the interpreter's lock while another waits for it. With Python's 5 ms, a step that has
 returned from onnxruntime could wait longer for the event loop than it took to run."""
 

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -28,15 +29,31 @@ from service.repository import ServedModel
 from service.stop import StopMatcher, stop_condition
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Token:
-    """One sampled token. `text` may be empty: what is held back comes with a later token."""
+    """One sampled token. `text` may be empty: what is held back comes with a later token.
+
+    Not frozen: one is made per token, and a frozen one takes four times as long.
+    """
 
     index: int
     token: int
     text: str
     logprob: float
     alternatives: tuple[Alternative, ...]
+
+
+class TokenTaker(Protocol):
+    """Takes tokens the moment they come, on the event loop, in place of whoever reads the events."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can take a token without waiting; else it comes as an event."""
+        ...
+
+    def take(self, token: Token) -> None:
+        """Take a token."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,8 @@ class Generation:
             keep_prompt=keep_prompt,
         )
         self._tokens: deque[int] = deque(maxlen=CONTEXT_TOKENS)
+        self._texts: list[str] = []
+        self._last_at = 0.0
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -134,33 +153,46 @@ class Generation:
             return self._context
         return np.concatenate([self._context, np.array(self._tokens, np.int64)])[-CONTEXT_TOKENS:]
 
-    async def events(self) -> AsyncIterator[Token | Finished]:
+    async def events(self, taker: TokenTaker | None = None) -> AsyncIterator[Token | Finished]:
         """The tokens, then Finished.
+
+        Args:
+            taker: is given each token as soon as it is there, as long as it is ready; what it has taken is no event
+                any more. The last token always is one.
 
         Raises:
             ServiceError: slow_reader, step_failed or model_unavailable.
         """
+
+        def hand_over(event: TokenEvent) -> bool:
+            if taker is None or not taker.ready:
+                return False
+            taker.take(self._token(event))
+            return True
+
         try:
-            stream = self._admission.start(self.sequence, self._overflowed)
+            stream = self._admission.start(self.sequence, self._overflowed, hand_over if taker else None)
         except EngineStopped as error:
             raise Unavailable("model_unavailable", f"{self._model.name}: {error}", 1) from None
         if self._cancelled:
             self._admission.cancel()
-        texts: list[str] = []
-        count, last_at = 0, 0.0
         while isinstance(event := await stream.get(), TokenEvent):
-            last_at = measure_token(self._model, self._admission, self.sequence, count, last_at)
-            self._tokens.append(event.token)
-            text = self._matcher.push(self._detokenizer.push(event.token))
             end = stream.ended_with
-            if end is not None and end.reason is FinishReason.LENGTH:
-                text += self._matcher.flush()
-            texts.append(text)
-            yield Token(count, event.token, text, event.logprob, event.alternatives)
-            count += 1
-        usage = Usage(self._prompt_tokens, count)
+            yield self._token(event, cut_off=end is not None and end.reason is FinishReason.LENGTH)
+        usage = Usage(self._prompt_tokens, len(self._texts))
         raise_for(self._model, event)
-        yield Finished(event.reason, "".join(texts), usage, event.snapshot)
+        yield Finished(event.reason, "".join(self._texts), usage, event.snapshot)
+
+    def _token(self, event: TokenEvent, cut_off: bool = False) -> Token:
+        """What a sampled token adds to the text; with all that was held back, where the text is `cut_off` after it."""
+        count = len(self._texts)
+        self._last_at = measure_token(self._model, self._admission, self.sequence, count, self._last_at)
+        self._tokens.append(event.token)
+        text = self._matcher.push(self._detokenizer.push(event.token))
+        if cut_off:
+            text += self._matcher.flush()
+        self._texts.append(text)
+        return Token(count, event.token, text, event.logprob, event.alternatives)
 
     def _overflowed(self) -> None:
         self._model.metrics.shed_slow_reader.inc()

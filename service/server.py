@@ -7,7 +7,9 @@ import socket
 
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.protocol import State
 
+from service.api.direct_frames import FRAME_WRITER
 from service.api.message_limit import MESSAGE_LIMIT
 from service.app import create_app
 from service.settings import Settings
@@ -27,8 +29,26 @@ class StreamProtocol(WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         """Run the application; soon after its end, drop the connection whatever is still unsent."""
         self.scope[MESSAGE_LIMIT] = self._allow_messages_of  # type: ignore[literal-required]  # servers may add keys
+        self.scope[FRAME_WRITER] = self  # type: ignore[literal-required]
         await super().run_asgi()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `write_text` may be called: the connection is open, and not too much is unsent."""
+        return self.writable.is_set() and self.conn.state is State.OPEN and not self.disconnected
+
+    def write_text(self, text: str) -> None:
+        """Send a text frame (RFC 6455, section 5.2: final, not masked; no extension is ever agreed on)."""
+        payload = text.encode()
+        size = len(payload)
+        if size < 126:
+            head = bytes((0x81, size))
+        elif size < 1 << 16:
+            head = b"\x81\x7e" + size.to_bytes(2, "big")
+        else:
+            head = b"\x81\x7f" + size.to_bytes(8, "big")
+        self.transport.write(head + payload)
 
     def _allow_messages_of(self, max_bytes: int) -> None:
         self.conn.max_message_size = max_bytes

@@ -31,6 +31,7 @@ class TextCodec:
         # Not get_vocab_size(): where ids leave gaps, an id may be larger than the number of tokens.
         self.vocabulary_size: int = max(tokenizer.get_vocab().values(), default=-1) + 1
         self.unknown_id = self.id_of(UNKNOWN_TOKEN)
+        self._texts: dict[int, str] = {}
 
     @classmethod
     def from_json(cls, content: str) -> TextCodec:
@@ -67,7 +68,8 @@ class TextCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
 
     def id_of(self, token: str) -> int | None:
         """The id of a token of the vocabulary, None where there is no such token."""
@@ -76,11 +78,14 @@ class TextCodec:
 
     def token_text(self, token: int) -> str:
         """How one token reads by itself (a byte-level token may be part of a character: U+FFFD)."""
-        return self.decode([token])
+        text = self._texts.get(token)
+        if text is None:  # kept, as a detokeniser asks for each token that it is given
+            text = self._texts[token] = self.decode([token])
+        return text
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
         """A detokeniser that goes on where `context` (the prompt's ids) ended."""
-        return Detokenizer(self._tokenizer, list(context[-CONTEXT_TOKENS:]))
+        return Detokenizer(self, list(context[-CONTEXT_TOKENS:]))
 
 
 class Detokenizer:
@@ -94,17 +99,17 @@ class Detokenizer:
     that it holds back anew at every step, which is quadratic. Here at most 2 * CONTEXT_TOKENS ids are looked at.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: list[int]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, codec: TextCodec, context: list[int]) -> None:
+        self._codec = codec
         self._context = context  # ids whose text has been given out (or was the prompt's)
         self._pending: list[int] = []  # ids after them, some of whose text is held back
-        text = self._decode(context)
+        text = codec.decode(context)
         self._sent = len(text) - text.endswith(REPLACEMENT)  # of the text of both, characters given out
 
     def push(self, token: int) -> str:
         """The text that `token` completes; empty while a character is still incomplete."""
         self._pending.append(token)
-        text = self._decode(self._context + self._pending)
+        text = self._codec.decode(self._context + self._pending)
         whole = len(text.rstrip(REPLACEMENT))
         if whole < len(text) and len(self._pending) == CONTEXT_TOKENS:
             whole = len(text) - 1  # no character has so many bytes: all but the last, which may have begun one, is void
@@ -113,11 +118,8 @@ class Detokenizer:
             self._sent = max(self._sent, whole)
             return piece
         piece = text[self._sent : whole]
-        after = self._decode(self._pending)
+        after = self._codec.token_text(token) if len(self._pending) == 1 else self._codec.decode(self._pending)
         if after:  # else the tokens left no trace, and the context stays what it was
             self._context, self._sent = self._pending, len(after) - (len(text) - whole)
         self._pending = []
         return piece
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False))

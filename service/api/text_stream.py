@@ -10,6 +10,7 @@ from fastapi import WebSocket
 from service.api import frames
 from service.api.connection import Connection, Work
 from service.api.context import Context
+from service.api.direct_frames import token_frames
 from service.api.messages import DEFAULT_MAX_TOKENS, Cancel, Feed, Start, StreamMessage, check_top_k
 from service.engine.async_engine import Admission
 from service.engine.sequence import Ids, Snapshot
@@ -83,7 +84,7 @@ class TextConnection(Connection):
         )
         self.hold(generation)
         await self.send(frames.accepted(record.request_id, model, prompt_tokens=len(prompt)))
-        async for event in generation.events():
+        async for event in generation.events(token_frames(self.websocket)):
             if isinstance(event, Token):
                 await self.websocket.send_text(frames.token_json(event))
             else:

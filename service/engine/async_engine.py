@@ -20,7 +20,7 @@ import numpy as np
 from service.engine.core import EngineCore
 from service.engine.runner import RunnerBroken
 from service.engine.sequence import FinishEvent, FinishReason, Sequence, StepOutput, StepReport, TokenEvent
-from service.engine.token_stream import TokenStream
+from service.engine.token_stream import TokenSink, TokenStream
 
 logger = logging.getLogger("carousel.engine")
 
@@ -147,14 +147,14 @@ class AsyncEngine:
         """Give a place back (Admission does it)."""
         self._admitted -= rows
 
-    def submit(self, sequence: Sequence, on_overflow: Callable[[], None]) -> TokenStream:
+    def submit(self, sequence: Sequence, on_overflow: Callable[[], None], sink: TokenSink | None) -> TokenStream:
         """Start a sequence (through an Admission)."""
 
         def end_slow_reader() -> None:
             self.cancel(sequence)
             on_overflow()
 
-        stream = TokenStream(end_slow_reader)
+        stream = TokenStream(end_slow_reader, sink)
         self._streams[sequence] = stream
         self._command("add", sequence)
         return stream
@@ -188,13 +188,15 @@ class AsyncEngine:
                 self._wake.notify()
         streams, batch = self._streams, output.batch
         if batch is not None:
+            last = {sequence for sequence, _ in output.finished}
             alternatives, attention = batch.alternatives, batch.attention
             for place, (sequence, token, logprob) in enumerate(
                 zip(batch.sequences, batch.tokens, batch.logprobs, strict=True)
             ):
-                streams[sequence].put(TokenEvent(token, logprob, alternatives.get(place, ()), attention.get(place)))
-        for sequence, event in output.finished:
-            streams.pop(sequence).put(event)
+                event = TokenEvent(token, logprob, alternatives.get(place, ()), attention.get(place))
+                streams[sequence].put_token(event, sequence in last)
+        for sequence, end in output.finished:
+            streams.pop(sequence).put(end)
         for report in reports:
             self._on_step(report)
 
@@ -265,18 +267,21 @@ class Admission:
         self._sequence: Sequence | None = None
         self.admitted_at = time.perf_counter()
 
-    def start(self, sequence: Sequence, on_overflow: Callable[[], None] = lambda: None) -> TokenStream:
+    def start(
+        self, sequence: Sequence, on_overflow: Callable[[], None] = lambda: None, sink: TokenSink | None = None
+    ) -> TokenStream:
         """Submit the sequence that the place was taken for.
 
         Args:
             sequence: what to run.
             on_overflow: called when its reader has fallen too far behind and the sequence was ended.
+            sink: takes tokens past the stream while its reader waits.
         """
         if self._engine.failure is not None:
             raise EngineStopped(self._engine.failure)
         assert sequence.rows == self._rows, "a place was taken for another number of rows"
         self._sequence = sequence
-        return self._engine.submit(sequence, on_overflow)
+        return self._engine.submit(sequence, on_overflow, sink)
 
     def cancel(self) -> None:
         """End the sequence early; its stream still gets a FinishEvent."""

@@ -175,8 +175,8 @@ class EngineCore:
         """
         n, table = len(ids), self._table
         table.mark_seen(ids)
-        quiet = table.scoring[:n] | table.reading[:n]  # rows that sample nothing
-        if quiet.any():
+        quiet = table.traits(n).quiet
+        if quiet is not None:
             self._score(n, ended)
             self._read(n, ended)
         table.advance(n)
@@ -186,9 +186,10 @@ class EngineCore:
                 self._refill(row)
             done = table.empty(n)
         grown, over = self._beams.advance(self._outputs[:n], self._attention, done, ended) if self._beams else (0, [])
-        for row in np.flatnonzero(done & quiet).tolist():
-            ended.setdefault(row, (FinishReason.STOP, ""))
-        done &= ~quiet
+        if quiet is not None:
+            for row in np.flatnonzero(done & quiet).tolist():
+                ended.setdefault(row, (FinishReason.STOP, ""))
+            done &= ~quiet
         batch = self._sample(done, ended)
         for row in sorted(ended, reverse=True):  # from the last on, so that no row moves before its turn
             self._finish(row, *ended[row])
@@ -202,7 +203,7 @@ class EngineCore:
             emits[list(ended)] = False
         if not emits.any():
             return None
-        table, running = self._table, self.scheduler.running
+        table, running, traits = self._table, self.scheduler.running, self._table.traits(len(emits))
         samples = self._sampler.sample(self._outputs[: len(emits)], table, emits)
         if not samples.finite.all():
             for row in np.flatnonzero(emits & ~samples.finite).tolist():
@@ -211,6 +212,7 @@ class EngineCore:
         rows = np.flatnonzero(emits)
         tokens = samples.tokens[rows]
         table.push(rows, tokens)
+        generated = table.generated[rows]
         batch = TokenBatch(
             sequences=[running[row] for row in rows.tolist()],
             tokens=tokens.tolist(),
@@ -218,18 +220,21 @@ class EngineCore:
             alternatives={
                 place: self._sampler.alternatives(self._outputs[rows[place]], int(table.alternatives[rows[place]]))
                 for place in np.flatnonzero(table.alternatives[rows]).tolist()
-            },
+            }
+            if traits.alternatives
+            else {},
             attention={
                 place: self._attention[rows[place]].copy() for place in np.flatnonzero(table.attentive[rows]).tolist()
             }
-            if self._attention is not None
+            if traits.attentive and self._attention is not None
             else {},
         )
-        for row in rows[table.generated[rows] >= table.max_tokens[rows]].tolist():
+        for row in rows[generated >= table.max_tokens[rows]].tolist():
             ended[row] = (FinishReason.LENGTH, "")
-        for row in rows[table.stops[rows]].tolist():
-            self._ask_stop(row, int(table.pending[row, 0]), ended)
-        for row in rows[table.generated[rows] % CHUNK == 0].tolist():
+        if traits.stops:
+            for row in rows[table.stops[rows]].tolist():
+                self._ask_stop(row, int(table.pending[row, 0]), ended)
+        for row in rows[generated % CHUNK == 0].tolist():
             table.draw(row, running[row])
         return batch
 

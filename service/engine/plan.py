@@ -16,8 +16,8 @@ Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.intp]
 Doubles = npt.NDArray[np.float64]
 
-BLOCK_WEIGHTS = 1 << 18
-"""Weights worked on at a time: a mebibyte of float32 stays in the processor's second-level cache."""
+BLOCK_WEIGHTS = 1 << 20
+"""Weights worked on at a time, which bounds the sampler's buffers to four mebibytes each."""
 
 MAX_BLOCK_ROWS = 256
 
@@ -27,12 +27,13 @@ MIN_TEMPERATURE = np.float32(1e-6)
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """The rows of a block that use top-k or top-p, as places in the block, with their parameters. [r] each"""
+    """The rows of a block that use top-k, top-p or min-p, as places in the block, with their parameters. [r] each"""
 
     rows: Rows
     top_k: Ids
     """0 where all are kept."""
     top_p: Doubles
+    min_p: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,6 @@ class BlockPlan:
     """<float32>[b, 1]"""
     penalty: Floats | None
     """<float32>[b, 1]"""
-    min_p: Floats | None
-    """<float32>[b]"""
     truncation: Truncation | None
 
 
@@ -65,7 +64,7 @@ def plan_block(
     greedy = temperature == 0.0
     tempered = (temperature != 1.0) & ~greedy
     top_k = np.where(top_k < vocabulary_size, top_k, 0)
-    truncated = np.flatnonzero(((top_k > 0) | (top_p < 1.0)) & ~greedy)
+    truncated = np.flatnonzero(((top_k > 0) | (top_p < 1.0) | (min_p > 0.0)) & ~greedy)
     # A greedy row's weights are never looked at; a temperature of 1 leaves them as they are.
     inverse = 1.0 / np.maximum(np.where(greedy, np.float32(1.0), temperature), MIN_TEMPERATURE)
     return BlockPlan(
@@ -75,6 +74,7 @@ def plan_block(
         all_greedy=bool(greedy.all()),
         inverse_temperature=inverse[:, None].astype(np.float32) if tempered.any() else None,
         penalty=penalty[:, None].copy() if (penalty != 1.0).any() else None,
-        min_p=min_p.copy() if (min_p > 0.0).any() else None,
-        truncation=Truncation(truncated, top_k[truncated], top_p[truncated]) if len(truncated) else None,
+        truncation=Truncation(truncated, top_k[truncated], top_p[truncated], min_p[truncated])
+        if len(truncated)
+        else None,
     )

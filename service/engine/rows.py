@@ -8,6 +8,8 @@ Axes: R max_rows, n active rows, C chunk, O outputs of a step (a vocabulary's or
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +23,17 @@ NOT_FINITE = "the outputs were not finite"
 
 Ended = dict[int, tuple[FinishReason, str]]
 """Rows that end with a step, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What some active row wants, worked out when a row joins or leaves: a step asks for no more than is wanted."""
+
+    quiet: Mask | None
+    """Which rows sample nothing; None where all sample. <bool>[n]"""
+    stops: bool
+    alternatives: bool
+    attentive: bool
 
 
 class RowTable:
@@ -60,6 +73,7 @@ class RowTable:
         self.record: Floats | None = None
         """The outputs of the chunk in each recording row <float32>[R, C, O]; made when first asked for."""
         self._plans: list[BlockPlan] = []
+        self._traits: Traits | None = None
 
     @property
     def _arrays(self) -> list[npt.NDArray[np.generic]]:
@@ -72,7 +86,7 @@ class RowTable:
 
     def acquire(self, row: int, sequence: Sequence) -> None:
         """Fill a row for a sequence that joins."""
-        self._plans = []
+        self._plans, self._traits = [], None
         sampling = sequence.sampling
         readout = sequence.readout
         self.scoring[row] = sequence.quiet and readout is None
@@ -101,7 +115,7 @@ class RowTable:
 
     def release(self, row: int, last: int) -> None:
         """Take a row back: the last active row moves into its place."""
-        self._plans = []
+        self._plans, self._traits = [], None
         for array in self._arrays:
             if row != last:
                 array[row] = array[last]
@@ -155,6 +169,18 @@ class RowTable:
                 for rows in blocks
             ]
         return self._plans
+
+    def traits(self, n: int) -> Traits:
+        """What the active rows want."""
+        if self._traits is None:
+            quiet = self.scoring[:n] | self.reading[:n]
+            self._traits = Traits(
+                quiet=quiet if quiet.any() else None,
+                stops=bool(self.stops[:n].any()),
+                alternatives=bool(self.alternatives[:n].any()),
+                attentive=bool(self.attentive[:n].any()),
+            )
+        return self._traits
 
     def next_ids(self, n: int) -> Ids:
         """What each active row eats in this step. <int64>[n]"""

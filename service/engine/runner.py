@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,9 @@ from models.graph import next_name
 from models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT, Task
 from service.engine.sequence import Array, Floats, Ids
 from service.engine.state_pool import StateSpec, zeros
+
+SOFTMAX_GRAPH = Path(__file__).with_name("softmax.onnx")
+"""One Softmax node of opset 17, from `logits` to `probabilities`, both float32[rows, size]: no weights."""
 
 Step = Callable[[], None]
 
@@ -166,6 +170,24 @@ class _AttemptStep:
         self.step()
 
 
+class Softmax:
+    """The softmax of each row, by onnxruntime: in half the time of numpy, and without the lock of the interpreter."""
+
+    def __init__(self) -> None:
+        self._session = _open_session(SOFTMAX_GRAPH.read_bytes(), "softmax", intra_op_threads=1)
+        self._bound: tuple[tuple[int, int, tuple[int, ...]], onnxruntime.IOBinding] | None = None
+
+    def __call__(self, logits: Floats, probabilities: Floats) -> None:
+        """Read logits and write probabilities, both <float32>[b, V] and contiguous."""
+        place = (logits.ctypes.data, probabilities.ctypes.data, logits.shape)
+        if self._bound is None or self._bound[0] != place:  # binding takes longer than one row does
+            binding = self._session.io_binding()
+            _bind(binding.bind_input, "logits", logits)
+            _bind(binding.bind_output, "probabilities", probabilities)
+            self._bound = place, binding
+        self._session.run_with_iobinding(self._bound[1])
+
+
 class OnnxEncoder:
     """An encoder graph in onnxruntime, on the CPU, in a session (and threads) of its own.
 
@@ -191,9 +213,11 @@ def _open_session(graph: bytes, name: str, intra_op_threads: int) -> onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.log_severity_level = 3
-    # onnxruntime's threads spin while they wait for work. Within a call that is worth it; between calls they would
-    # take a core from the event loop, which has the last step's tokens to send.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Threads that spin while they wait for work take a core from the event loop, which has the last step's tokens to
+    # send. And a thread that gets its core late should find little left to do, instead of all others waiting for it.
+    # Together 1.2 times as many tokens/s at 64 streams in int8, 1.15 at one (benchmarks/README.md has the command).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.dynamic_block_base", "4")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no root error of its own

@@ -2,7 +2,7 @@
 
 Every operation works within a row, so a row's result does not depend, in any bit, on its neighbours.
 
-Axes: b rows of a block, V vocabulary, W vocabulary padded to whole buckets.
+Axes: b rows of a block, r truncated ones of them, V vocabulary, K buckets of it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ import numpy as np
 
 from service.engine.plan import BlockPlan, Doubles, Mask, Rows, Truncation, block_rows
 from service.engine.rows import RowTable
+from service.engine.runner import Softmax
 from service.engine.sequence import Alternative, Floats, Ids
 
 BUCKET = 128
 """Weights summed together before the running sum is taken: a running sum is slow, a plain sum is not."""
+
+TINY = np.float32(1e-30)
+"""Below this a probability is near the end of what float32 can tell apart, and its logarithm is had another way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,13 @@ class Sampler:
     def __init__(self, vocabulary_size: int) -> None:
         self._size = vocabulary_size
         self._block = block_rows(vocabulary_size)
-        padded = -(-vocabulary_size // BUCKET) * BUCKET
-        self._weights = np.zeros((self._block, padded), np.float32)
-        self._ordered = np.zeros((self._block, padded), np.float32)
-        self._scratch = np.zeros((self._block, vocabulary_size), np.float32)
+        self._softmax = Softmax()
+        shape = (self._block, vocabulary_size)
+        self._own = np.zeros(shape, np.float32)
+        """The model's own probabilities."""
+        self._altered = np.zeros(shape, np.float32)
+        """Probabilities after penalty and temperature."""
+        self._scratch = np.zeros(shape, np.float32)
 
     def sample(self, logits: Floats, table: RowTable, emits: Mask) -> Samples:
         """Choose the next token of each row as its parameters in `table` say.
@@ -76,9 +83,8 @@ class Sampler:
             part = rows[start:end]
             block = logits[part]  # [b, V]
             top = block.max(axis=1)
-            total = _bucket_sums(self._weigh(block, top))[:, -1]
             chosen = block[np.arange(len(part)), targets[start:end]]
-            result[start:end] = (chosen - top) - np.log(total)
+            result[start:end] = (chosen - top) - np.log(self._total(block, top))
         return result
 
     def alternatives(self, logits: Floats, count: int) -> tuple[Alternative, ...]:
@@ -91,8 +97,7 @@ class Sampler:
         candidates = np.flatnonzero(logits >= threshold)
         best = candidates[np.argsort(-logits[candidates], kind="stable")[:count]]
         top = logits.max(keepdims=True)  # [1]
-        total = _bucket_sums(self._weigh(logits[None], top))[:, -1]  # [1]
-        logprobs = ((logits[best] - top) - np.log(total)).astype(np.float32)
+        logprobs = ((logits[best] - top) - np.log(self._total(logits[None], top))).astype(np.float32)
         return tuple(
             Alternative(token, logprob) for token, logprob in zip(best.tolist(), logprobs.tolist(), strict=True)
         )
@@ -100,41 +105,38 @@ class Sampler:
     def _sample_block(
         self, logits: Floats, plan: BlockPlan, uniforms: Doubles, seen: Mask | None
     ) -> tuple[Ids, Floats]:
-        top = logits.max(axis=1)  # [b]
-        weights = self._weigh(logits, top)  # [b, W]
-        sums = _bucket_sums(weights)  # [b, W / BUCKET]
-        log_total = np.log(sums[:, -1])
-        penalised, largest = logits, top
+        own = self._own[: len(logits)]
+        self._softmax(logits, own)
+        penalised = logits
         if plan.penalty is not None and seen is not None:
             penalised = self._penalise(logits, plan.penalty, seen)
-            largest = penalised.max(axis=1)
-        if not plan.all_greedy:
-            altered = plan.inverse_temperature is not None or penalised is not logits
-            if altered:
-                self._weigh(penalised, largest, plan.inverse_temperature)
-            if plan.truncation is not None or plan.min_p is not None:
-                self._truncate(weights, plan)
-                altered = True
-            if altered:
-                sums = _bucket_sums(weights)
+        if plan.all_greedy:
+            tokens = np.asarray(penalised.argmax(axis=1))
+        else:
+            weights = own
+            if plan.inverse_temperature is not None or penalised is not logits:
+                weights, factor = self._altered[: len(logits)], plan.inverse_temperature
+                scaled = penalised
+                if factor is not None:
+                    scaled = np.multiply(penalised, factor, out=self._scratch[: len(logits)])
+                self._softmax(scaled, weights)
+            if plan.truncation is not None:
+                # In place, even where these are the model's own: no probability that is still asked for is removed.
+                _truncate(weights, plan.truncation)
+            sums = _bucket_sums(weights)
             total = sums[:, -1]
             tokens = _first_beyond(weights, sums, np.minimum(uniforms * total, np.nextafter(total, 0.0)), plan.each)
-            tokens = np.minimum(tokens, self._size - 1)  # rows of NaN may end anywhere
             if plan.greedy is not None:
                 tokens = np.where(plan.greedy, penalised.argmax(axis=1), tokens)
-        else:
-            tokens = penalised.argmax(axis=1)
-        return tokens, ((logits[plan.each, tokens] - top) - log_total).astype(np.float32)
+        return tokens, _logprobs(logits, own, tokens, plan.each)
 
-    def _weigh(self, logits: Floats, top: Floats, factor: Floats | None = None) -> Floats:
-        """exp(factor * (logits - top)) in the buffer, whose padding is zero. <float32>[b, W]"""
-        buffer = self._weights[: len(logits)]
-        weights = buffer[:, : self._size]
+    def _total(self, logits: Floats, top: Floats) -> Doubles:
+        """The sum of exp(logits - top) of each row. <float64>[b]"""
+        weights = self._own[: len(logits)]
         np.subtract(logits, top[:, None], out=weights)
-        if factor is not None:
-            np.multiply(weights, factor, out=weights)
         np.exp(weights, out=weights)
-        return buffer
+        total: Doubles = _bucket_sums(weights)[:, -1]
+        return total
 
     def _penalise(self, logits: Floats, penalty: Floats, seen: Mask) -> Floats:
         """Logits with the repetition penalty of each row. <float32>[b, V]"""
@@ -143,43 +145,78 @@ class Sampler:
         np.copyto(result, logits, where=~seen)
         return result
 
-    def _truncate(self, weights: Floats, plan: BlockPlan) -> None:
-        """Set to zero, in place, the weights that top-k, top-p or min-p remove. The largest weight of a row is 1.
 
-        Each of the three keeps what is not below a threshold weight, so ties are kept together and the outcome cannot
-        depend on the order in which equal weights were sorted.
-        """
-        threshold: Floats = np.zeros(len(weights), np.float32) if plan.min_p is None else plan.min_p.copy()  # [b]
-        if plan.truncation is not None:
-            rows = plan.truncation.rows
-            threshold[rows] = np.maximum(threshold[rows], self._thresholds(weights, plan.truncation))
-        np.multiply(weights, weights >= threshold[:, None], out=weights)
+def _logprobs(logits: Floats, own: Floats, tokens: Ids, each: Rows) -> Floats:
+    """The logarithm of the model's own probability of each row's token, not finite where its logits are not. [b]"""
+    probability = own[each, tokens]
+    if (probability < TINY).any():
+        rows = np.flatnonzero(probability < TINY)
+        below = logits[rows, tokens[rows]] - logits[rows].max(axis=1)
+        result = np.log(np.maximum(probability, TINY))
+        result[rows] = below + np.log(own[rows].max(axis=1))
+        return np.asarray(result, np.float32)
+    return np.asarray(np.log(probability), np.float32)
 
-    def _thresholds(self, weights: Floats, truncation: Truncation) -> Floats:
-        """The smallest weight that top-k, then top-p, keep in each truncated row. <float32>[r]"""
-        rows, top_k, top_p = truncation.rows, truncation.top_k, truncation.top_p
-        each = np.arange(len(rows))
-        width = weights.shape[1]
-        if not (top_p < 1.0).any():
-            places = width - top_k
-            kth: Floats = np.partition(weights[rows], np.unique(places), axis=1)[each, places]
-            return kth
-        ordered = self._ordered[: len(rows)]  # descending
-        np.negative(weights[rows], out=ordered)
-        ordered.sort(axis=1)
-        np.negative(ordered, out=ordered)
-        kept = np.where(top_k > 0, top_k, width)
-        threshold = ordered[each, kept - 1]
-        np.multiply(ordered, ordered >= threshold[:, None], out=ordered)
-        sums = _bucket_sums(ordered)
-        nucleus = _first_beyond(ordered, sums, top_p * sums[:, -1], each, reaching=True)
-        return np.asarray(np.where(top_p < 1.0, np.maximum(threshold, ordered[each, nucleus]), threshold), np.float32)
+
+def _truncate(weights: Floats, truncation: Truncation) -> None:
+    """Set to zero, in place, the weights that top-k, top-p or min-p remove.
+
+    Each of the three keeps what is not below a threshold weight, so ties are kept together and the outcome cannot
+    depend on the order in which equal weights were sorted.
+    """
+    rows = truncation.rows
+    if len(rows) == len(weights):
+        np.multiply(weights, weights >= _thresholds(weights, truncation)[:, None], out=weights)
+    else:
+        part = weights[rows]
+        weights[rows] = part * (part >= _thresholds(part, truncation)[:, None])
+
+
+def _thresholds(weights: Floats, truncation: Truncation) -> Floats:
+    """The smallest weight that is kept in each row of `weights`, which are the truncated ones. <float32>[r]"""
+    top_k, top_p, size = truncation.top_k, truncation.top_p, weights.shape[1]
+    threshold = truncation.min_p * weights.max(axis=1)
+    places = np.flatnonzero((top_k > 0) & (top_p == 1.0))
+    if len(places):
+        kth = size - top_k[places]
+        part = weights if len(places) == len(weights) else weights[places]
+        ordered = np.partition(part, np.unique(kth), axis=1)
+        threshold[places] = np.maximum(threshold[places], ordered[np.arange(len(places)), kth])
+    places = np.flatnonzero(top_p < 1.0)
+    if len(places):
+        nucleus = _nucleus(weights[places], top_k[places], top_p[places])
+        threshold[places] = np.maximum(threshold[places], nucleus)
+    return np.asarray(threshold, np.float32)
+
+
+def _nucleus(weights: Floats, top_k: Ids, top_p: Doubles) -> Floats:
+    """The smallest weight that top-k, then top-p, keep in each row. <float32>[r]"""
+    each = np.arange(len(weights))
+    ordered = -np.sort(-weights, axis=1)  # descending
+    kth = ordered[each, np.where(top_k > 0, top_k, weights.shape[1]) - 1]
+    np.multiply(ordered, ordered >= kth[:, None], out=ordered)
+    sums = _bucket_sums(ordered)
+    last = _first_beyond(ordered, sums, top_p * sums[:, -1], each, reaching=True)
+    return np.asarray(np.maximum(kth, ordered[each, last]), np.float32)
+
+
+def _buckets(weights: Floats) -> tuple[Floats, Floats]:
+    """Views of the whole buckets of each row, and of what is over. <float32>[b, -1, BUCKET], <float32>[b, < BUCKET]"""
+    b, size = weights.shape
+    whole = size - size % BUCKET
+    return weights[:, :whole].reshape(b, -1, BUCKET), weights[:, whole:]
 
 
 def _bucket_sums(weights: Floats) -> Doubles:
-    """Running sum over the buckets of each row: entry j sums weights[:(j + 1) * BUCKET]. <float64>[b, W / BUCKET]"""
-    buckets = weights.reshape(len(weights), -1, BUCKET)  # [b, W / BUCKET, BUCKET]
-    return np.cumsum(buckets.sum(axis=2), axis=1, dtype=np.float64)
+    """Running sum over the buckets of each row: entry j sums weights[:(j + 1) * BUCKET]. <float64>[b, K]"""
+    whole, rest = _buckets(weights)
+    count = whole.shape[1]
+    sums = np.empty((len(weights), count + (rest.shape[1] > 0)), np.float32)
+    # Not sum(): it takes four times as long.
+    np.einsum("bij->bi", whole, out=sums[:, :count])
+    if rest.shape[1]:
+        np.einsum("bi->b", rest, out=sums[:, count])
+    return sums.cumsum(axis=1, dtype=np.float64)
 
 
 def _first_beyond(weights: Floats, sums: Doubles, goal: Doubles, each: Rows, *, reaching: bool = False) -> Ids:
@@ -189,19 +226,35 @@ def _first_beyond(weights: Floats, sums: Doubles, goal: Doubles, each: Rows, *, 
     is never chosen, because the running sum does not grow there.
 
     Args:
-        weights: not negative. <float32>[b, W]
-        sums: their bucket sums. <float64>[b, W / BUCKET]
+        weights: not negative. <float32>[b, V]
+        sums: their bucket sums. <float64>[b, K]
         goal: <float64>[b]
         each: 0 to b - 1. <intp>[b]
         reaching: stop where the running sum equals the goal, too.
     """
-    short = sums < goal[:, None] if reaching else sums <= goal[:, None]
-    bucket = np.minimum(short.sum(axis=1), sums.shape[1] - 1)  # [b]
-    before = np.where(bucket > 0, sums[each, bucket - 1], 0.0)
-    inside = weights.reshape(len(weights), -1, BUCKET)[each, bucket]  # [b, BUCKET]
-    running = np.cumsum(inside, axis=1, dtype=np.float64) + before[:, None]
-    short = running < goal[:, None] if reaching else running <= goal[:, None]
-    # Rounding can leave the goal just out of reach: then the last place with weight in the bucket is the one.
-    last = BUCKET - 1 - (inside[:, ::-1] > 0).argmax(axis=1)
-    first: Ids = bucket * BUCKET + np.minimum(short.sum(axis=1), last)
+    goals = goal[:, None]
+    bucket: Ids = (sums < goals if reaching else sums <= goals).sum(axis=1)  # [b]
+    bucket = np.minimum(bucket, sums.shape[1] - 1)
+    inside = _bucket(weights, bucket, each)  # [b, BUCKET]
+    running = inside.cumsum(axis=1, dtype=np.float64)
+    running += np.where(bucket > 0, sums[each, bucket - 1], 0.0)[:, None]
+    place: Ids = (running < goals if reaching else running <= goals).sum(axis=1)
+    if place.max() == BUCKET:
+        # Rounding left the goal just out of reach: then the last place with weight in the bucket is the one.
+        place = np.minimum(place, BUCKET - 1 - (inside[:, ::-1] > 0).argmax(axis=1))
+    first: Ids = np.minimum(bucket * BUCKET + place, weights.shape[1] - 1)  # rows of NaN may end anywhere
     return first
+
+
+def _bucket(weights: Floats, bucket: Ids, each: Rows) -> Floats:
+    """A copy of one bucket of each row, filled up with zeros. <float32>[b, BUCKET]"""
+    whole, rest = _buckets(weights)
+    count, over = whole.shape[1], rest.shape[1]
+    if not over or bucket.max() < count:
+        return np.asarray(whole[each, bucket])
+    inside = np.zeros((len(weights), BUCKET), np.float32)
+    early = np.flatnonzero(bucket < count)
+    inside[early] = whole[early, bucket[early]]
+    late = np.flatnonzero(bucket == count)
+    inside[late, :over] = rest[late]
+    return inside

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from service.engine.async_engine import Admission, AsyncEngine
 from service.engine.encoder import EncoderReport
 from service.engine.sequence import Sequence, StepReport
+from service.observability.histogram import Histogram, Series
 
 LATENCY_BUCKETS = (
     0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5,
@@ -48,9 +49,7 @@ class Metrics:
         self.engine_overhead_seconds = self._histogram(
             "carousel_engine_overhead_seconds", "The part of a step that was not spent in onnxruntime."
         )
-        self.step_rows = Histogram(
-            "carousel_step_rows", "Rows in a step.", _MODEL, registry=registry, buckets=ROW_BUCKETS
-        )
+        self.step_rows = Histogram("carousel_step_rows", "Rows in a step.", _MODEL, ROW_BUCKETS, registry)
         self.rows = Gauge("carousel_rows", "Rows by state: active or free.", (*_MODEL, "state"), registry=registry)
         self.queue_depth = Gauge("carousel_queue_depth", "Requests waiting for a row.", _MODEL, registry=registry)
         self.tokens = Counter(
@@ -65,7 +64,7 @@ class Metrics:
         )  # fmt: skip
         self.encoder_seconds = self._histogram("carousel_encoder_seconds", "One batch of images in the encoder.")
         self.encoder_images = Histogram(
-            "carousel_encoder_images", "Images in a batch.", _MODEL, registry=registry, buckets=IMAGE_BUCKETS
+            "carousel_encoder_images", "Images in a batch.", _MODEL, IMAGE_BUCKETS, registry
         )
         self.sessions = Gauge(
             "carousel_sessions", "Sessions in this process; 0 where Redis keeps them.", registry=registry
@@ -87,7 +86,7 @@ class Metrics:
             "carousel_model_load_seconds", "Time to verify, open and warm a model up.", _MODEL, registry=registry
         )
 
-        self._ends: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
+        self._ends: dict[tuple[str, str, str, str], tuple[Counter, Series]] = {}
 
     def request_ended(self, model: str, version: str, endpoint: str, outcome: str, seconds: float) -> None:
         """Count a request and how long it took. Labels are resolved once: looking them up costs more than counting."""
@@ -102,7 +101,7 @@ class Metrics:
         end[1].observe(seconds)
 
     def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
-        return Histogram(name, help_text, (*_MODEL, *labels), registry=self.registry, buckets=LATENCY_BUCKETS)
+        return Histogram(name, help_text, (*_MODEL, *labels), LATENCY_BUCKETS, self.registry)
 
 
 class ModelMetrics:

@@ -6,11 +6,12 @@ import gc
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from models.bundle import open_bundle
 from service.engine.core import EngineCore
-from service.engine.runner import StepArrays
+from service.engine.runner import SOFTMAX_GRAPH, Softmax, StepArrays
 from service.engine.sequence import Readout, SamplingParameters, Sequence
 from service.repository import open_runner
 
@@ -145,3 +146,17 @@ def test_readout_resumed_anywhere_equals_one_run_bit_for_bit(tracing_runner):
         assert len(rest.snapshot.pending) == 0
         for name, row in rest.snapshot.state.items():
             np.testing.assert_array_equal(row, whole.snapshot.state[name])
+
+
+def test_softmax_graph_is_one_node_and_agrees_with_numpy():
+    model = onnx.load(SOFTMAX_GRAPH)
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == ["Softmax"]
+    softmax = Softmax()
+    logits = np.random.default_rng(0).standard_normal((5, 37)).astype(np.float32) * 20
+    logits[3, 5] = np.nan
+    found = np.zeros_like(logits)
+    for block in (logits, logits[1:4], logits):  # bound anew when it is called with other arrays
+        softmax(block, found[: len(block)])
+        weights = np.exp(block.astype(np.float64) - block.max(axis=1, keepdims=True))
+        np.testing.assert_allclose(found[: len(block)], weights / weights.sum(axis=1, keepdims=True), atol=1e-6)

@@ -1,0 +1,66 @@
+"""A row's bits do not depend on who is beside it: the shipped graphs in the service's own sessions, up to 128 rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.bundle import model_names, open_bundle, versions
+from service.engine.runner import StepArrays
+from service.engine.state_pool import zeros
+from service.repository import open_runner
+
+BUNDLES = Path(__file__).parents[3] / "bundles"
+ROWS = 128
+PATHS = [
+    pytest.param(BUNDLES / name / str(version), id=f"{name}-{version}")
+    for name in model_names(BUNDLES)
+    for version in versions(BUNDLES, name)
+]
+
+
+def outputs_of(runner, ids, states, memories, n):
+    """What n rows of `states` become: outputs and states."""
+    after = zeros(runner.states, n)
+    outputs = np.zeros((n, runner.output_size), np.float32)
+    looked = None if runner.attention is None else np.zeros((n, *runner.attention), np.float32)
+    before = {name: array[:n].copy() for name, array in states.items()}
+    fixed = {name: array[:n].copy() for name, array in memories.items()}
+    runner.bind(StepArrays(ids[:n].copy(), before, fixed, after, outputs, looked))()
+    return {"outputs": outputs, **after}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_row_has_the_same_bits_in_every_batch_beside_any_neighbour(path, threads):
+    bundle = open_bundle(path)
+    runner = open_runner(bundle, intra_op_threads=threads)
+    random = np.random.default_rng(1)
+    ids = random.integers(0, runner.output_size, ROWS)
+    states = {
+        name: np.tanh(random.standard_normal((ROWS, *spec.shape))).astype(spec.dtype)
+        for name, spec in runner.states.items()
+    }
+    memories = {
+        name: random.standard_normal((ROWS, *spec.shape)).astype(spec.dtype) for name, spec in runner.memories.items()
+    }
+    watched = 5
+    for n in (watched + 1, 7, 16, 33, 64, 127, 128):
+        alone = outputs_of(
+            runner,
+            ids[watched:],
+            {k: v[watched:] for k, v in states.items()},
+            {k: v[watched:] for k, v in memories.items()},
+            1,
+        )
+        for poison in (None, np.nan, 3e38):
+            troubled = {name: array.copy() for name, array in states.items()}
+            if poison is not None:
+                for array in troubled.values():
+                    array[:watched] = poison
+                    array[watched + 1 :] = poison
+            together = outputs_of(runner, ids, troubled, memories, n)
+            for name, array in alone.items():
+                assert together[name][watched].tobytes() == array[0].tobytes(), (n, poison, name)

@@ -28,7 +28,8 @@ class Settings(BaseSettings):
         int, Field(ge=0, le=1_000_000, description="Requests that may wait for a row of a model; more get a 503.")
     ] = 1024
     intra_op_threads: Annotated[
-        int, Field(ge=0, le=1024, description="Threads of one onnxruntime operator; 0 is one per core.")
+        int,
+        Field(ge=0, le=1024, description="Threads of one onnxruntime operator; 0 is one per core, but one in int8."),
     ] = 0
     max_body_bytes: Annotated[int, Field(ge=1024, description="Longest HTTP body and longest WebSocket message.")] = (
         4 * 1024 * 1024

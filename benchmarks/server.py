@@ -74,8 +74,8 @@ def running(side: Side, bundle: Path) -> Iterator[Target]:
 
 
 def service_settings(bundle: Path) -> dict[str, str]:
-    """What makes the service serve the repository of a bundle."""
-    return {"CAROUSEL_REPOSITORY": str(bundle.parent.parent)}
+    """What makes the service serve the repository of a bundle, and eat every prompt: all streams send the same one."""
+    return {"CAROUSEL_REPOSITORY": str(bundle.parent.parent), "CAROUSEL_STATE_CACHE_BYTES": "0"}
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from service.engine.sequence import (
     TokenEvent,
 )
 from service.errors import ServiceError, Unavailable
+from service.prefixes import FROM_ZEROS
 from service.repository import ServedModel
 from service.stop import StopMatcher, stop_condition
 
@@ -58,10 +59,11 @@ class TokenTaker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens in and out."""
+    """Tokens in and out; `cached_tokens` of the prompt's were not eaten again."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Generation:
         sampling: how to sample.
         stops: strings that end the text; the text ends before them.
         snapshot: memory to go on from; None starts from zeros.
+        cache_salt: prompts with another one are not met; a prompt after a snapshot meets none.
         context: ids before the prompt that the detokeniser should know, where there is a snapshot.
         keep_state: whether the end brings a snapshot.
         keep_prompt: whether that snapshot, and the context, forget what was sampled.
@@ -115,6 +118,7 @@ class Generation:
         stops: list[str],
         *,
         snapshot: Snapshot | None = None,
+        cache_salt: str | None = None,
         context: Ids | None = None,
         keep_state: bool = False,
         keep_prompt: bool = False,
@@ -128,13 +132,17 @@ class Generation:
         self._detokenizer = codec.detokenizer(self._context.tolist())
         self._matcher = StopMatcher(stops)
         self._prompt_tokens = len(prompt)
+        self._beginning = model.prefixes.begin(prompt, cache_salt) if snapshot is None else FROM_ZEROS
+        self.cached_tokens = self._beginning.length
         self.sequence = Sequence(
             prompt=prompt if snapshot is None else np.concatenate([snapshot.pending, prompt]),
             sampling=sampling,
             stop=stop_condition(stops, codec.detokenizer(self._context.tolist())),
-            snapshot=snapshot,
+            snapshot=self._beginning.snapshot if snapshot is None else snapshot,
             keep_state=keep_state,
             keep_prompt=keep_prompt,
+            looks=self._beginning.looks,
+            eaten=self._beginning.length,
         )
         self._tokens: deque[int] = deque(maxlen=CONTEXT_TOKENS)
         self._texts: list[str] = []
@@ -179,8 +187,10 @@ class Generation:
         while isinstance(event := await stream.get(), TokenEvent):
             end = stream.ended_with
             yield self._token(event, cut_off=end is not None and end.reason is FinishReason.LENGTH)
-        usage = Usage(self._prompt_tokens, len(self._texts))
+        usage = Usage(self._prompt_tokens, len(self._texts), self.cached_tokens)
         raise_for(self._model, event)
+        if not self._texts:
+            self._beginning.keep(self.sequence)
         yield Finished(event.reason, "".join(self._texts), usage, event.snapshot)
 
     def _token(self, event: TokenEvent, cut_off: bool = False) -> Token:
@@ -192,6 +202,8 @@ class Generation:
         if cut_off:
             text += self._matcher.flush()
         self._texts.append(text)
+        if count == 0:
+            self._beginning.keep(self.sequence)
         return Token(count, event.token, text, event.logprob, event.alternatives)
 
     def _overflowed(self) -> None:

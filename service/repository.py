@@ -19,6 +19,8 @@ from service.engine.runner import OnnxEncoder, OnnxRunner, RunnerBroken
 from service.engine.state_pool import StateSpec
 from service.errors import RequestError
 from service.observability.metrics import Metrics, ModelMetrics
+from service.prefix_cache import PrefixCache
+from service.prefixes import Prefixes
 from service.sessions.memory import ModelIdentity
 from service.settings import Settings
 
@@ -31,7 +33,8 @@ last bits of some operators depend on how a batch is split among threads (servic
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model: its bundle, what runs it, its metrics, and what its memories are checked against."""
+    """One model: its bundle, what runs it, its metrics, what its memories are checked against, and the beginnings of
+    prompts whose state is known."""
 
     name: str
     bundle: Bundle
@@ -40,6 +43,7 @@ class ServedModel:
     """Where sequences begin with what the bundle's encoder makes of an image."""
     metrics: ModelMetrics
     identity: ModelIdentity
+    prefixes: Prefixes
 
     @property
     def failure(self) -> str | None:
@@ -86,6 +90,8 @@ class Repository:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._prefix_cache = PrefixCache(settings.state_cache_bytes)
+        metrics.state_cache_bytes.set_function(lambda: self._prefix_cache.bytes)
         root = settings.repository
         self.models = {name: self._open_newest(root, name) for name in model_names(root)}
         if not self.models:
@@ -145,7 +151,9 @@ class Repository:
         self._metrics.model_load_seconds.labels(*labels).set(seconds)
         self._metrics.model_info.labels(*labels, manifest.task, manifest.precision, bundle.digest).set(1)
         logger.info("serving %s version %d, loaded in %.2f s", bundle.model, bundle.version, seconds)
-        return ServedModel(bundle.model, bundle, engine, encoder, metrics, ModelIdentity.of(bundle))
+        identity = ModelIdentity.of(bundle)
+        prefixes = Prefixes(self._prefix_cache, identity.digest, metrics.looked_up)
+        return ServedModel(bundle.model, bundle, engine, encoder, metrics, identity, prefixes)
 
     def _open_encoder(self, bundle: Bundle, metrics: ModelMetrics) -> Encoder | None:
         if bundle.encoder is None:

@@ -31,6 +31,14 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, le=1024, description="Threads of one onnxruntime operator; 0 is one per core, but one in int8."),
     ] = 0
+    state_cache_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Memory for the states of prompts, so that a beginning that was sent before is not eaten "
+            "again; 0 turns it off.",
+        ),
+    ] = 64 * 1024 * 1024
     max_body_bytes: Annotated[int, Field(ge=1024, description="Longest HTTP body and longest WebSocket message.")] = (
         4 * 1024 * 1024
     )

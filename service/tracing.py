@@ -14,6 +14,7 @@ from models.codec.interaction import InteractionCodec
 from models.errors import UnknownSkill
 from service.engine.sequence import FinishEvent, Floats, Ids, Readout, Sequence, Snapshot
 from service.errors import RequestError
+from service.prefixes import FROM_ZEROS, Beginning
 from service.repository import ServedModel
 from service.sessions.memory import OUTPUT
 
@@ -42,11 +43,12 @@ class Traced:
 
     Args:
         before: P(correct) of each attempt as it stood before it, NaN where there was nothing to predict it from.
-            <float32>[N]
+            <float32>[N], fewer by what was not eaten again
         after: P(correct) of the next attempt at every skill. <float32>[S]
         curve: P(correct) after each attempt at the skills asked for. <float32>[N, K]
         outputs: P(correct) at every skill after each of the last attempts, oldest first. <float32>[at most N, S]
         snapshot: the memory, its OUTPUT included; None where it was not asked for.
+        cached: attempts that were not eaten again.
     """
 
     before: Floats
@@ -54,6 +56,7 @@ class Traced:
     curve: Floats | None
     outputs: Floats
     snapshot: Snapshot | None
+    cached: int
 
 
 def encode_history(
@@ -113,24 +116,39 @@ def skill_ids(codec: InteractionCodec, skills: Iterable[str | int], where: str) 
 
 
 def trace_sequence(
-    ids: Ids, *, recalled: Snapshot | None = None, curve: Ids | None = None, last: int = 1, keep_state: bool = False
+    ids: Ids,
+    *,
+    recalled: Snapshot | None = None,
+    beginning: Beginning = FROM_ZEROS,
+    curve: Ids | None = None,
+    last: int = 1,
+    keep_state: bool = False,
 ) -> Sequence:
     """What the engine runs for a history: each attempt is eaten once, and costs one step.
 
     Args:
         ids: <int64>[N]
         recalled: the memory to go on from.
+        beginning: what is known of the history, for who wants the last output alone and has no memory to go on from.
         curve: skills to read after each attempt. <int64>[K]
         last: how many of the last outputs are wanted whole.
         keep_state: whether the memory is wanted.
     """
     targets = np.append(ids[1:] >> 1, 0)  # after the last attempt there is no next one: any column will do
     readout = Readout(targets, curve, last)
-    return Sequence(ids, None, readout, snapshot=recalled, keep_state=keep_state)
+    return Sequence(
+        ids,
+        None,
+        readout,
+        snapshot=beginning.snapshot if recalled is None else recalled,
+        keep_state=keep_state,
+        looks=beginning.looks,
+        eaten=beginning.length,
+    )
 
 
-def traced(sequence: Sequence, end: FinishEvent) -> Traced:
-    """What came of it."""
+def traced(sequence: Sequence, end: FinishEvent, cached: int = 0) -> Traced:
+    """What came of it; `cached` attempts were not eaten again."""
     reading = end.reading
     assert reading is not None
     after = reading.outputs[-1]
@@ -141,7 +159,7 @@ def traced(sequence: Sequence, end: FinishEvent) -> Traced:
     if end.snapshot is not None:
         snapshot = Snapshot({**end.snapshot.state, OUTPUT: after}, end.snapshot.pending)
     before = np.concatenate([first, reading.values[:-1]])
-    return Traced(before, after, reading.curve, reading.outputs, snapshot)
+    return Traced(before, after, reading.curve, reading.outputs, snapshot, cached)
 
 
 def without_output(snapshot: Snapshot) -> Snapshot:

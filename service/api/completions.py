@@ -115,6 +115,7 @@ class Completion:
                         context=recall.context,
                         keep_state=body.memory.keeps,
                         on_overflow=self.overflowed.set,
+                        cache_salt=body.cache_salt,
                     )
                 )
                 text = prompt if isinstance(prompt, str) else codec.decode(prompt)
@@ -201,11 +202,17 @@ class Completion:
             "text_offset": list(itertools.accumulate((len(token.text) for token in tokens), initial=offset))[:-1],
         }
 
-    def _usage(self, usages: list[Usage]) -> dict[str, int]:
+    def _usage(self, usages: list[Usage]) -> dict[str, Any]:
         copies = self._body.n or 1
         prompt = sum(usage.prompt_tokens for usage in usages) // copies
         completion = sum(usage.completion_tokens for usage in usages)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        cached = sum(usage.cached_tokens for usage in usages) // copies
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
 
 
 async def _merge(sources: list[AsyncIterator[Token | Finished]]) -> AsyncIterator[tuple[int, Token | Finished]]:

@@ -19,7 +19,7 @@ def dumps(event: dict[str, Any]) -> str:
     return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
 
 
-def accepted(request_id: str, model: ServedModel, prompt_tokens: int) -> dict[str, Any]:
+def accepted(request_id: str, model: ServedModel, prompt_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:
     """The first event."""
     return {
         "type": "accepted",
@@ -27,7 +27,7 @@ def accepted(request_id: str, model: ServedModel, prompt_tokens: int) -> dict[st
         "model": model.name,
         "version": model.bundle.version,
         "prompt_tokens": prompt_tokens,
-        "cached_tokens": 0,
+        "cached_tokens": cached_tokens,
     }
 
 

@@ -15,6 +15,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_ALTERNATIVES = 100
 MAX_FIELDS = 64
+MAX_SALT_CHARACTERS = 128
 DEFAULT_MAX_TOKENS = 256
 
 # The first wrong element is enough: a list of a million would make a million errors and hold everybody up.
@@ -56,6 +57,19 @@ class MemoryFields(Message):
     def memory(self) -> MemoryChoice:
         """The fields."""
         return MemoryChoice(self.session, self.state, self.return_state)
+
+
+class CacheFields(Message):
+    """Who may share the states of prompts."""
+
+    cache_salt: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=MAX_SALT_CHARACTERS,
+            description="Prompts with different salts never share a cached state.",
+        ),
+    ] = None
 
 
 class MemoryTold(BaseModel):
@@ -144,7 +158,7 @@ class TextOrTokens(Message):
         return self.text if self.text is not None else self.tokens or []
 
 
-class NextTokenRequest(MemoryFields):
+class NextTokenRequest(MemoryFields, CacheFields):
     """Ask for the most probable next tokens, after a text or after what a memory holds."""
 
     text: str | None = None
@@ -167,7 +181,7 @@ class ScoreRequest(TextOrTokens, MemoryFields):
     """Ask how probable a text is."""
 
 
-class CompletionsRequest(SamplingFields, MemoryFields):
+class CompletionsRequest(SamplingFields, MemoryFields, CacheFields):
     """OpenAI's completions, with top_k, min_p, repetition_penalty and a memory besides.
 
     Clients send fields of OpenAI's that are not offered here; they may, with the value that asks for nothing.
@@ -228,7 +242,7 @@ class StreamPrompt(Message):
         return self.prompt if self.prompt is not None else self.tokens or []
 
 
-class Start(StreamPrompt, MemoryFields):
+class Start(StreamPrompt, MemoryFields, CacheFields):
     """Begin a generation from an empty memory, or from that of a session or token."""
 
     type: Literal["start"]
@@ -266,6 +280,7 @@ class NextTokenResponse(MemoryTold):
     model: str
     version: int
     prompt_tokens: int
+    cached_tokens: Annotated[int, Field(description="Those of the prompt that were not eaten again.")]
     candidates: list[Candidate]
 
 

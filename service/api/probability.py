@@ -71,6 +71,7 @@ async def _next_token(model: ServedModel, memories: Memories, body: NextTokenReq
                 context=recall.context,
                 keep_state=body.memory.keeps,
                 keep_prompt=True,  # what was sampled here is a proposal
+                cache_salt=body.cache_salt,
             )
             events = [event async for event in generation.events()]
             finished = events.pop()
@@ -93,6 +94,7 @@ async def _next_token(model: ServedModel, memories: Memories, body: NextTokenReq
             model=model.name,
             version=model.bundle.version,
             prompt_tokens=len(prompt),
+            cached_tokens=generation.cached_tokens,
             candidates=candidates,
             **recall.told,
         )

@@ -81,9 +81,10 @@ class TextConnection(Connection):
             context=context,
             keep_state=True,
             on_overflow=self.overflowed(record),
+            cache_salt=request.cache_salt if isinstance(request, Start) else None,
         )
         self.hold(generation)
-        await self.send(frames.accepted(record.request_id, model, prompt_tokens=len(prompt)))
+        await self.send(frames.accepted(record.request_id, model, len(prompt), generation.cached_tokens))
         async for event in generation.events(token_frames(self.websocket)):
             if isinstance(event, Token):
                 await self.websocket.send_text(frames.token_json(event))

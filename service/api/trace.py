@@ -26,6 +26,7 @@ from service.errors import RequestError
 from service.generation import admit, run_quietly
 from service.mastery import mastery_svg
 from service.memories import MAX_MARKS, Memories, Recall
+from service.prefixes import FROM_ZEROS
 from service.repository import ServedModel
 from service.sessions.sessions import Change, SessionView
 from service.tracing import (
@@ -155,14 +156,20 @@ async def _run_all(
         for place in waiting:
             one, recall = asked[place], recalls[place]
             wants_marks = recall.choice.session is not None and len(one.history.ids) > 1
+            more = wants_marks or one.fields.each or one.curve is not None  # than the last outputs
+            beginning = FROM_ZEROS
+            if recall.snapshot is None and not more:
+                beginning = model.prefixes.begin(one.history.ids, one.fields.cache_salt)
             sequence = trace_sequence(
                 one.history.ids,
                 recalled=recall.snapshot,
+                beginning=beginning,
                 curve=one.curve,
                 last=MAX_MARKS if wants_marks else 1,
                 keep_state=recall.choice.keeps,
             )
-            results[place] = traced(sequence, await run_quietly(model, admission, sequence))
+            results[place] = traced(sequence, await run_quietly(model, admission, sequence), beginning.length)
+            beginning.keep(sequence)
             if not measured:
                 model.metrics.queued(admission, sequence)
                 measured = True
@@ -204,6 +211,7 @@ def _answer(model: ServedModel, one: _Asked, result: Traced, told: dict[str, str
     if identity is not None:
         answer["id"] = identity
     answer["attempts"] = len(history.ids)
+    answer["cached_tokens"] = result.cached
     if fields.unknown_skill == "ignore":
         answer["ignored"] = history.count - len(history.ids)
     if fields.each:

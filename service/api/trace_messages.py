@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from service.api.messages import MemoryFields, MemoryTold, Message
+from service.api.messages import CacheFields, MemoryFields, MemoryTold, Message
 
 MAX_LEARNERS = 1000
 MAX_SKILLS = 10_000
@@ -24,7 +24,7 @@ class Attempt(TypedDict):
     correct: StrictBool
 
 
-class TraceFields(MemoryFields):
+class TraceFields(MemoryFields, CacheFields):
     """One learner: what was answered, and what to tell."""
 
     attempts: Annotated[list[Attempt], Field(description="Oldest first.", fail_fast=True)]
@@ -90,6 +90,7 @@ class LearnerAnswer(MemoryTold):
 
     id: str | int | None = None
     attempts: Annotated[int, Field(description="How many were taken in.")]
+    cached_tokens: Annotated[int, Field(description="Those of them that were not eaten again.")]
     ignored: Annotated[int | None, Field(description="How many were not, where that was allowed.")] = None
     predictions: list[Prediction]
     each: list[EachAttempt] | None = None

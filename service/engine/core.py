@@ -81,7 +81,7 @@ class EngineCore:
             snapshot = None
             if sequence.keep_state and sequence.beam is None:
                 state = sequence.snapshot.state if sequence.snapshot else self._pool.blank()
-                snapshot = Snapshot(state, sequence.prompt)
+                snapshot = Snapshot(state, sequence.prompt[sequence.eaten :])
             self._finished.append((sequence, FinishEvent(FinishReason.CANCELLED, snapshot=snapshot)))
 
     @property
@@ -100,8 +100,8 @@ class EngineCore:
             for row in rows:
                 self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None, sequence.memories)
             if sequence.beam is None:
-                self._table.acquire(rows[0], sequence)
                 self._look(rows[0], sequence)
+                self._table.acquire(rows[0], sequence)
             else:
                 self._beams.acquire(rows, sequence)
             sequence.joined_at = started
@@ -286,13 +286,13 @@ class EngineCore:
     def _refill(self, row: int) -> None:
         sequence = self.scheduler.running[row]
         self._collect(row, sequence)
-        self._table.fill(row, sequence)
         self._look(row, sequence)
+        self._table.fill(row, sequence)
 
     def _look(self, row: int, sequence: Sequence) -> None:
-        """Take the snapshot of a prompt of which only the last id is left."""
-        if sequence.keep_prompt and self._table.filled[row] == 1 and not self._table.unfilled[row]:
-            sequence.kept = Snapshot(self._pool.snapshot(row), sequence.prompt[-1:])
+        """Take a copy of the state, where one is asked for after as many ids."""
+        if sequence.eaten in sequence.looks:
+            sequence.looked[sequence.eaten] = self._pool.snapshot(row)
 
     def _collect(self, row: int, sequence: Sequence) -> None:
         """Take what was weighed or read in a chunk out of the table."""
@@ -330,7 +330,7 @@ class EngineCore:
         snapshot, logprobs, reading = None, None, None
         if sequence.keep_state and reason is not FinishReason.FAILED:
             pending = np.concatenate([self._table.pending_ids(row), sequence.prompt[sequence.eaten :]])
-            snapshot = sequence.kept or Snapshot(self._pool.snapshot(row), pending)
+            snapshot = sequence.prompt_snapshot or Snapshot(self._pool.snapshot(row), pending)
         if sequence.quiet and reason is FinishReason.STOP:
             self._collect(row, sequence)
             if sequence.readout is not None:

@@ -97,6 +97,7 @@ class RowTable:
         self.generated[row] = 0
         self.stops[row] = sequence.stop is not None
         self.attentive[row] = sequence.attention
+        skipped = sequence.prompt[: sequence.eaten]
         self.fill(row, sequence)
         if sampling is None:
             return  # its parameters are zeros
@@ -111,6 +112,7 @@ class RowTable:
             self.seen = np.zeros((len(self._range), self._output_size), np.bool_)
         if self.seen is not None:
             self.seen[row] = False
+            self.seen[row, skipped] = True
         self.draw(row, sequence)
 
     def release(self, row: int, last: int) -> None:
@@ -128,9 +130,8 @@ class RowTable:
         end = len(sequence.prompt)
         if self.scoring[row]:
             end -= 1  # a score's last id is only a target
-        # A prompt to be kept stops before its last id for a look at the state.
-        stop = end - 1 if sequence.keep_prompt and sequence.eaten < end - 1 else end
-        chunk = sequence.prompt[sequence.eaten : min(stop, sequence.eaten + CHUNK)]
+        stop = next((look for look in sequence.looks if look > sequence.eaten), end)  # for a look at the state
+        chunk = sequence.prompt[sequence.eaten : min(stop, end, sequence.eaten + CHUNK)]
         self.pending[row, : len(chunk)] = chunk
         if self.scoring[row]:
             self.targets[row, : len(chunk)] = sequence.prompt[sequence.eaten + 1 : sequence.eaten + 1 + len(chunk)]

@@ -113,9 +113,12 @@ class Sequence:
         attention: whether each token comes with where the model looked, if the model says so.
         keep_state: whether the end reports a snapshot to go on from.
         keep_prompt: whether that snapshot is the prompt's, its last id not eaten: what was sampled is forgotten.
+        looks: after how many ids of the prompt to take a copy of the state, ascending, each less than N.
+        eaten: how many ids of the prompt `snapshot` has eaten already; they are fed to nobody, and count as seen.
 
-    The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken, what it weighed
-    and read, the prompt's snapshot.
+    The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken (`eaten`), what
+    it weighed and read, and the states it took a copy of, by the number of ids eaten. They are complete, and nobody's
+    but the caller's, from the first event on.
     """
 
     prompt: Ids
@@ -128,17 +131,29 @@ class Sequence:
     beam: BeamParameters | None = None
     memories: Mapping[str, Array] | None = None
     attention: bool = False
+    looks: tuple[int, ...] = ()
     joined_at: float | None = None
     eaten: int = 0
     values: list[npt.NDArray[np.float64]] = field(default_factory=list)
     curve: list[Floats] = field(default_factory=list)
     outputs: list[Floats] = field(default_factory=list)
-    kept: Snapshot | None = None
+    looked: dict[int, Mapping[str, Array]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        last = len(self.prompt) - 1
+        if self.keep_prompt and last not in self.looks:
+            self.looks = (*self.looks, last)
 
     @property
     def rows(self) -> int:
         """How many rows it takes."""
         return 1 if self.beam is None else self.beam.width
+
+    @property
+    def prompt_snapshot(self) -> Snapshot | None:
+        """The memory of the prompt alone, where it is to be kept and has been reached."""
+        state = self.looked.get(len(self.prompt) - 1) if self.keep_prompt else None
+        return None if state is None else Snapshot(state, self.prompt[-1:])
 
     @property
     def quiet(self) -> bool:

@@ -54,7 +54,7 @@ class Metrics:
         self.queue_depth = Gauge("carousel_queue_depth", "Requests waiting for a row.", _MODEL, registry=registry)
         self.tokens = Counter(
             "carousel_tokens_total",
-            "Tokens (tracing: attempts) by kind: prompt or generated.",
+            "Tokens (tracing: attempts) by kind: prompt (eaten), cached (not eaten again) or generated.",
             (*_MODEL, "kind"),
             registry=registry,
         )
@@ -65,6 +65,16 @@ class Metrics:
         self.encoder_seconds = self._histogram("carousel_encoder_seconds", "One batch of images in the encoder.")
         self.encoder_images = Histogram(
             "carousel_encoder_images", "Images in a batch.", _MODEL, IMAGE_BUCKETS, registry
+        )
+        self.state_cache_query_tokens = Counter(
+            "carousel_state_cache_query_tokens_total", "Prompt tokens looked up in the prefix-state cache.",
+            _MODEL, registry=registry,
+        )  # fmt: skip
+        self.state_cache_hit_tokens = Counter(
+            "carousel_state_cache_hit_tokens_total", "Those of them whose state was there.", _MODEL, registry=registry
+        )
+        self.state_cache_bytes = Gauge(
+            "carousel_state_cache_bytes", "Memory that the prefix-state cache holds, of all models.", registry=registry
         )
         self.sessions = Gauge(
             "carousel_sessions", "Sessions in this process; 0 where Redis keeps them.", registry=registry
@@ -120,6 +130,9 @@ class ModelMetrics:
         self._engine_overhead_seconds = metrics.engine_overhead_seconds.labels(*labels)
         self._step_rows = metrics.step_rows.labels(*labels)
         self._prompt_tokens = metrics.tokens.labels(*labels, "prompt")
+        self._cached_tokens = metrics.tokens.labels(*labels, "cached")
+        self._state_cache_query_tokens = metrics.state_cache_query_tokens.labels(*labels)
+        self._state_cache_hit_tokens = metrics.state_cache_hit_tokens.labels(*labels)
         self._generated_tokens = metrics.tokens.labels(*labels, "generated")
         self._encoder_seconds = metrics.encoder_seconds.labels(*labels)
         self._encoder_images = metrics.encoder_images.labels(*labels)
@@ -144,6 +157,12 @@ class ModelMetrics:
         self._step_rows.observe(report.rows)
         self._prompt_tokens.inc(report.prompt_tokens)
         self._generated_tokens.inc(report.generated_tokens)
+
+    def looked_up(self, tokens: int, cached: int) -> None:
+        """Record a prompt that was looked up in the prefix-state cache, and how much of it was there."""
+        self._state_cache_query_tokens.inc(tokens)
+        self._state_cache_hit_tokens.inc(cached)
+        self._cached_tokens.inc(cached)
 
     def encoded(self, report: EncoderReport) -> None:
         """Record one batch of images."""

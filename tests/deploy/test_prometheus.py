@@ -68,7 +68,7 @@ def drive(service: str) -> None:
         for learner in range(5):
             attempt = {"skill": "Counting", "correct": True}
             client.post("/v1/models/tutor/trace", json={"session": f"l{learner}", "attempts": [attempt]})
-        body = {"model": "shakespeare", "prompt": "The ", "max_tokens": 50}
+        body = {"model": "shakespeare", "prompt": "The lady ", "max_tokens": 50}
         assert client.post("/v1/completions", json=body).status_code == 200
         assert client.post("/v1/completions", json=body | {"stream": True}).status_code == 200
         assert client.post("/v1/completions", json=body | {"model": "none"}).status_code == 404

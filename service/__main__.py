@@ -1,4 +1,7 @@
-"""`python -m service`: serve the model repository. `python -m service trace`: predict a whole cohort from a file."""
+"""`python -m service`: serve the model repository.
+
+`python -m service trace` predicts a whole cohort from a file; `python -m service key` makes an API key.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,17 @@ from models.bundle import open_bundle, versions
 from models.errors import BundleNotFound, CarouselError
 from service.cohort import CohortError, read_cohort, trace_cohort
 from service.engine.runner import RunnerBroken
+from service.keys.key_file import KeyFileError, key_line, new_key
+from service.observability import logs
 from service.server import create_server
 from service.settings import Settings
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, or trace a cohort. Returns the exit status."""
+    """Serve until SIGTERM or SIGINT, trace a cohort or make a key. Returns the exit status."""
     options = _parser().parse_args(arguments)
+    if options.command == "key":
+        return _key(options)
     try:
         settings = Settings()
     except ValidationError as error:
@@ -29,8 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             name = "CAROUSEL_" + "_".join(map(str, problem["loc"])).upper()
             print(f"{name}: {problem['msg']}", file=sys.stderr)
         return 2
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # the format asks for none of them
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.install(settings.log_level, settings.log_format)
     try:
         return _trace(settings, options) if options.command == "trace" else _serve(settings)
     except (CarouselError, RunnerBroken, OSError) as error:
@@ -70,7 +76,27 @@ def _parser() -> argparse.ArgumentParser:
         default="error",
         help="about answers at skills that the model does not know (default: error)",
     )
+    key = commands.add_parser(
+        "key",
+        help="make an API key",
+        description="Make an API key. The line for CAROUSEL_API_KEYS_FILE goes to standard output; the key itself, "
+        "which nobody can find out again, to standard error.",
+    )
+    key.add_argument("name", metavar="NAME", help="what logs call the key; each name once in a file")
+    key.add_argument("--tenant", required=True, help="whose sessions, state tokens and caches its callers have")
     return parser
+
+
+def _key(options: argparse.Namespace) -> int:
+    key = new_key()
+    try:
+        line = key_line(options.name, options.tenant, key)
+    except KeyFileError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"The key, for whoever is to call; it is shown this once:\n{key}", file=sys.stderr)
+    print(line)
+    return 0
 
 
 def _serve(settings: Settings) -> int:

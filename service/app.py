@@ -12,7 +12,9 @@ from fastapi import FastAPI
 from service.api import captions, catalogue, completions, handlers, health, probability, sessions, stream, trace
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
+from service.api.key_gate import KeyGate
 from service.images import ImageReader
+from service.keys.keyring import Keyring
 from service.memories import open_memories
 from service.observability.metrics import Metrics
 from service.observability.requests import RequestObserver
@@ -31,7 +33,9 @@ def create_app(settings: Settings) -> FastAPI:
         BundleError: the repository is missing or empty, or a bundle must not be served.
         RunnerBroken: a graph does not run.
         ValueError: sessions cannot be kept as the settings say.
+        KeyFileError, OSError: API keys cannot be read.
     """
+    keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file)
     metrics = Metrics()
     context = Context(settings, Repository(settings, metrics), metrics, open_memories(settings, metrics), ImageReader())
 
@@ -65,5 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.router.routes.extend(part.router.routes)
     handlers.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_image_bytes=settings.max_image_body_bytes)
+    if keyring is not None:
+        app.add_middleware(KeyGate, keyring=keyring, metrics=metrics)
     app.add_middleware(RequestObserver, metrics=metrics)
     return app

@@ -48,6 +48,10 @@ class ErrorCode:
         "capacity_exceeded": (503, True, "As many requests run and wait as the model takes."),
         "model_unavailable": (503, True, "The model's engine does not run, or the server is shutting down."),
         "step_failed": (500, True, "The model failed on this request; others are not affected."),
+        "missing_key": (401, False, "The request brings no API key, and the server asks for one."),
+        "unknown_key": (401, False, "The API key is none of this server's, or was revoked."),
+        "rate_limited": (429, True, "The key has sent as many requests as it may, for now."),
+        "quota_exceeded": (429, True, "The key has used as many tokens as it may, for now."),
         "internal_error": (500, False, "A defect of the server."),
     }
 

@@ -25,6 +25,7 @@ from service.engine.sequence import (
     TokenEvent,
 )
 from service.errors import ServiceError, Unavailable
+from service.keys.caller import current_caller
 from service.prefixes import FROM_ZEROS
 from service.repository import ServedModel
 from service.stop import StopMatcher, stop_condition
@@ -83,12 +84,16 @@ def admit(model: ServedModel, rows: int = 1) -> Admission:
         Unavailable: capacity_exceeded or model_unavailable.
     """
     try:
-        return model.engine.admit(rows)
+        place = model.engine.admit(rows)
     except EngineFull as error:
         model.metrics.shed_full.inc()
         raise Unavailable("capacity_exceeded", f"{model.name}: {error}; try again later", 1) from None
     except EngineStopped as error:
         raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
+    caller = current_caller()
+    if caller.metered:
+        place.on_end = lambda sequence: caller.spend(sequence.eaten + sequence.sampled)
+    return place
 
 
 class Generation:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from service.engine.sequence import Ids, Snapshot
 from service.errors import ServiceError
+from service.keys.caller import current_caller
 from service.observability.metrics import Metrics
 from service.sessions.errors import SessionError
 from service.sessions.key import SessionKey
@@ -23,9 +24,6 @@ from service.sessions.tokens import MIN_KEY_BYTES, TokenSigner
 from service.settings import Settings
 
 logger = logging.getLogger("carousel.sessions")
-
-TENANT = "anonymous"
-"""Whose sessions and tokens they are: without API keys, every caller is the same one."""
 
 MAX_MARKS = 256
 """Attempts that a session keeps for its picture: as many as a screen can tell apart."""
@@ -126,7 +124,7 @@ class Recall:
             memory = remember(self._model, snapshot, eaten=eaten, now=time.time(), before=self.before, context=context)
             if self.choice.return_state:
                 portable = memory if signed is None else replace(memory, snapshot=signed)
-                self._state = self._signer.sign(portable, TENANT)
+                self._state = self._signer.sign(portable, current_caller().tenant)
             return None if self._held is None else Change(self._held, memory, marks)
 
     @property
@@ -155,12 +153,13 @@ class Memories:
         Raises:
             ServiceError: any of the sessions' codes.
         """
+        tenant = current_caller().tenant
         with _as_service_errors():
-            before = None if choice.state is None else self._signer.open(choice.state, TENANT, model)
+            before = None if choice.state is None else self._signer.open(choice.state, tenant, model)
             if choice.session is None:
                 yield Recall(model, choice, self._sessions, self._signer, before, None)
                 return
-            async with self._sessions.open(SessionKey(TENANT, model.name, choice.session), model) as held:
+            async with self._sessions.open(SessionKey(tenant, model.name, choice.session), model) as held:
                 yield Recall(model, choice, self._sessions, self._signer, held.memory, held)
 
     async def commit(self, changes: Sequence[Change]) -> None:
@@ -182,7 +181,7 @@ class Memories:
             ServiceError: any of the sessions' codes.
         """
         with _as_service_errors():
-            view = await self._sessions.look(SessionKey(TENANT, model, session), trail=trail)
+            view = await self._sessions.look(SessionKey(current_caller().tenant, model, session), trail=trail)
             if fits is not None:
                 check_fit(view.memory, fits)
             return view
@@ -194,7 +193,7 @@ class Memories:
             ServiceError: any of the sessions' codes.
         """
         with _as_service_errors():
-            await self._sessions.delete(SessionKey(TENANT, model, session))
+            await self._sessions.delete(SessionKey(current_caller().tenant, model, session))
 
     async def close(self) -> None:
         """Let go of the store."""

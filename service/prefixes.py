@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.engine.sequence import Array, Ids, Sequence, Snapshot
-from service.memories import TENANT
+from service.keys.caller import current_caller
 from service.prefix_cache import STRIDE, PrefixCache, Scope
 
 MIN_LENGTH = 4
@@ -83,7 +83,7 @@ class Prefixes:
         end = len(prompt) - 1
         if end < MIN_LENGTH or not self._cache.max_bytes:
             return FROM_ZEROS
-        scope = Scope(self._digest, TENANT, salt)
+        scope = Scope(self._digest, current_caller().tenant, salt)
         match = self._cache.find(scope, prompt)
         self._on_lookup(len(prompt), match.length)
         stride = max(STRIDE, -(-end // MAX_STRIDES))

@@ -16,6 +16,10 @@ from service.settings import Settings
 
 logger = logging.getLogger("carousel")
 
+HEADERS = [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("referrer-policy", "no-referrer")]
+"""Of every response: what is sent as JSON or a picture is nothing else, belongs in nobody's frame, and tells no other
+site its URL, which may name a session. (HSTS is for whoever speaks TLS.)"""
+
 LINGER_SECONDS = 5.0
 """How long a socket whose application has ended may take to send what is buffered."""
 
@@ -79,5 +83,6 @@ def create_server(settings: Settings) -> Server:
         log_config=None,
         timeout_graceful_shutdown=settings.shutdown_grace_seconds,
         server_header=False,
+        headers=HEADERS,
     )
     return Server(config)

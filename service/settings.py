@@ -62,6 +62,10 @@ class Settings(BaseSettings):
     max_sessions: Annotated[
         int, Field(ge=1, description="Sessions kept in memory; beyond it the least recently used go. Not for Redis.")
     ] = 100_000
+    api_keys_file: Annotated[
+        Path | None,
+        Field(description="API keys, hashed, with tenants and limits (`python -m service key`); none asks for no key."),
+    ] = None
     shutdown_grace_seconds: Annotated[
         int,
         Field(
@@ -71,6 +75,9 @@ class Settings(BaseSettings):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severe log line that is written.")
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], Field(description="Log lines as `text` or as `json`, one object a line.")
+    ] = "text"
 
     @field_validator("state_key")
     @classmethod

@@ -10,19 +10,20 @@ from service.api.context import context_of, find_model
 from service.api.messages import ErrorBody
 from service.repository import ServedModel
 
+ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {status: {"model": ErrorBody} for status in (401, 429)}
 BEAM = {"beam_width", "length_penalty"}
 """Decoding defaults that are of captions only."""
 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/v1/models", summary="All served models")
+@router.get("/v1/models", summary="All served models", responses=ERRORS)
 async def list_models(request: Request) -> ModelList:
     """Each with its task, version, states, limits, validation figures and digest."""
     return ModelList(data=[_info(model) for model in context_of(request).repository.models.values()])
 
 
-@router.get("/v1/models/{model}", summary="One served model", responses={404: {"model": ErrorBody}})
+@router.get("/v1/models/{model}", summary="One served model", responses={404: {"model": ErrorBody}, **ERRORS})
 async def get_model(request: Request, model: str) -> ModelInfo:
     """Its task, version, states, limits, validation figures and digest."""
     return _info(find_model(request, model))

@@ -22,6 +22,7 @@ from service.api.messages import Cancel
 from service.engine.async_engine import Admission
 from service.errors import RequestError, ServiceError
 from service.generation import Finished, admit
+from service.keys.caller import current_caller
 from service.observability.requests import CANCELLED, RequestRecord, finish
 from service.repository import ServedModel
 
@@ -175,6 +176,7 @@ class Connection(ABC):
         """Run one generation, and record its end."""
         record = self._record(CANCELLED)
         try:
+            current_caller().admit()  # a socket's generations count as requests, each when it begins
             with admit(self.model) as admission:
                 await work(admission, record)
         except ServiceError as error:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from service.api.disconnect import ClientGone
 from service.errors import RequestError, ServiceError
@@ -49,10 +50,17 @@ def validation_message(errors: Sequence[Any]) -> str:
     return f"{message} (and {len(errors) - 1} more)" if len(errors) > 1 else message
 
 
-def _respond(request: Request, error: ServiceError) -> JSONResponse:
-    record_of(request.scope).outcome = error.code
+def error_response(scope: Scope, error: ServiceError) -> JSONResponse:
+    """An error as a client is told it, noted in the request's record."""
+    record_of(scope).outcome = error.code
     headers = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
+    if error.status == 401:  # RFC 6750, section 3
+        headers["www-authenticate"] = "Bearer" if error.code == "missing_key" else 'Bearer error="invalid_token"'
     return JSONResponse(error.body(), error.status, headers=headers)
+
+
+def _respond(request: Request, error: ServiceError) -> JSONResponse:
+    return error_response(request.scope, error)
 
 
 async def _service_error(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
+from service.api.catalogue import ERRORS
 from service.api.context import context_of
 
 router = APIRouter(tags=["health"])
@@ -27,7 +28,7 @@ async def readyz(request: Request) -> Response:
     return _report(failures)
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get("/metrics", summary="Prometheus metrics", responses=ERRORS)
 async def metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format."""
     return Response(generate_latest(context_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

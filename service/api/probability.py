@@ -31,7 +31,7 @@ from service.repository import ServedModel
 from service.sessions.memory import NO_IDS
 
 ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
-    status: {"model": ErrorBody} for status in (400, 404, 409, 410, 413, 422, 500, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 409, 410, 413, 422, 429, 500, 503)
 }
 router = APIRouter(prefix="/v1/models/{model}", tags=["probabilities"], route_class=JsonRoute)
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, WebSocket
 from service.api.caption_stream import CaptionConnection
 from service.api.connection import ENDPOINT, Connection, say_goodbye
 from service.api.context import context_of, find_model
+from service.api.handshake import accept
 from service.api.message_limit import allow_messages_of
 from service.api.text_stream import TextConnection
 from service.errors import ServiceError
@@ -25,12 +26,12 @@ async def stream(websocket: WebSocket, model: str) -> None:
         if not captions:
             find_model(websocket, model, "language")
     except ServiceError as error:
-        await websocket.accept()
+        await accept(websocket)
         finish(context.metrics, RequestRecord(endpoint=ENDPOINT, outcome=error.code))
         await say_goodbye(websocket, error)
         return
     if captions:
         allow_messages_of(websocket, context.settings.max_image_body_bytes)
-    await websocket.accept()
+    await accept(websocket)
     connection: type[Connection] = CaptionConnection if captions else TextConnection
     await connection(websocket, served, context).run()

@@ -197,6 +197,8 @@ class AsyncEngine:
                 streams[sequence].put_token(event, sequence in last)
         for sequence, end in output.finished:
             streams.pop(sequence).put(end)
+            if sequence.on_end is not None:
+                sequence.on_end(sequence)
         for report in reports:
             self._on_step(report)
 
@@ -265,6 +267,8 @@ class Admission:
         self._engine = engine
         self._rows = rows
         self._sequence: Sequence | None = None
+        self.on_end: Callable[[Sequence], None] | None = None
+        """Called with each sequence that has this place, once it has ended; later than the place, perhaps."""
         self.admitted_at = time.perf_counter()
 
     def start(
@@ -281,6 +285,7 @@ class Admission:
             raise EngineStopped(self._engine.failure)
         assert sequence.rows == self._rows, "a place was taken for another number of rows"
         self._sequence = sequence
+        sequence.on_end = self.on_end
         return self._engine.submit(sequence, on_overflow, sink)
 
     def cancel(self) -> None:

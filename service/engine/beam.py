@@ -61,6 +61,11 @@ class Beam:
         """Why the search is over; None while it is not."""
 
     @property
+    def length(self) -> int:
+        """How many tokens its live hypotheses have."""
+        return self._length
+
+    @property
     def live(self) -> int:
         """L."""
         return len(self._live)

@@ -325,8 +325,10 @@ class EngineCore:
                 self._release(each)
             beam = self._beams.release(sequence)
             found = beam.hypotheses() if beam.ended else ()
+            sequence.sampled = beam.length
             self._finished.append((sequence, FinishEvent(reason, detail, hypotheses=found)))
             return
+        sequence.sampled = int(self._table.generated[row])
         snapshot, logprobs, reading = None, None, None
         if sequence.keep_state and reason is not FinishReason.FAILED:
             pending = np.concatenate([self._table.pending_ids(row), sequence.prompt[sequence.eaten :]])

@@ -115,10 +115,11 @@ class Sequence:
         keep_prompt: whether that snapshot is the prompt's, its last id not eaten: what was sampled is forgotten.
         looks: after how many ids of the prompt to take a copy of the state, ascending, each less than N.
         eaten: how many ids of the prompt `snapshot` has eaten already; they are fed to nobody, and count as seen.
+        on_end: called on the event loop when it has ended, in whatever way, if it was ever submitted.
 
-    The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken (`eaten`), what
-    it weighed and read, and the states it took a copy of, by the number of ids eaten. They are complete, and nobody's
-    but the caller's, from the first event on.
+    The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken (`eaten`), how
+    many it has sampled (a beam: how long its hypotheses grew), what it weighed and read, and the states it took a copy
+    of, by the number of ids eaten. They are complete, and nobody's but the caller's, from the first event on.
     """
 
     prompt: Ids
@@ -132,8 +133,10 @@ class Sequence:
     memories: Mapping[str, Array] | None = None
     attention: bool = False
     looks: tuple[int, ...] = ()
+    on_end: Callable[[Sequence], None] | None = None
     joined_at: float | None = None
     eaten: int = 0
+    sampled: int = 0
     values: list[npt.NDArray[np.float64]] = field(default_factory=list)
     curve: list[Floats] = field(default_factory=list)
     outputs: list[Floats] = field(default_factory=list)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.keys.caller import Caller, current_caller
 from service.observability.metrics import UNKNOWN, Metrics
 
 logger = logging.getLogger("carousel.requests")
@@ -30,6 +31,7 @@ class RequestRecord:
     endpoint: str = UNKNOWN
     outcome: str = OK
     started_at: float = field(default_factory=time.perf_counter)
+    caller: Caller = field(default_factory=current_caller)
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -45,10 +47,39 @@ def finish(metrics: Metrics, record: RequestRecord) -> None:
     """Count a request that has ended, and log it."""
     seconds = time.perf_counter() - record.started_at
     metrics.request_ended(record.model, record.version, record.endpoint, record.outcome, seconds)
-    logger.info(
-        "%s model=%s version=%s outcome=%s seconds=%.4f request_id=%s",
-        record.endpoint, record.model, record.version, record.outcome, seconds, record.request_id,
-    )  # fmt: skip
+    logger.info(RequestLine(record, seconds))
+
+
+class RequestLine:
+    """What the log says of a request that has ended."""
+
+    __slots__ = ("_record", "_seconds")
+
+    def __init__(self, record: RequestRecord, seconds: float) -> None:
+        self._record = record
+        self._seconds = seconds
+
+    def __str__(self) -> str:
+        record, caller = self._record, self._record.caller
+        key = "" if caller.name is None else f" tenant={caller.tenant} key={caller.name}"
+        return (
+            f"{record.endpoint} model={record.model} version={record.version} outcome={record.outcome} "
+            f"seconds={self._seconds:.4f} request_id={record.request_id}{key}"
+        )
+
+    def fields(self) -> dict[str, object]:
+        """The same for programs. `key` is the key's name."""
+        record, caller = self._record, self._record.caller
+        key = {} if caller.name is None else {"tenant": caller.tenant, "key": caller.name}
+        return {
+            "endpoint": record.endpoint,
+            "model": record.model,
+            "version": record.version,
+            "outcome": record.outcome,
+            "seconds": round(self._seconds, 6),
+            "request_id": record.request_id,
+            **key,
+        }
 
 
 class RequestObserver:

@@ -21,6 +21,8 @@ import httpx
 import pytest
 import yaml
 
+from service.keys.key_file import key_line, new_key
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 WINDOW = "10s"
@@ -40,6 +42,47 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     return found
 
 
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def configure(home: Path, name: str, service: str) -> dict[str, Any]:
+    """A configuration of deploy/, that scrapes this service and often."""
+    shutil.copy(DEPLOY / "alerts.yml", home)
+    configuration = yaml.safe_load((DEPLOY / name).read_text())
+    assert configuration["scrape_configs"][0]["static_configs"] == [{"targets": ["carousel:8000"]}]
+    configuration["scrape_configs"][0]["static_configs"] = [{"targets": [service]}]
+    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    return configuration
+
+
+@contextmanager
+def watching(home: Path, configuration: dict[str, Any]) -> Iterator[httpx.Client]:
+    """A Prometheus."""
+    (home / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    address = free_address()
+    command = (
+        "prometheus", f"--config.file={home}/prometheus.yml", f"--storage.tsdb.path={home}/data",
+        f"--web.listen-address={address}",
+    )  # fmt: skip
+    with process(*command, log=home / "log"), httpx.Client(base_url=f"http://{address}/api/v1") as client:
+        until(lambda: answers(client), (home / "log").read_text())
+        yield client
+
+
+@contextmanager
+def serving(log: Path, **environment: str) -> Iterator[str]:
+    """A service; gives where it listens."""
+    with process(sys.executable, "-m", "service", log=log, CAROUSEL_PORT="0", **environment) as child:
+        ready = until(
+            lambda: child.poll() is not None or re.search(r"ready on http://(\S+)", log.read_text()), "no service"
+        )
+        assert child.poll() is None, log.read_text()
+        yield ready[1]
+
+
 @contextmanager
 def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as file:
@@ -53,13 +96,8 @@ def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("service") / "log"
-    with process(sys.executable, "-m", "service", log=log, CAROUSEL_PORT="0", CAROUSEL_MAX_SESSIONS="3") as child:
-        ready = until(
-            lambda: child.poll() is not None or re.search(r"ready on http://(\S+)", log.read_text()), "no service"
-        )
-        assert child.poll() is None, log.read_text()
-        yield ready[1]
+    with serving(tmp_path_factory.mktemp("service") / "log", CAROUSEL_MAX_SESSIONS="3") as address:
+        yield address
 
 
 def drive(service: str) -> None:
@@ -78,21 +116,7 @@ def drive(service: str) -> None:
 @pytest.fixture(scope="module")
 def prometheus(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     home = tmp_path_factory.mktemp("prometheus")
-    shutil.copy(DEPLOY / "alerts.yml", home)
-    configuration = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
-    assert configuration["scrape_configs"][0]["static_configs"] == [{"targets": ["carousel:8000"]}]
-    configuration["scrape_configs"][0]["static_configs"] = [{"targets": [service]}]
-    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    (home / "prometheus.yml").write_text(yaml.safe_dump(configuration))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = (
-        "prometheus", f"--config.file={home}/prometheus.yml", f"--storage.tsdb.path={home}/data",
-        f"--web.listen-address={address}",
-    )  # fmt: skip
-    with process(*command, log=home / "log"), httpx.Client(base_url=f"http://{address}/api/v1") as client:
-        until(lambda: answers(client), (home / "log").read_text())
+    with watching(home, configure(home, "prometheus.yml", service)) as client:
         with ThreadPoolExecutor(4) as pool:
             end = time.monotonic() + 8
             while time.monotonic() < end:
@@ -162,3 +186,15 @@ def test_rules_are_evaluated_without_an_error(prometheus):
     loaded = until(evaluated, "rules are not evaluated")
     assert len(loaded) == len(rules())
     assert [rule["lastError"] for rule in loaded if rule["health"] != "ok"] == []
+
+
+def test_prometheus_with_a_key_scrapes_a_service_that_asks_for_one(tmp_path):
+    key = new_key()
+    (tmp_path / "api_keys").write_text(key_line("prometheus", "metrics", key))
+    (tmp_path / "prometheus_key").write_text(key + "\n")
+    with serving(tmp_path / "service.log", CAROUSEL_API_KEYS_FILE=str(tmp_path / "api_keys")) as address:
+        configuration = configure(tmp_path, "prometheus.keys.yml", address)
+        configuration["scrape_configs"][0]["authorization"]["credentials_file"] = str(tmp_path / "prometheus_key")
+        with watching(tmp_path, configuration) as client:
+            until(lambda: [one for one in query(client, "up") if one["value"][1] == "1"], "not scraped")
+            assert query(client, "carousel_ready")[0]["value"][1] == "1"

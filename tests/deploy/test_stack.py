@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+KEYS = yaml.safe_load((ROOT / "docker-compose.keys.yml").read_text())
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 
 
@@ -39,6 +40,34 @@ def run(*command: str) -> str:
 def test_compose_file_is_valid_with_every_profile():
     services = run(tool("docker-compose"), "--profile", "redis", "config", "--services").split()
     assert sorted(services) == ["carousel", "grafana", "prometheus", "redis"]
+
+
+def test_compose_with_keys_is_valid_and_gives_each_its_file():
+    files = ("-f", "docker-compose.yml", "-f", "docker-compose.keys.yml")
+    merged = yaml.safe_load(run(tool("docker-compose"), *files, "config"))["services"]
+    keys_file = Path(merged["carousel"]["environment"]["CAROUSEL_API_KEYS_FILE"])
+    assert any(str(keys_file.parent) in str(volume) for volume in merged["carousel"]["volumes"])
+    mounted = [
+        str(volume) for volume in merged["prometheus"]["volumes"] if "/etc/prometheus/prometheus.yml" in str(volume)
+    ]
+    assert len(mounted) == 1
+    assert "prometheus.keys.yml" in mounted[0]
+    assert set(KEYS["secrets"]) == {"prometheus_key"}
+    assert set(KEYS["services"]["carousel"]["environment"]) <= {
+        f"CAROUSEL_{name.upper()}" for name in Settings.model_fields
+    }
+
+
+def test_prometheus_with_a_key_is_prometheus_and_the_key():
+    plain, keyed = (yaml.safe_load((DEPLOY / name).read_text()) for name in ("prometheus.yml", "prometheus.keys.yml"))
+    (secret,) = KEYS["services"]["prometheus"]["secrets"]
+    assert keyed["scrape_configs"][0].pop("authorization") == {"credentials_file": f"/run/secrets/{secret}"}
+    assert keyed == plain
+
+
+def test_secrets_stay_out_of_git():
+    assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert all(secret["file"].startswith("./secrets/") for secret in KEYS["secrets"].values())
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])

@@ -132,6 +132,17 @@ def test_body_that_is_not_json_is_refused(client, path, body):
     _refused(_post(client, path, body), 400, "malformed_json")
 
 
+@pytest.mark.parametrize("path", [NEXT_TOKEN, COMPLETIONS, "/v1/models/tutor/trace", "/v1/models/scenes/captions"])
+def test_body_of_any_depth_is_refused(client, path):
+    for depth in (199, 201, 700, 960, 980, 1_000, 1_100):
+        for opening, closing in (("[", "]"), ('{"a":', "}")):
+            for field in ("text", "learners", "image", "unknown"):
+                body = f'{{"model": "tiny", "{field}": {opening * depth}1{closing * depth}}}'
+                response = _post(client, path, body)
+                told = response.status_code, response.json()["error"]["code"]
+                assert told in ((422, "invalid_request"), (400, "malformed_json"))
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b'"text"', b"5", b"null", b"true", b"NaN", b'[{"text": "a"}]'])
 def test_body_that_is_no_object_is_refused(client, body):
     assert "JSON object" in _refused(_post(client, NEXT_TOKEN, body), 422, "invalid_request")

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.memories import TENANT
+from service.keys.caller import ANONYMOUS
 from service.prefix_cache import STRIDE
 from service.prefixes import MIN_LENGTH
 
@@ -160,7 +160,7 @@ def test_memory_after_a_warm_start_is_the_cold_one(post, server, salt, path, fie
     for cached in (False, True):
         answer = post(path, **fields, return_state=True, cache_salt=beginning)
         assert bool(answer.get("cached_tokens") or cached_of(answer.get("usage", {}))) is cached
-        memories.append(server.context.memories._signer.open(answer["state"], TENANT, model.identity))
+        memories.append(server.context.memories._signer.open(answer["state"], ANONYMOUS, model.identity))
         more = {"attempts": ATTEMPTS[:2]} if "tutor" in path else {"text": "a"}
         answers.append(
             post(

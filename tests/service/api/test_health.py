@@ -58,6 +58,14 @@ def test_request_id_is_told_for_every_request(client):
     assert len({response.headers["x-request-id"] for response in responses}) == 3
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/nowhere", "/docs", "/livez"])
+def test_response_is_taken_for_nothing_but_what_it_is(client, path):
+    headers = client.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "no-referrer"
+
+
 def test_broken_runner_turns_health_red_and_is_told(run_server, connect, eventually, monkeypatch):
     device_is_gone = False
     _fail_steps(monkeypatch, lambda _: device_is_gone, "the device is gone")

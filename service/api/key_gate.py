@@ -1,0 +1,62 @@
+"""Nobody without a key gets past here, but who asks whether the server lives and is ready."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from service.api.connection import say_goodbye
+from service.api.handlers import error_response
+from service.api.handshake import accept, key_of
+from service.errors import RequestError, ServiceError
+from service.keys.caller import CALLER, Caller
+from service.keys.keyring import Keyring
+from service.observability.metrics import Metrics
+from service.observability.requests import RequestRecord, finish, record_of
+
+OPEN_PATHS = frozenset({"/livez", "/readyz"})
+"""For orchestrators and load balancers, which have no key. All other paths need one, those that do not exist too."""
+
+
+class KeyGate:
+    """ASGI middleware that knows a request's caller and counts the request, before anything of its body is read.
+
+    What runs behind it finds the caller with `current_caller`. Generations on a socket are counted where they run.
+    """
+
+    def __init__(self, app: ASGIApp, keyring: Keyring, metrics: Metrics) -> None:
+        self._app = app
+        self._keyring = keyring
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        kind = scope["type"]
+        if kind == "lifespan" or (kind == "http" and scope["path"] in OPEN_PATHS):
+            await self._app(scope, receive, send)
+            return
+        try:
+            caller = self._identify(scope)
+            if kind == "http":
+                record_of(scope).caller = caller
+                caller.admit(runs_model=scope["method"] == "POST")
+        except ServiceError as error:
+            if kind == "http":
+                await error_response(scope, error)(scope, receive, send)
+            else:
+                websocket = WebSocket(scope, receive, send)
+                await accept(websocket)
+                finish(self._metrics, RequestRecord(outcome=error.code))
+                await say_goodbye(websocket, error)
+            return
+        CALLER.set(caller)  # of this request's task, and of those that it begins
+        await self._app(scope, receive, send)
+
+    def _identify(self, scope: Scope) -> Caller:
+        key = key_of(scope)
+        if key is None:
+            raise RequestError("missing_key", "there is no API key; send the header Authorization: Bearer KEY")
+        caller = self._keyring.find(key)
+        if caller is None:
+            raise RequestError("unknown_key", "the API key is not, or no longer, one of this server; ask for one")
+        return caller

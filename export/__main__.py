@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from export.captioning_parity import ENCODER_BATCH_SIZES
 from export.parity import MAX_BATCH
+from export.prefill_parity import LONGEST_CHUNK
 from export.publish import export_checkpoint
-from models.bundle import ENCODER_GRAPH
+from models.bundle import ENCODER_GRAPH, PREFILL_GRAPH
 from models.errors import CarouselError
 from models.manifest import DecodingDefaults, Limits, Precision
 
@@ -56,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"rows       equal to the row alone, bit for bit, in batches of 1 to {MAX_BATCH}")
     if ENCODER_GRAPH in done.graph_bytes:
         print(f"images     so, too, in batches of {', '.join(map(str, ENCODER_BATCH_SIZES))}")
+    if PREFILL_GRAPH in done.graph_bytes:
+        print(f"prefill    leaves the step's states, bit for bit, in chunks of 1 to {LONGEST_CHUNK}")
+    if done.no_prefill:
+        print(f"prefill    left out: {done.no_prefill}")
     if done.quantization is not None:
         cost, allowed = done.quantization.worsening, done.quantization.allowed
         print(f"int8       worse than fp32 by {cost:.5f} in {done.quantization.measure}; allowed is {allowed:g}")

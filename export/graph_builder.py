@@ -16,7 +16,7 @@ IR_VERSION = 10
 class GraphBuilder:
     """Collects inputs, constants, nodes and outputs; the same calls give the same bytes.
 
-    Axis 0 of every input and output is the batch, free; all other sizes are given.
+    Axis 0 of every input and output is the batch, free; of all others the size is given, or a name where it is free.
     """
 
     def __init__(self) -> None:
@@ -24,8 +24,27 @@ class GraphBuilder:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._nodes: list[onnx.NodeProto] = []
+        self._prefix = ""
 
-    def input(self, name: str, dtype: type[np.generic], *sizes: int) -> str:
+    def body(self, name: str) -> GraphBuilder:
+        """A builder of a graph within this one, whose constants are this one's; hand it to `scan`."""
+        inner = GraphBuilder()
+        inner._constants = self._constants
+        inner._prefix = f"{name}."
+        return inner
+
+    def scan(self, body: GraphBuilder, states: list[str], sequences: list[str], results: list[str]) -> list[str]:
+        """A Scan over axis 0 of `sequences`; its results: the last states, then what each step says, stacked.
+
+        The inputs of `body` are the states before a step and the step's part of each sequence, in this order; its
+        outputs are the states after it and what it says.
+        """
+        graph = helper.make_graph(body._nodes, body._prefix.rstrip("."), body._inputs, body._outputs)
+        return self.node_of_several(
+            "Scan", *states, *sequences, results=results, body=graph, num_scan_inputs=len(sequences)
+        )
+
+    def input(self, name: str, dtype: type[np.generic], *sizes: int | str) -> str:
         """An input of shape [batch, *sizes]; its name, to hand to `node`."""
         self._inputs.append(_value(name, dtype, sizes))
         return name
@@ -43,7 +62,7 @@ class GraphBuilder:
 
     def node(self, operator: str, *inputs: str, result: str | None = None, domain: str = "", **attributes: Any) -> str:
         """A node of one output, called `result` or by a name of its own; that name."""
-        name = result or f"{operator.lower()}_{len(self._nodes)}"
+        name = result or f"{self._prefix}{operator.lower()}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, inputs, [name], domain=domain, **attributes))
         return name
 
@@ -66,6 +85,6 @@ class GraphBuilder:
         return bytes(model.SerializeToString(deterministic=True))
 
 
-def _value(name: str, dtype: type[np.generic], sizes: tuple[int, ...]) -> onnx.ValueInfoProto:
+def _value(name: str, dtype: type[np.generic], sizes: tuple[int | str, ...]) -> onnx.ValueInfoProto:
     element: TensorProto.DataType = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     return helper.make_tensor_value_info(name, element, ["batch", *sizes])

@@ -13,7 +13,7 @@ import onnx
 from torch import Tensor
 
 from export.graph_builder import GraphBuilder
-from export.int8_product import Activation, Floats, product, quantize, quantized_rows
+from export.int8_product import Activation, Floats, Product, product, quantize, quantized_rows
 from export.step_module import StepGRU, StepLSTM, StepModule
 from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
 from models.step import CANDIDATE_OUTPUTS, STEP_OUTPUT
@@ -36,15 +36,13 @@ def build_int8_step(step: StepModule, candidates: int = 0) -> bytes:
     output, size = STEP_OUTPUT[step.task], step.projection.out_features
     graph.output(output, np.float32, size)
 
-    below: LayerInput = EmbeddedIds(_attempt(graph, *ids) if step.task == "tracing" else ids[0], step.embedding.weight)
+    below: LayerInput = EmbeddedIds(attempt(graph, *ids) if step.task == "tracing" else ids[0], step.embedding.weight)
     for depth, (layer, kinds) in enumerate(zip(step.stack.layers, step.stack.state_kinds, strict=True)):
         before = [states[f"{kind}{depth}"] for kind in kinds]
         after = [NEXT_STATE_PREFIX + f"{kind}{depth}" for kind in kinds]
-        if isinstance(layer, StepLSTM):
-            _lstm(graph, f"layer{depth}", layer, below, before, after)
-        else:
-            assert isinstance(layer, StepGRU)
-            _gru(graph, f"layer{depth}", layer, below, before, after)
+        assert isinstance(layer, StepLSTM | StepGRU)
+        from_input = input_product(graph, f"layer{depth}", layer, below)
+        next_states(graph, f"layer{depth}", layer, from_input, before, after, product)
         for name, kind in zip(after, kinds, strict=True):
             graph.output(name, np.float32, step.state_sizes[f"{kind}{depth}"])
         below = HiddenUnits(quantize(graph, after[0]))
@@ -94,15 +92,55 @@ class EmbeddedIds:
 LayerInput = EmbeddedIds | HiddenUnits
 
 
-def _lstm(
-    graph: GraphBuilder, name: str, layer: StepLSTM, below: LayerInput, before: list[str], after: list[str]
+def input_product(graph: GraphBuilder, name: str, layer: StepLSTM | StepGRU, below: LayerInput) -> str:
+    """What a layer makes of its input alone: the float32 value <...>[..., 4H] of an LSTM's, [..., 3H] of a GRU's."""
+    if isinstance(layer, StepLSTM):
+        weight, bias = _array(layer.weight).T, _array(layer.bias)  # [E + H, 4H], [4H]
+        weight = weight[: -(weight.shape[1] // 4)]
+    else:
+        weight, bias = _array(layer.input_weight).T, _array(layer.input_bias)  # [E, 3H], [3H]
+    return below.product(graph, f"{name}.input", weight, bias)
+
+
+def next_states(
+    graph: GraphBuilder,
+    name: str,
+    layer: StepLSTM | StepGRU,
+    from_input: str,
+    before: list[str],
+    after: list[str],
+    multiply: Product,
 ) -> None:
-    """An LSTM layer (see StepLSTM): (h, c) by the names `before` become (h', c') by the names `after`."""
+    """One step of a layer: the states by the names `before` become those by the names `after`. [B, H] each
+
+    Args:
+        graph: to be added to.
+        name: what the constants are called after.
+        layer: see StepLSTM, StepGRU.
+        from_input: the input_product of this step.
+        before: h and c, or h.
+        after: likewise.
+        multiply: how h is multiplied.
+    """
+    if isinstance(layer, StepLSTM):
+        _lstm(graph, name, layer, from_input, before, after, multiply)
+    else:
+        _gru(graph, name, layer, from_input, before, after, multiply)
+
+
+def _lstm(
+    graph: GraphBuilder,
+    name: str,
+    layer: StepLSTM,
+    from_input: str,
+    before: list[str],
+    after: list[str],
+    multiply: Product,
+) -> None:
     (h, c), (next_h, next_c) = before, after
-    weight, bias = _array(layer.weight).T, _array(layer.bias)  # [E + H, 4H], [4H]
+    weight = _array(layer.weight).T  # [E + H, 4H]
     hidden = weight.shape[1] // 4
-    from_input = below.product(graph, f"{name}.input", weight[:-hidden], bias)  # [B, 4H]
-    from_hidden = product(graph, f"{name}.hidden", quantize(graph, h), weight[-hidden:])  # [B, 4H]
+    from_hidden = multiply(graph, f"{name}.hidden", quantize(graph, h), weight[-hidden:], None)  # [B, 4H]
     gates = graph.node("Add", from_input, from_hidden)
     i, f, g, o = graph.split(gates, 4)  # [B, H] each
     kept = graph.node("Mul", graph.node("Sigmoid", f), c)
@@ -112,14 +150,17 @@ def _lstm(
 
 
 def _gru(
-    graph: GraphBuilder, name: str, layer: StepGRU, below: LayerInput, before: list[str], after: list[str]
+    graph: GraphBuilder,
+    name: str,
+    layer: StepGRU,
+    from_input: str,
+    before: list[str],
+    after: list[str],
+    multiply: Product,
 ) -> None:
-    """A GRU layer (see StepGRU): h by the name `before` becomes h' by the name `after`."""
     (h,), (next_h,) = before, after
-    input_weight, input_bias = _array(layer.input_weight).T, _array(layer.input_bias)  # [E, 3H], [3H]
     hidden_weight, hidden_bias = _array(layer.hidden_weight).T, _array(layer.hidden_bias)  # [H, 3H], [3H]
-    from_input = below.product(graph, f"{name}.input", input_weight, input_bias)
-    from_hidden = product(graph, f"{name}.hidden", quantize(graph, h), hidden_weight, hidden_bias)
+    from_hidden = multiply(graph, f"{name}.hidden", quantize(graph, h), hidden_weight, hidden_bias)
     input_r, input_z, input_n = graph.split(from_input, 3)  # [B, H] each
     hidden_r, hidden_z, hidden_n = graph.split(from_hidden, 3)
     r = graph.node("Sigmoid", graph.node("Add", input_r, hidden_r))
@@ -129,8 +170,8 @@ def _gru(
     graph.node("Add", n, moved, result=next_h)
 
 
-def _attempt(graph: GraphBuilder, skill: str, correct: str) -> str:
-    """The id of an attempt, 2 * skill + correct. <int64>[B]"""
+def attempt(graph: GraphBuilder, skill: str, correct: str) -> str:
+    """The id of an attempt, 2 * skill + correct. <int64>[B], or [B, T] as its parts"""
     doubled = graph.node("Mul", skill, graph.constant("two", 2, np.int64))
     return graph.node("Add", doubled, correct)
 

@@ -11,10 +11,12 @@ be in the batch, would make a row's result depend on its neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from export.graph_builder import GraphBuilder
 
@@ -96,6 +98,27 @@ def product(
     if bias is not None:
         operands.append(graph.constant(f"{name}.bias", bias, np.float32))
     return graph.node("MatMulIntegerToFloat", *operands, result=result, domain="com.microsoft")
+
+
+def product_of_few(graph: GraphBuilder, name: str, x: Activation, weight: Floats, bias: Floats | None = None) -> str:
+    """The same value as `product`, bit for bit, in operators that are faster for one row and slower for many.
+
+    MatMulIntegerToFloat multiplies its two scales anew in every call. Arguments are those of `product`.
+    """
+    quantized = quantize_columns(weight)
+    _, zero = _grid(graph, x.range)
+    whole = graph.node("MatMulInteger", x.name, graph.constant(f"{name}.weight", quantized.values, np.int8), zero)
+    scales = np.float32(x.range / ACTIVATION_LEVELS) * quantized.scales
+    value = graph.node(
+        "Mul",
+        graph.node("Cast", whole, to=onnx.TensorProto.FLOAT),
+        graph.constant(f"{name}.scales", scales, np.float32),
+    )
+    return value if bias is None else graph.node("Add", value, graph.constant(f"{name}.bias", bias, np.float32))
+
+
+Product = Callable[[GraphBuilder, str, Activation, Floats, Floats | None], str]
+"""`product` or `product_of_few`."""
 
 
 def _grid(graph: GraphBuilder, range_: float) -> tuple[str, str]:

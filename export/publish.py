@@ -12,11 +12,13 @@ from pydantic import BaseModel, ValidationError
 from export.captioning import captioning_graphs, extractor_of
 from export.extractor import ExtractorError
 from export.int8_graph import build_int8_step
+from export.int8_prefill import build_int8_prefill
 from export.onnx_graph import export_step
-from export.parity import measure_parity
+from export.parity import ParityError, measure_parity
 from export.precision import measure_quantization, read_validation_beside
-from export.step_module import Model, step_module
-from models.bundle import STEP_GRAPH, publish
+from export.prefill_parity import require_same_states
+from export.step_module import Model, StepModule, step_module
+from models.bundle import PREFILL_GRAPH, STEP_GRAPH, publish
 from models.codec.image import ImageCodec
 from models.codec.interaction import InteractionCodec
 from models.codec.text import TextCodec
@@ -65,6 +67,8 @@ class Export:
     parity: Parity
     quantization: Quantization | None
     """What int8 cost; None for fp32."""
+    no_prefill: str = ""
+    """Why the bundle has no prefill graph, where an int8 bundle has none."""
 
 
 def export_checkpoint(
@@ -107,7 +111,7 @@ def export_checkpoint(
         raise ExtractorError(f"{path}: is of task {loaded.task!r}, which reads no images; leave out --encoder")
     validation = _header_part(path, checkpoint.header, "validation", loaded.validation)
     provenance = _header_part(path, checkpoint.header, "provenance", Provenance)
-    quantization = None
+    quantization, no_prefill = None, ""
     if precision == "int8":
         model = _roundable(path, loaded)
         data = read_validation_beside(path, provenance.corpus_sha256 if provenance else None)
@@ -115,6 +119,10 @@ def export_checkpoint(
         assert not isinstance(validation, CaptioningValidation)
         validation, quantization = measure_quantization(model, graph, data, validation, max_worsening)
         graphs, parity = {STEP_GRAPH: graph}, measure_parity(model, graph, precision)
+        try:
+            graphs[PREFILL_GRAPH] = _int8_prefill(step_module(model), graph)
+        except ParityError as error:
+            no_prefill = str(error)
     else:
         graphs, parity = _fp32_graphs(path, checkpoint, loaded, encoder)
     manifest = Manifest(
@@ -131,7 +139,7 @@ def export_checkpoint(
     )
     bundle = publish(repository, name, manifest, {**graphs, loaded.codec_spec.file: loaded.vocabulary.encode()})
     sizes = {file: len(content) for file, content in graphs.items()}
-    return Export(path, bundle, sizes, parity, quantization)
+    return Export(path, bundle, sizes, parity, quantization, no_prefill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +171,17 @@ def _fp32_graphs(
         return captioning_graphs(model, codec.preprocessing, extractor)
     graph = export_step(step_module(model))
     return {STEP_GRAPH: graph}, measure_parity(model, graph)
+
+
+def _int8_prefill(step: StepModule, graph: bytes) -> bytes:
+    """The prefill graph, which leaves what the step graph leaves.
+
+    Raises:
+        ParityError: it does not.
+    """
+    prefill = build_int8_prefill(step)
+    require_same_states(step, graph, prefill)
+    return prefill
 
 
 def _roundable(path: Path, loaded: _Loaded) -> Model:

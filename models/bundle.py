@@ -25,6 +25,8 @@ from models.encoder import check_encoder
 from models.errors import BundleError, BundleNotFound, DigestMismatch
 from models.graph import GraphSpec, read_graph
 from models.manifest import MANIFEST, NAME_PATTERN, CodecSpec, FileEntry, ImageCodecSpec, InteractionCodecSpec, Manifest
+from models.prefill import PREFILL_GRAPH as PREFILL_GRAPH
+from models.prefill import check_prefill
 from models.step import STEP_GRAPH as STEP_GRAPH
 from models.step import check_step
 
@@ -45,6 +47,8 @@ class Bundle:
     step: GraphSpec
     encoder: GraphSpec | None
     """What makes a sequence's first states and memories; None where a sequence begins with zeros."""
+    prefill: GraphSpec | None
+    """What takes a row many steps forward in one call; None where there is none, and prompts are fed to `step`."""
     output_size: int
     """How many logits (V) or probabilities (S) a step gives for a row."""
     codec: Codec
@@ -108,6 +112,10 @@ def open_bundle(path: Path) -> Bundle:
     if isinstance(manifest.codec, ImageCodecSpec):
         encoder = read_graph(files[ENCODER_GRAPH], ENCODER_GRAPH)
         check_encoder(encoder, step, manifest.codec.preprocessing.shape)
+    prefill = None
+    if PREFILL_GRAPH in files:
+        prefill = read_graph(files[PREFILL_GRAPH], PREFILL_GRAPH)
+        check_prefill(prefill, step, manifest.task)
     codec = _open_codec(manifest.codec, files)
     if isinstance(codec, InteractionCodec):
         known, unit, gives = codec.skill_count, "skills", "probabilities"
@@ -116,7 +124,8 @@ def open_bundle(path: Path) -> Bundle:
         known, unit, gives = text.vocabulary_size, "tokens", "logits"
     if known != output_size:
         raise BundleError(f"{manifest.codec.file}: {known:,} {unit}; {STEP_GRAPH} gives {gives} for {output_size:,}")
-    return Bundle(path, manifest, hashlib.sha256(content).hexdigest(), files, step, encoder, output_size, codec)
+    digest = hashlib.sha256(content).hexdigest()
+    return Bundle(path, manifest, digest, files, step, encoder, prefill, output_size, codec)
 
 
 def _open_codec(spec: CodecSpec, files: Mapping[str, bytes]) -> Codec:

@@ -208,7 +208,9 @@ def _before(learner: str, codes: Ids, sequence: Sequence | None, end: FinishEven
     if sequence is not None and end is not None:
         if end.reason is FinishReason.FAILED:
             raise CohortError(f"learner {learner!r}: the model failed: {end.detail}")
-        before[codes >= 0] = traced(sequence, end).before
+        known = traced(sequence, end).before
+        assert known is not None
+        before[codes >= 0] = known
     return [None if probability != probability else probability for probability in before.tolist()]
 
 

@@ -8,14 +8,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, model_names, open_bundle, versions
+from models.bundle import ENCODER_GRAPH, PREFILL_GRAPH, STEP_GRAPH, Bundle, model_names, open_bundle, versions
 from models.errors import BundleError, BundleNotFound
 from models.graph import TensorSpec
 from models.step import ATTENTION
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
 from service.engine.encoder import Encoder
-from service.engine.runner import OnnxEncoder, OnnxRunner, RunnerBroken
+from service.engine.runner import OnnxEncoder, OnnxPrefillRunner, OnnxRunner, RunnerBroken
 from service.engine.state_pool import StateSpec
 from service.errors import RequestError
 from service.observability.metrics import Metrics, ModelMetrics
@@ -73,6 +73,13 @@ def step_threads(bundle: Bundle, cores: int) -> int:
     the last core than the event loop does, which has the tokens of the step before to send.
     """
     return max(1, cores - 1) if bundle.manifest.precision == "int8" else cores
+
+
+def open_prefill(bundle: Bundle) -> OnnxPrefillRunner | None:
+    """The runner of a bundle's prefill graph; None where it has none."""
+    if bundle.prefill is None:
+        return None
+    return OnnxPrefillRunner(bundle.files[PREFILL_GRAPH], bundle.manifest.task)
 
 
 def _row(tensor: TensorSpec) -> StateSpec:
@@ -135,7 +142,7 @@ class Repository:
         bundle = open_bundle(path)
         runner = open_runner(bundle, self._settings.intra_op_threads or step_threads(bundle, os.cpu_count() or 1))
         metrics = ModelMetrics(self._metrics, bundle.model, bundle.version)
-        core = EngineCore(runner, self._settings.max_rows)
+        core = EngineCore(runner, self._settings.max_rows, prefill=open_prefill(bundle))
         core.warm_up()
         engine = AsyncEngine(
             core,

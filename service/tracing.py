@@ -42,8 +42,8 @@ class Traced:
     """What the model says of a history.
 
     Args:
-        before: P(correct) of each attempt as it stood before it, NaN where there was nothing to predict it from.
-            <float32>[N], fewer by what was not eaten again
+        before: P(correct) of each attempt as it stood before it, NaN where there was nothing to predict it from; None
+            where it was not asked for. <float32>[N]
         after: P(correct) of the next attempt at every skill. <float32>[S]
         curve: P(correct) after each attempt at the skills asked for. <float32>[N, K]
         outputs: P(correct) at every skill after each of the last attempts, oldest first. <float32>[at most N, S]
@@ -51,7 +51,7 @@ class Traced:
         cached: attempts that were not eaten again.
     """
 
-    before: Floats
+    before: Floats | None
     after: Floats
     curve: Floats | None
     outputs: Floats
@@ -118,23 +118,27 @@ def skill_ids(codec: InteractionCodec, skills: Iterable[str | int], where: str) 
 def trace_sequence(
     ids: Ids,
     *,
+    each: bool = True,
     recalled: Snapshot | None = None,
     beginning: Beginning = FROM_ZEROS,
     curve: Ids | None = None,
     last: int = 1,
     keep_state: bool = False,
 ) -> Sequence:
-    """What the engine runs for a history: each attempt is eaten once, and costs one step.
+    """What the engine runs for a history: each attempt is eaten once.
 
     Args:
         ids: <int64>[N]
+        each: whether P(correct) before each attempt is wanted. That and a curve cost a step an attempt; what only
+            needs the last outputs is prefilled.
         recalled: the memory to go on from.
         beginning: what is known of the history, for who wants the last output alone and has no memory to go on from.
         curve: skills to read after each attempt. <int64>[K]
         last: how many of the last outputs are wanted whole.
         keep_state: whether the memory is wanted.
     """
-    targets = np.append(ids[1:] >> 1, 0)  # after the last attempt there is no next one: any column will do
+    # After the last attempt there is no next one: any column will do.
+    targets = np.append(ids[1:] >> 1, 0) if each else None
     readout = Readout(targets, curve, last)
     return Sequence(
         ids,
@@ -152,14 +156,21 @@ def traced(sequence: Sequence, end: FinishEvent, cached: int = 0) -> Traced:
     reading = end.reading
     assert reading is not None
     after = reading.outputs[-1]
-    first = np.full(1, np.nan, np.float32)
-    if sequence.snapshot is not None and OUTPUT in sequence.snapshot.state:
-        first = sequence.snapshot.state[OUTPUT][sequence.prompt[:1] >> 1].astype(np.float32)
+    before = None
+    if reading.values is not None:
+        before = np.concatenate([_first(sequence), reading.values[:-1]])
     snapshot = None
     if end.snapshot is not None:
         snapshot = Snapshot({**end.snapshot.state, OUTPUT: after}, end.snapshot.pending)
-    before = np.concatenate([first, reading.values[:-1]])
     return Traced(before, after, reading.curve, reading.outputs, snapshot, cached)
+
+
+def _first(sequence: Sequence) -> Floats:
+    """P(correct) before the first attempt, which the memory gone on from may hold. <float32>[1]"""
+    if sequence.snapshot is None or OUTPUT not in sequence.snapshot.state:
+        return np.full(1, np.nan, np.float32)
+    first: Floats = sequence.snapshot.state[OUTPUT][sequence.prompt[:1] >> 1].astype(np.float32)
+    return first
 
 
 def without_output(snapshot: Snapshot) -> Snapshot:

@@ -162,6 +162,7 @@ async def _run_all(
                 beginning = model.prefixes.begin(one.history.ids, one.fields.cache_salt)
             sequence = trace_sequence(
                 one.history.ids,
+                each=one.fields.each,
                 recalled=recall.snapshot,
                 beginning=beginning,
                 curve=one.curve,
@@ -215,6 +216,7 @@ def _answer(model: ServedModel, one: _Asked, result: Traced, told: dict[str, str
     if fields.unknown_skill == "ignore":
         answer["ignored"] = history.count - len(history.ids)
     if fields.each:
+        assert result.before is not None
         before: list[float | None] = [None] * history.count
         for place, probability in zip(history.places.tolist(), result.before.tolist(), strict=True):
             before[place] = None if math.isnan(probability) else _short(probability)

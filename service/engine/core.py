@@ -12,8 +12,9 @@ import numpy as np
 
 from service.engine.beam_rows import BeamRows
 from service.engine.plan import Doubles, Mask, Rows
+from service.engine.prefill import Prefill
 from service.engine.rows import CHUNK, NOT_FINITE, Ended, RowTable
-from service.engine.runner import Runner, Step, StepArrays, probe
+from service.engine.runner import PrefillRunner, Runner, Step, StepArrays, probe
 from service.engine.sampler import Sampler
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import (
@@ -38,15 +39,24 @@ class EngineCore:
         runner: runs the step graph.
         max_rows: sequences that may run at once.
         clock: seconds, monotonic.
+        prefill: runs the prefill graph; None where there is none, and every id is fed to a step.
     """
 
-    def __init__(self, runner: Runner, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        max_rows: int,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        prefill: PrefillRunner | None = None,
+    ) -> None:
         self.scheduler = Scheduler(max_rows)
         self._runner = runner
         self._clock = clock
         self._pool = StatePool(runner.states, runner.memories, max_rows)
         self._table = RowTable(max_rows, runner.output_size)
         self._beams = BeamRows(self._pool, self._table)
+        self._prefill = Prefill(prefill, self._pool, self._table, clock)
         self._sampler = Sampler(runner.output_size)
         self._ids = np.zeros(max_rows, np.int64)
         self._outputs = np.zeros((max_rows, runner.output_size), np.float32)
@@ -59,10 +69,11 @@ class EngineCore:
         """Run one row and all rows once, so that no client pays for the runtime's first allocations.
 
         Raises:
-            RunnerBroken: the runner fails on rows of zeros.
+            RunnerBroken: the runner fails on rows of zeros, or the prefill graph does not run.
         """
         for n in (1, self.scheduler.max_rows):
             probe(self._runner, n)
+        self._prefill.check(self._runner)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it joins at the next step with a free row, or with as many as its beam is wide.
@@ -102,12 +113,16 @@ class EngineCore:
             if sequence.beam is None:
                 self._look(rows[0], sequence)
                 self._table.acquire(rows[0], sequence)
+                self._prefill.join(rows[0], sequence)
             else:
                 self._beams.acquire(rows, sequence)
             sequence.joined_at = started
         n = len(self.scheduler.running)
         batch, report = None, None
         if n:
+            prefilled, prefill_seconds = 0, 0.0
+            if self._prefill:
+                prefilled, prefill_seconds = self._prefill.advance(self.scheduler.running, self._refill)
             prompt_rows = self._table.generated[:n] == 0
             ids = self._ids[:n]
             ids[:] = self._table.next_ids(n)
@@ -117,10 +132,10 @@ class EngineCore:
             batch, generated = self._digest(ids, failures)
             report = StepReport(
                 rows=n,
-                prompt_tokens=int(prompt_rows.sum()),
+                prompt_tokens=int(prompt_rows.sum()) + prefilled,
                 generated_tokens=generated,
                 step_seconds=self._clock() - started,
-                runner_seconds=runner_seconds,
+                runner_seconds=runner_seconds + prefill_seconds,
             )
         return StepOutput(batch, self._take_finished(), report)
 
@@ -299,7 +314,8 @@ class EngineCore:
         if not sequence.quiet:
             return
         table, count, readout = self._table, int(self._table.cursor[row]), sequence.readout
-        sequence.values.append(table.values[row, :count].copy())
+        if readout is None or readout.targets is not None:
+            sequence.values.append(table.values[row, :count].copy())
         if readout is None or table.record is None or not table.recording[row]:
             return
         outputs = table.record[row, :count]
@@ -312,7 +328,7 @@ class EngineCore:
     def _reading(self, row: int, sequence: Sequence) -> Reading:
         last = self._outputs[row : row + 1].copy()
         return Reading(
-            values=np.concatenate(sequence.values).astype(np.float32),
+            values=np.concatenate(sequence.values).astype(np.float32) if sequence.values else None,
             curve=np.concatenate(sequence.curve) if sequence.curve else None,
             outputs=np.concatenate(sequence.outputs) if sequence.outputs else last,
         )
@@ -320,6 +336,7 @@ class EngineCore:
     def _finish(self, row: int, reason: FinishReason, detail: str = "") -> None:
         """End the sequence that the row belongs to: free its rows, then tell."""
         sequence = self.scheduler.running[row]
+        self._prefill.forget(sequence)
         if sequence.beam is not None:
             for each in self._beams.rows_of(sequence):
                 self._release(each)

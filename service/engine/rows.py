@@ -135,7 +135,7 @@ class RowTable:
         self.pending[row, : len(chunk)] = chunk
         if self.scoring[row]:
             self.targets[row, : len(chunk)] = sequence.prompt[sequence.eaten + 1 : sequence.eaten + 1 + len(chunk)]
-        elif sequence.readout is not None:
+        elif sequence.readout is not None and sequence.readout.targets is not None:
             self.targets[row, : len(chunk)] = sequence.readout.targets[sequence.eaten : sequence.eaten + len(chunk)]
         self.cursor[row] = 0
         self.filled[row] = len(chunk)
@@ -199,6 +199,12 @@ class RowTable:
     def advance(self, n: int) -> None:
         """One id of each active row is eaten."""
         self.cursor[:n] += 1
+
+    def eat(self, rows: Rows, ids: Ids) -> None:
+        """These rows have eaten these of the ids that they had queued. <int64>[r, T]"""
+        if self.seen is not None:
+            self.seen[rows[:, None], ids] = True
+        self.cursor[rows] += ids.shape[1]
 
     def empty(self, n: int) -> Mask:
         """Which active rows have nothing left to eat in their chunk. <bool>[n]"""

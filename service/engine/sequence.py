@@ -85,12 +85,12 @@ class Readout:
     """What to read off the outputs of a model that says something after every id: a tracing model.
 
     Args:
-        targets: which output to read after each id. <int64>[N], each in [0, S)
+        targets: which output to read after each id; None reads none. <int64>[N], each in [0, S)
         columns: outputs to read after every id; None reads none. <int64>[K], each in [0, S)
         last: how many of the last outputs to report whole, at least 1.
     """
 
-    targets: Ids
+    targets: Ids | None = None
     columns: Ids | None = None
     last: int = 1
 
@@ -205,7 +205,7 @@ class Hypothesis:
 class Reading:
     """What a Readout asked for: after each id, the output at its target; the curve; the last outputs, oldest first."""
 
-    values: Floats
+    values: Floats | None
     """<float32>[N]"""
     curve: Floats | None
     """<float32>[N, K]"""

@@ -80,6 +80,15 @@ class StatePool:
         for array in self._after.values():
             array[last] = 0
 
+    def gather(self, rows: npt.NDArray[np.intp]) -> dict[str, Array]:
+        """A copy of what the next step of these rows reads. [r, ...] each"""
+        return {name: array[rows] for name, array in self._before.items()}
+
+    def scatter(self, rows: npt.NDArray[np.intp], states: Mapping[str, Array]) -> None:
+        """Let these rows go on from other states. [r, ...] each"""
+        for name, array in self._before.items():
+            array[rows] = states[name]
+
     def blank(self) -> dict[str, Array]:
         """One row of zeros of every state."""
         return {name: np.zeros_like(array[0]) for name, array in self._before.items()}

@@ -118,7 +118,12 @@ def test_int8_export_records_the_figures_before_and_after(language_run: Path, tm
     change = served.perplexity / trained["perplexity"] - 1
     assert manifest.quantization.worsening == pytest.approx(change, abs=1e-6)
     assert bundle.step.output("candidate_ids").shape == (None, 13)  # no more than there are tokens
-    assert sorted(path.name for path in done.bundle.iterdir()) == ["manifest.json", "step.onnx", "tokenizer.json"]
+    assert sorted(path.name for path in done.bundle.iterdir()) == [
+        "manifest.json",
+        "prefill.onnx",
+        "step.onnx",
+        "tokenizer.json",
+    ]
 
 
 def test_int8_export_of_a_tracing_run_records_auc(tracing_run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Does a prefill graph leave the bits that the step graph leaves, whoever the neighbours are and however ids are cut?
+
+Axes: B batch rows, T steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime
+
+from export.forward import Array, Ids, step_inputs
+from export.parity import THREAD_COUNTS, ParityError, random_floats
+from export.runtime import open_session
+from export.step_module import StepModule
+from models.graph import next_name
+
+CUTS = ((131,), (1, 130), (64, 64, 3), (16,) * 8 + (3,), (5, 2, 124))
+"""Chunks that a prompt of T ids is fed in; T is longer than any chunk of the engine's."""
+
+LONGEST_CHUNK = max(map(max, CUTS))
+
+BATCH_SIZES = (1, 2, 3, 7, 16)
+
+POISONS = (np.nan, np.inf, 1e38)
+"""What every other row of the largest batch holds while the rest are compared."""
+
+
+def require_same_states(step: StepModule, graph: bytes, prefill: bytes, *, seed: int = 0) -> None:
+    """Feed random ids to both from random states, and compare the states after the last of them, byte by byte.
+
+    Args:
+        step: whose task and ids both graphs have.
+        graph: the step graph, whose rows keep to themselves.
+        prefill: the prefill graph.
+        seed: of the ids and states.
+
+    Raises:
+        ParityError: a state differs.
+    """
+    rows, count = max(BATCH_SIZES), math.prod(step.input_bounds.values())
+    ids = np.random.default_rng(seed).integers(0, count, (rows, sum(CUTS[0])))  # [B, T]
+    start = random_floats(graph, rows, seed)
+    session = open_session(graph, threads=1)
+    truth: Mapping[str, Array] = start
+    for column in ids.T:
+        truth = _run(session, step, column, truth)
+    for threads in THREAD_COUNTS:
+        session = open_session(prefill, threads)
+        for cut in CUTS:
+            for batch in BATCH_SIZES:
+                seen = _in_chunks(session, step, ids[:batch], {name: part[:batch] for name, part in start.items()}, cut)
+                _compare(seen, truth, slice(0, batch), f"{batch} rows, chunks of {_said(cut)}, {threads} threads")
+        for poison in POISONS:
+            fed = {name: part.copy() for name, part in start.items()}
+            for part in fed.values():
+                part[::2] = poison
+            seen = _in_chunks(session, step, ids, fed, CUTS[0])
+            _compare(seen, truth, slice(1, None, 2), f"{rows} rows, every other one's states {poison}")
+
+
+def _in_chunks(
+    session: onnxruntime.InferenceSession,
+    step: StepModule,
+    ids: Ids,
+    states: Mapping[str, Array],
+    cut: tuple[int, ...],
+) -> Mapping[str, Array]:
+    start = 0
+    for length in cut:
+        states = _run(session, step, ids[:, start : start + length], states)
+        start += length
+    return states
+
+
+def _run(
+    session: onnxruntime.InferenceSession, step: StepModule, ids: Ids, states: Mapping[str, Array]
+) -> Mapping[str, Array]:
+    """The states after one call of either graph, by the names that they go in by. [B, ...] each"""
+    after = session.run([next_name(name) for name in states], {**step_inputs(step.task, ids), **states})
+    return dict(zip(states, after, strict=True))
+
+
+def _compare(seen: Mapping[str, Array], truth: Mapping[str, Array], rows: slice, where: str) -> None:
+    for name, expected in truth.items():
+        if np.ascontiguousarray(seen[name][rows]).tobytes() != np.ascontiguousarray(expected[rows]).tobytes():
+            raise ParityError(
+                f"{name} after {sum(CUTS[0])} ids of the prefill graph is not what the step graph leaves, bit for bit "
+                f"({where})"
+            )
+
+
+def _said(cut: tuple[int, ...]) -> str:
+    return ", ".join(map(str, cut))

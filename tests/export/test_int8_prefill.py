@@ -1,0 +1,103 @@
+"""The int8 prefill graph against the int8 step graph: the same bits, however a prompt is cut."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+
+from export import int8_graph, publish
+from export.__main__ import main
+from export.int8_graph import build_int8_step
+from export.int8_prefill import build_int8_prefill
+from export.parity import ParityError
+from export.prefill_parity import require_same_states
+from export.step_module import step_module
+from models.bundle import open_bundle
+from models.graph import read_graph
+from models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from models.nn.language import LanguageModel, LanguageModelConfig
+from models.nn.tracing import TracingModel, TracingModelConfig
+from models.nn.validation import VALIDATION, ValidationData, write_validation
+from models.prefill import check_prefill
+
+SIZES = [("lstm", 7, 9, 1, False), ("lstm", 5, 11, 2, True), ("gru", 6, 8, 2, False), ("gru", 9, 4, 3, True)]
+
+
+def random_step(cell, embedding, hidden, layers, tied):
+    model = LanguageModel(
+        LanguageModelConfig(17, cell, embedding_size=embedding, hidden_size=hidden, layers=layers, tied=tied)
+    ).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.4, generator=generator)
+    return step_module(model)
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize(("cell", "embedding", "hidden", "layers", "tied"), SIZES)
+def test_prefill_leaves_what_steps_leave(monkeypatch, cell, embedding, hidden, layers, tied, table):
+    if not table:
+        monkeypatch.setattr(int8_graph, "MAX_TABLE_BYTES", 0)
+    step = random_step(cell, embedding, hidden, layers, tied)
+    graph, prefill = build_int8_step(step), build_int8_prefill(step)
+    check_prefill(read_graph(prefill, "prefill.onnx"), read_graph(graph, "step.onnx"), "language")
+    require_same_states(step, graph, prefill)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_prefill_of_a_history_leaves_what_steps_leave(cell):
+    config = TracingModelConfig(5, cell, embedding_size=6, hidden_size=37, layers=2)
+    step = step_module(TracingModel(config).eval())
+    graph, prefill = build_int8_step(step), build_int8_prefill(step)
+    check_prefill(read_graph(prefill, "prefill.onnx"), read_graph(graph, "step.onnx"), "tracing")
+    require_same_states(step, graph, prefill)
+
+
+def test_prefill_does_not_hold_the_projection():
+    step = random_step("lstm", 7, 9, 2, False)
+    names = {tensor.name for tensor in onnx.load_from_string(build_int8_prefill(step)).graph.initializer}
+    assert {"layer0.input.table", "layer1.input.weight", "layer1.hidden.weight"} < names
+    assert not any(name.startswith("projection") for name in names)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_prefill_of_other_weights_is_refused(layer):
+    step, other = random_step("lstm", 5, 11, 2, True), random_step("lstm", 5, 11, 2, True)
+    name = f"layers.{layer}.weight"
+    weight = dict(other.stack.named_parameters())[name].data
+    weight[3, -1] *= 1.5  # of the hidden product of one unit's gate
+    with pytest.raises(ParityError, match=r"state\.[hc]\d after 131 ids of the prefill graph is not what the step"):
+        require_same_states(step, build_int8_step(step), build_int8_prefill(other))
+
+
+@pytest.fixture
+def run_directory(make_tracing_checkpoint, tmp_path):
+    """A run whose checkpoint records no figures, with validation data beside it."""
+    path = tmp_path / "run" / "best.safetensors"
+    path.parent.mkdir()
+    read = read_checkpoint(make_tracing_checkpoint(path))
+    write_checkpoint(path, Checkpoint(read.tensors, {**read.header, "validation": None}))
+    histories = [
+        torch.randint(0, 10, (length,), generator=torch.Generator().manual_seed(length)) for length in (40, 60)
+    ]
+    write_validation(path.parent / VALIDATION, ValidationData("tracing", "0" * 64, histories, 0))
+    return path.parent
+
+
+def test_int8_export_brings_a_prefill_graph(run_directory, tmp_path, capsys):
+    options = ["--repository", str(tmp_path), "--name", "m", "--precision", "int8", "--max-worsening", "1"]
+    assert main([str(run_directory), *options]) == 0
+    assert "prefill    leaves the step's states, bit for bit, in chunks of 1 to 131\n" in capsys.readouterr().out
+    assert open_bundle(tmp_path / "m" / "1").prefill is not None
+
+
+def test_prefill_that_differs_is_left_out_and_named(run_directory, tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise ParityError("state.h0 differs")
+
+    monkeypatch.setattr(publish, "require_same_states", refuse)
+    options = ["--repository", str(tmp_path), "--name", "m", "--precision", "int8", "--max-worsening", "1"]
+    assert main([str(run_directory), *options]) == 0
+    assert "prefill    left out: state.h0 differs\n" in capsys.readouterr().out
+    assert open_bundle(tmp_path / "m" / "1").prefill is None

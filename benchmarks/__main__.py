@@ -1,7 +1,7 @@
-"""`python -m benchmarks`: the service and the naive peer in turn, one table with both and the ratios.
+"""`python -m benchmarks`: the service and its peers in turn, one table with all of them and the ratios.
 
 Only one server is alive at a time: an idle one would still hold memory, threads and caches. Drift of the machine is
-met by rounds instead, each of which measures both sides, in the other order than the round before.
+met by rounds instead, each of which measures every server, in the other order than the round before.
 """
 
 from __future__ import annotations
@@ -10,53 +10,66 @@ import argparse
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvloop
 
-from benchmarks.load import Generation, LoadFailed, LoadRefused, Window, closed_loop, open_loop, poisson_arrivals
+from benchmarks import tables
+from benchmarks.load import (
+    Generation,
+    LoadFailed,
+    LoadRefused,
+    Window,
+    allow_connections,
+    closed_loop,
+    open_loop,
+    poisson_arrivals,
+)
 from benchmarks.report import BareRun, ClosedRun, Machine, OpenRun, Report
-from benchmarks.server import ServerFailed, Side, running, step_time
+from benchmarks.server import ServerFailed, Side, left_out, resident_bytes, running, step_time
 from benchmarks.step import StepGraph, bare_tokens_per_second
 from benchmarks.words import words_bundle
 from models.bundle import Bundle, open_bundle
 from models.errors import CarouselError
+from models.manifest import Precision
 
+PEERS: tuple[Side, ...] = ("torch", "litserve", "bentoml")
+"""Beside the naive one. They run in fp32, as they come."""
+
+STREAMS = (1, 16, 64, 256, 1024)
+LOADS = (0.05, 0.2, 0.5, 0.8, 1.0, 1.5, 2.0, 5.0)
 PROMPT_TOKENS = 4
-BARE_SECONDS = 2.0
+BARE_SECONDS = 1.0
+BARE_MAX_ROWS = 128
+CAPACITY_STREAMS = 128
+"""Of the closed loop that says what an open loop's load is a fraction of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the command line asked for."""
 
-    bundle: Path
+    bundles: dict[Precision, Bundle]
+    servers: Sequence[tuple[Side, Precision]]
     streams: Sequence[int]
-    rates: Sequence[float]
+    loads: Sequence[float]
     rounds: int
     window: Window
-    max_tokens: int
+    generation: Generation
+    remarks: list[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, and return the exit status: 0, or 1 with one sentence on stderr."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        plan = Plan(
-            bundle=(options.bundle or words_bundle()).resolve(),
-            streams=options.streams,
-            rates=options.open,
-            rounds=options.rounds,
-            window=Window(options.seconds, options.warmup),
-            max_tokens=options.max_tokens,
-        )
-        report = measure(plan, Machine.this())
+        allow_connections(max(*options.streams, CAPACITY_STREAMS))
+        report = measure(_plan(options), Machine.this())
     except (CarouselError, LoadRefused, LoadFailed, ServerFailed) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
-    print(report.to_text())
+    print(tables.text(report))
     if options.output:
         options.output.write_text(report.to_json() + "\n")
     return 0
@@ -64,49 +77,105 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(plan: Plan, machine: Machine) -> Report:
     """Everything that the plan asks for, one thing at a time."""
-    bundle = open_bundle(plan.bundle)
-    prompt = random.Random(0).choices(range(bundle.text_codec.vocabulary_size), k=PROMPT_TOKENS)
-    generation = Generation(tuple(prompt), plan.max_tokens)
-    bare = _bare(bundle, plan.streams)
+    bare: list[BareRun] = []
     closed: list[ClosedRun] = []
-    sides: list[Side] = ["carousel", "naive"]
+    servers = list(plan.servers)
     for number in range(plan.rounds):
-        for side in sides:
-            closed += _closed(plan, generation, side, number)
-        sides.reverse()
-    opened = _open(plan, generation) if plan.rates else []
-    return Report(machine, f"{bundle.model}/{bundle.version}", generation, bare, closed, opened)
+        bare += _bare(plan, number)
+        for side, precision in servers:
+            closed += _closed(plan, side, precision, number)
+        servers.reverse()
+    best: Precision = "int8" if "int8" in plan.bundles else "fp32"
+    capacity, opened = _open(plan, plan.bundles[best]) if plan.loads else (None, [])
+    names = {f"{bundle.model}/{bundle.version}" for bundle in plan.bundles.values()}
+    model = f"{', '.join(sorted(names))} ({', '.join(plan.bundles)})"
+    return Report(machine, model, plan.generation, bare, closed, opened, best, capacity, plan.remarks)
 
 
-def _bare(bundle: Bundle, rows: Sequence[int]) -> list[BareRun]:
-    graph = StepGraph(bundle)
-    size = bundle.text_codec.vocabulary_size
-    return [BareRun(count, bare_tokens_per_second(graph, size, count, BARE_SECONDS)) for count in rows]
+def _plan(options: argparse.Namespace) -> Plan:
+    bundles: dict[Precision, Bundle] = {}
+    if options.bundle:
+        named = open_bundle(options.bundle.resolve())
+        bundles[named.manifest.precision] = named
+    else:
+        bundles = {precision: open_bundle(words_bundle(precision)) for precision in options.precision}
+    servers: list[tuple[Side, Precision]] = [("carousel", precision) for precision in bundles]
+    servers += [("naive", precision) for precision in reversed(bundles)]
+    remarks = []
+    for side in PEERS if options.peers == [] else options.peers or ():
+        if reason := left_out(side):
+            remarks.append(reason)
+        elif side == "torch" and options.bundle:
+            remarks.append("torch is left out: it runs the default bundle's network, not a graph")
+        elif "fp32" not in bundles:
+            remarks.append(f"{side} is left out: it runs fp32, which is not measured")
+        else:
+            servers.append((side, "fp32"))
+    for reason in remarks:
+        _progress(reason)
+    size = next(iter(bundles.values())).text_codec.vocabulary_size
+    prompt = random.Random(0).choices(range(size), k=PROMPT_TOKENS)
+    return Plan(
+        bundles=bundles,
+        servers=servers,
+        streams=options.streams,
+        loads=LOADS if options.open == [] else options.open or (),
+        rounds=options.rounds,
+        window=Window(options.seconds, options.warmup),
+        generation=Generation(tuple(prompt), options.max_tokens),
+        remarks=remarks,
+    )
 
 
-def _closed(plan: Plan, generation: Generation, side: Side, number: int) -> list[ClosedRun]:
-    """One side of one round: a fresh process, every number of streams."""
+def _bare(plan: Plan, number: int) -> list[BareRun]:
+    runs: list[BareRun] = []
+    for precision, bundle in plan.bundles.items():
+        graph, size = StepGraph(bundle), bundle.text_codec.vocabulary_size
+        runs += [
+            BareRun(precision, rows, number, bare_tokens_per_second(graph, size, rows, BARE_SECONDS))
+            for rows in sorted({min(streams, BARE_MAX_ROWS) for streams in plan.streams})
+        ]
+    return runs
+
+
+def _closed(plan: Plan, side: Side, precision: Precision, number: int) -> list[ClosedRun]:
+    """One server of one round: a fresh process, every number of streams."""
     runs = []
-    with running(side, plan.bundle) as target:
+    with running(side, plan.bundles[precision].path) as target:
         for streams in plan.streams:
+            memory = resident_bytes(target)
             before = step_time(target) if side == "carousel" else None
-            result = uvloop.run(closed_loop(target, generation, streams, plan.window))
+            try:
+                result = uvloop.run(closed_loop(target, plan.generation, streams, plan.window))
+            except LoadFailed as failure:
+                plan.remarks.append(f"{side} {precision}, {streams:,} streams, round {number + 1}: {failure}")
+                _progress(plan.remarks[-1])
+                continue
             steps = step_time(target).since(before) if before else None
-            _progress(f"round {number + 1}, {side}, {streams} streams: {result.tokens_per_second:,.0f} tokens/s")
-            runs.append(ClosedRun(side, streams, number, result, steps))
+            rate = f"{result.tokens_per_second:,.0f} tokens/s"
+            _progress(f"round {number + 1}, {side} {precision}, {streams:,} streams: {rate}")
+            runs.append(ClosedRun(side, precision, streams, number, result, steps, memory, resident_bytes(target)))
     return runs
 
 
-def _open(plan: Plan, generation: Generation) -> list[OpenRun]:
-    """The open loop at every rate, against one process of the service."""
+def _open(plan: Plan, bundle: Bundle) -> tuple[float, list[OpenRun]]:
+    """What one process of the service delivers to a closed loop (tokens per second), and the open loop at every load.
+
+    Over HTTP: a refusal leaves the connection as it is, so that shedding costs the client no new one.
+    """
     runs = []
-    with running("carousel", plan.bundle) as target:
-        for rate in plan.rates:
+    with running("carousel", bundle.path) as websocket:
+        target = replace(websocket, wire="completions")
+        busy = uvloop.run(closed_loop(target, plan.generation, CAPACITY_STREAMS, plan.window))
+        capacity = busy.tokens_per_second
+        _progress(f"carousel, closed loop of {CAPACITY_STREAMS} streams: {capacity:,.0f} tokens/s")
+        for load in plan.loads:
+            rate = load * capacity / plan.generation.max_tokens
             arrivals = poisson_arrivals(rate, plan.window.total_seconds, seed=0)
-            result = uvloop.run(open_loop(target, generation, arrivals, plan.window))
-            _progress(f"carousel, {rate:g} arrivals/s: {result.tokens_per_second:,.0f} tokens/s")
-            runs.append(OpenRun(rate, result))
-    return runs
+            result = uvloop.run(open_loop(target, plan.generation, arrivals, plan.window))
+            _progress(f"carousel, {load:g} of that: {result.tokens_per_second:,.0f} tokens/s")
+            runs.append(OpenRun(load, rate, len(arrivals), result))
+    return capacity, runs
 
 
 def _progress(line: str) -> None:
@@ -121,13 +190,19 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Carousel against the naive peer.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Carousel against its peers.")
     parser.add_argument("--bundle", type=Path, help="<repository>/<model>/<version>; default: 2x512 LSTM, 10,000 words")
-    parser.add_argument("--streams", type=_count, nargs="+", default=[1, 16, 64], help="closed loop: how many at once")
-    parser.add_argument("--open", type=float, nargs="+", default=[], metavar="RATE", help="generations per second")
+    parser.add_argument(
+        "--precision", choices=["int8", "fp32"], nargs="+", default=["int8", "fp32"], help="of the default bundle"
+    )
+    parser.add_argument("--peers", choices=PEERS, nargs="*", help="measured beside the naive one; alone: all of them")
+    parser.add_argument("--streams", type=_count, nargs="+", default=STREAMS, help="closed loop: how many at once")
+    parser.add_argument(
+        "--open", type=float, nargs="*", metavar="LOAD", help=f"open loop too, at fractions of capacity ({LOADS})"
+    )
     parser.add_argument("--seconds", type=float, default=8.0, help="measured per run")
     parser.add_argument("--warmup", type=float, default=2.0, help="seconds before that whose figures are dropped")
-    parser.add_argument("--rounds", type=int, default=3, help="how often both sides are measured; 0: open loop only")
+    parser.add_argument("--rounds", type=int, default=3, help="how often every server is measured; 0: open loop only")
     parser.add_argument("--max-tokens", type=_count, default=128, help="sampled per generation, at temperature 1")
     parser.add_argument("--output", type=Path, help="write all runs here, as JSON")
     return parser

@@ -21,12 +21,12 @@ import numpy as np
 import uvloop
 from PIL import Image
 
-from benchmarks.connection import Connection
 from benchmarks.http import Client
 from benchmarks.load import Target
 from benchmarks.record import LoadResult, Recorder
 from benchmarks.report import Machine
 from benchmarks.server import SERVICE, ServerFailed, launched, service_settings
+from benchmarks.websocket import WebSocket
 from models.bundle import open_bundle, versions
 from models.errors import BundleNotFound, CarouselError
 
@@ -113,7 +113,7 @@ async def streams(target: Target, images: list[bytes], clients: int, seconds: fl
     recorder = Recorder(start, start + seconds)
 
     async def ask(number: int) -> None:
-        connection = await Connection.open(target.uri, recorder)
+        connection = await WebSocket.open(target.uri, recorder)
         while (began := perf_counter()) < start + seconds:
             number = (number + 1) % len(images)
             await connection.generate(images[number], began)

@@ -1,22 +1,20 @@
-"""One WebSocket of the load generator: runs generations one after another and tells a recorder when tokens arrive.
+"""One connection of the load generator: runs generations one after another and tells a recorder when tokens arrive.
 
-The client shares the machine with the server it measures, so a token must cost it little: a token frame is recognised
-by its first bytes and never parsed, and compression, pings and proxies are off.
+The client shares the machine with the server it measures, so a token must cost it little: what arrives is handled where
+the event loop delivers it, without a task that wakes for each token, and a token is recognised by a few bytes and never
+parsed. How the bytes are cut into tokens is said by the subclasses, websocket.py and event_stream.py.
 """
 
 from __future__ import annotations
 
-import json
-from time import perf_counter
-
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+import asyncio
+from abc import ABC, abstractmethod
+from typing import Self, cast
+from urllib.parse import SplitResult, urlsplit
 
 from benchmarks.record import Recorder
 
-TOKEN_PREFIXES = (b'{"type":"token"', b'{"type": "token"')
-"""How a token frame begins, as compact and as default JSON. A frame that begins otherwise is parsed, token or not."""
-
+OPEN_SECONDS = 30.0
 CLOSE_SECONDS = 2.0
 
 
@@ -24,7 +22,8 @@ class GenerationFailed(Exception):
     """A generation was refused or broke off.
 
     Args:
-        code: the server's error code, or `connection_refused`, `connection_lost`, `handshake`, `http_<status>`.
+        code: the server's error code, or `connection_refused`, `connection_lost`, `handshake`, `http_<status>`,
+            `empty`.
         retryable: the server said that trying again later may succeed: the request was shed.
     """
 
@@ -34,63 +33,112 @@ class GenerationFailed(Exception):
         self.retryable = retryable
 
 
-class Connection:
-    """A connected WebSocket; `open` makes one."""
+class Connection(asyncio.Protocol, ABC):
+    """A connected socket with at most one generation on it; `open` makes one."""
 
-    def __init__(self, socket: ClientConnection, recorder: Recorder) -> None:
-        self._socket = socket
+    def __init__(self, address: SplitResult, recorder: Recorder) -> None:
+        self._address = address
         self._recorder = recorder
+        self._transport: asyncio.Transport
+        self._asked = 0.0
+        self._previous: float | None = None
+        self._end: asyncio.Future[None] | None = None
+        self._lost = False
+        self._closed = asyncio.Event()
 
     @classmethod
-    async def open(cls, uri: str, recorder: Recorder) -> Connection:
-        """Connect to a `ws://` URI.
+    async def open(cls, uri: str, recorder: Recorder) -> Self:
+        """Connect to a `ws://` or `http://` URI.
 
         Raises:
             GenerationFailed: nobody listens, or the server refused (retryable where it said 503).
         """
+        address = urlsplit(uri)
+        assert address.hostname is not None
+        assert address.port is not None
         try:
-            socket = await connect(
-                uri, compression=None, ping_interval=None, proxy=None, max_queue=None, close_timeout=CLOSE_SECONDS
-            )
-        except InvalidStatus as refusal:
-            status = refusal.response.status_code
-            raise GenerationFailed(f"http_{status}", retryable=status == 503) from None
-        except (InvalidHandshake, TimeoutError):
+            async with asyncio.timeout(OPEN_SECONDS):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: cls(address, recorder), address.hostname, address.port
+                )
+                await connection._begin()
+        except TimeoutError:
             raise GenerationFailed("handshake") from None
         except OSError:
             raise GenerationFailed("connection_refused") from None
-        return cls(socket, recorder)
+        return connection
 
-    async def generate(self, start: str | bytes, asked: float) -> None:
-        """Send what starts a generation and read to its end.
+    async def generate(self, request: str | bytes, asked: float) -> None:
+        """Send what starts a generation and wait for its end.
 
         Args:
-            start: a start frame's JSON, or an image.
+            request: a start frame's JSON, an image, or the body of a POST.
             asked: when the generation was asked for; its first token's time counts from here.
 
         Raises:
             GenerationFailed: the server sent an error or went away.
         """
-        previous: float | None = None
+        if self._lost:
+            raise GenerationFailed("connection_lost")
+        self._asked, self._previous = asked, None
+        self._end = asyncio.get_running_loop().create_future()
         try:
-            await self._socket.send(start)
-            while True:
-                frame = await self._socket.recv(decode=False)
-                now = perf_counter()
-                if frame.startswith(TOKEN_PREFIXES) or (message := json.loads(frame))["type"] == "token":
-                    if previous is None:
-                        self._recorder.first_token(now, asked)
-                    else:
-                        self._recorder.next_token(now, previous)
-                    previous = now
-                elif message["type"] == "error":
-                    raise GenerationFailed(message["code"], retryable=message["retryable"])
-                elif message["type"] == "finished":
-                    self._recorder.finished(now)
-                    return
-        except ConnectionClosed:
-            raise GenerationFailed("connection_lost") from None
+            self._send(request)
+            await self._end
+        finally:
+            self._end = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether another generation can run on it."""
+        return not self._lost and not self._transport.is_closing()
 
     async def close(self) -> None:
-        """Say goodbye and hang up, in the middle of a generation too."""
-        await self._socket.close()
+        """Hang up, in the middle of a generation too."""
+        self._transport.close()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._closed.wait()
+        except TimeoutError:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The event loop's."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """The event loop's: whoever waits is told."""
+        self._lost = True
+        self._closed.set()
+        self._fail(GenerationFailed("connection_lost"))
+
+    @abstractmethod
+    async def _begin(self) -> None:
+        """What comes before the first generation."""
+
+    @abstractmethod
+    def _send(self, request: str | bytes) -> None:
+        """Put a request on the wire."""
+
+    def _tokens(self, count: int, now: float) -> None:
+        """So many tokens of the running generation came with one read."""
+        previous = self._previous
+        for _ in range(count):
+            if previous is None:
+                self._recorder.first_token(now, self._asked)
+            else:
+                self._recorder.next_token(now, previous)
+            previous = now
+        self._previous = previous
+
+    def _finish(self, now: float) -> None:
+        """The running generation came to its end. One without a token is a failure: nothing was served."""
+        if self._previous is None:
+            self._fail(GenerationFailed("empty"))
+        elif self._end is not None and not self._end.done():
+            self._recorder.finished(now)
+            self._end.set_result(None)
+
+    def _fail(self, failure: GenerationFailed) -> None:
+        if self._end is not None and not self._end.done():
+            self._end.set_exception(failure)

@@ -1,6 +1,9 @@
 """The load generator: closed loop (so many streams, always busy) and open loop (so many arrivals a second).
 
 Both are bounded in time and in count, and both speak to this machine only.
+
+The closed loop lines its connections up before the clock starts. The open loop keeps connections that have become idle
+and opens one only where there is none, as clients do that expect to ask again.
 """
 
 from __future__ import annotations
@@ -10,16 +13,22 @@ import ipaddress
 import json
 import math
 import random
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter, process_time
+from typing import Any, Literal
 
 from benchmarks.connection import Connection, GenerationFailed
+from benchmarks.event_stream import EventStream
 from benchmarks.record import LoadResult, Recorder
+from benchmarks.websocket import WebSocket
 
 MAX_STREAMS = 4096
 MAX_SECONDS = 3600.0
 MAX_ARRIVALS = 100_000
+SPARE_FILES = 200
+"""Beside the sockets of the load: libraries, pipes, logs."""
 MAX_CONSECUTIVE_FAILURES = 20
 """After so many failures in a row a closed-loop stream gives the run up: the server is not there to be measured."""
 
@@ -32,13 +41,23 @@ class LoadFailed(Exception):
     """The server answered a stream with nothing but errors."""
 
 
+Wire = Literal["websocket", "completions", "events"]
+"""How tokens are streamed: frames of the service's WebSocket; OpenAI's completions; whatever a peer's framework streams
+as the answer to a POST of the start frame's fields."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model behind a WebSocket on this machine."""
+    """A model behind a server on this machine."""
 
     port: int
     model: str
     host: str = "127.0.0.1"
+    wire: Wire = "websocket"
+    path: str = "/generate"
+    """Of `events`."""
+    group: int = 0
+    """The server's process group; 0 where it was not started here."""
 
     def __post_init__(self) -> None:
         try:
@@ -52,7 +71,29 @@ class Target:
     def uri(self) -> str:
         """Where the model's stream is."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"ws://{host}:{self.port}/v1/models/{self.model}/stream"
+        path = {"websocket": f"/v1/models/{self.model}/stream", "completions": "/v1/completions", "events": self.path}
+        return f"{'ws' if self.wire == 'websocket' else 'http'}://{host}:{self.port}{path[self.wire]}"
+
+    async def connect(self, recorder: Recorder) -> Connection:
+        """A connection for one generation after another.
+
+        Raises:
+            GenerationFailed: nobody listens, or the server refused.
+        """
+        return await (WebSocket if self.wire == "websocket" else EventStream).open(self.uri, recorder)
+
+    def request(self, generation: Generation, seed: int, max_tokens: int | None = None) -> str:
+        """The JSON that asks for one generation."""
+        sampling: dict[str, Any] = {
+            "max_tokens": max_tokens or generation.max_tokens,
+            "temperature": generation.temperature,
+            "seed": seed,
+        }
+        if self.wire == "websocket":
+            return json.dumps({"type": "start", "tokens": generation.prompt, "sampling": sampling})
+        if self.wire == "events":
+            return json.dumps({"tokens": generation.prompt, "sampling": sampling})
+        return json.dumps({"model": self.model, "prompt": generation.prompt, **sampling, "stream": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +103,6 @@ class Generation:
     prompt: tuple[int, ...]
     max_tokens: int
     temperature: float = 1.0
-
-    def start_frame(self, seed: int, max_tokens: int | None = None) -> str:
-        """The JSON of the start frame."""
-        sampling = {"max_tokens": max_tokens or self.max_tokens, "temperature": self.temperature, "seed": seed}
-        return json.dumps({"type": "start", "tokens": self.prompt, "sampling": sampling})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +124,19 @@ class Window:
         return self.warmup_seconds + self.seconds
 
 
+def allow_connections(count: int) -> None:
+    """Let this process, and the servers it starts, open so many sockets.
+
+    Raises:
+        LoadRefused: the machine's hard limit is lower.
+    """
+    wanted, (soft, hard) = count + SPARE_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise LoadRefused(f"{count:,} connections need {wanted:,} open files; allowed are {hard:,} (raise ulimit -Hn)")
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def closed_loop(target: Target, generation: Generation, streams: int, window: Window) -> LoadResult:
     """Keep `streams` sockets busy: each starts its next generation as soon as one has ended.
 
@@ -99,17 +148,22 @@ async def closed_loop(target: Target, generation: Generation, streams: int, wind
     """
     if not 1 <= streams <= MAX_STREAMS:
         raise LoadRefused(f"streams is {streams:,}; allowed is 1 to {MAX_STREAMS:,}")
-    start = perf_counter() + window.warmup_seconds
-    recorder = Recorder(start, start + window.seconds)
+    recorder = Recorder()
     lengths = random.Random(streams)
+    lined_up = asyncio.Barrier(streams + 1)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
-                    _stream(target, generation, stream << 32, lengths.randint(1, generation.max_tokens), recorder)
+                    _stream(
+                        target, generation, stream << 32, lengths.randint(1, generation.max_tokens), recorder, lined_up
+                    )
                 )
                 for stream in range(streams)
             ]
+            await lined_up.wait()
+            start = perf_counter() + window.warmup_seconds
+            recorder.measure(start, start + window.seconds)
             await asyncio.sleep(window.warmup_seconds)
             cpu = process_time()
             await asyncio.sleep(start + window.seconds - perf_counter())
@@ -121,24 +175,27 @@ async def closed_loop(target: Target, generation: Generation, streams: int, wind
     return recorder.result(cpu / window.seconds)
 
 
-async def _stream(target: Target, generation: Generation, seed: int, max_tokens: int, recorder: Recorder) -> None:
+async def _stream(
+    target: Target, generation: Generation, seed: int, max_tokens: int, recorder: Recorder, lined_up: asyncio.Barrier
+) -> None:
     """One stream of the closed loop; ends by cancellation."""
     connection: Connection | None = None
-    failures = 0
+    failures, waiting = 0, True
     try:
         while failures < MAX_CONSECUTIVE_FAILURES:
             try:
-                if connection is None:
-                    connection = await Connection.open(target.uri, recorder)
-                await connection.generate(generation.start_frame(seed, max_tokens), perf_counter())
+                if connection is None or not connection.usable:
+                    connection = await target.connect(recorder)
+                if waiting:
+                    waiting = False
+                    await lined_up.wait()
+                asked = perf_counter()
+                await connection.generate(target.request(generation, seed, max_tokens), asked)
                 failures = 0
             except GenerationFailed as failure:
                 recorder.failed(failure.code, shed=failure.retryable)
                 failures += 1
                 last = failure.code
-                if connection is not None:
-                    await connection.close()
-                    connection = None
             seed += 1
             max_tokens = generation.max_tokens
         raise LoadFailed(f"{failures} generations in a row failed, the last with {last}")
@@ -169,7 +226,7 @@ def poisson_arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 async def open_loop(
     target: Target, generation: Generation, arrivals: Sequence[float], window: Window, drain_seconds: float = 30.0
 ) -> LoadResult:
-    """One connection and one generation per arrival, whether or not the earlier ones are done.
+    """One generation per arrival, whether or not the earlier ones are done.
 
     The first token's time counts from the planned arrival, so a server that keeps the client waiting is charged for it.
 
@@ -182,12 +239,14 @@ async def open_loop(
     recorder = Recorder(start, start + window.seconds)
     cpu = process_time()
     running: set[asyncio.Task[None]] = set()
+    idle: list[Connection] = []
     for number, arrival in enumerate(arrivals):
         await asyncio.sleep(max(0.0, began + arrival - perf_counter()))
         if len(running) >= MAX_STREAMS:
             recorder.failed("client_limit", shed=False)
             continue
-        task = asyncio.create_task(_arrival(target, generation.start_frame(number), began + arrival, recorder))
+        request = target.request(generation, number)
+        task = asyncio.create_task(_arrival(target, request, began + arrival, recorder, idle))
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.sleep(max(0.0, start + window.seconds - perf_counter()))
@@ -198,16 +257,25 @@ async def open_loop(
             recorder.failed("unfinished", shed=False)
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
+    await asyncio.gather(*(connection.close() for connection in idle))
     return recorder.result(cpu / window.total_seconds)
 
 
-async def _arrival(target: Target, start: str, asked: float, recorder: Recorder) -> None:
+async def _arrival(target: Target, request: str, asked: float, recorder: Recorder, idle: list[Connection]) -> None:
     connection: Connection | None = None
     try:
-        connection = await Connection.open(target.uri, recorder)
-        await connection.generate(start, asked)
+        while idle and connection is None:
+            connection = idle.pop()
+            if not connection.usable:
+                connection = None
+        if connection is None:
+            connection = await target.connect(recorder)
+        await connection.generate(request, asked)
     except GenerationFailed as failure:
-        recorder.failed(failure.code, shed=failure.retryable)
-    finally:
+        recorder.failed(failure.code, shed=failure.retryable, seconds=perf_counter() - asked)
+    except asyncio.CancelledError:
         if connection is not None:
             await connection.close()
+        raise
+    if connection is not None and connection.usable:
+        idle.append(connection)

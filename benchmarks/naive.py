@@ -22,7 +22,7 @@ from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 
-from benchmarks.step import StepGraph
+from benchmarks.step import Step, StepGraph
 from models.bundle import Bundle, open_bundle
 from models.manifest import DecodingDefaults
 
@@ -33,12 +33,12 @@ class Writer:
     """One client's generation: its state and its way of sampling.
 
     Args:
-        graph: the step graph, shared by all clients.
+        graph: what takes a step, shared by all clients.
         defaults: for what the client does not say.
         sampling: the start frame's `sampling`.
     """
 
-    def __init__(self, graph: StepGraph, defaults: DecodingDefaults, sampling: dict[str, Any]) -> None:
+    def __init__(self, graph: Step, defaults: DecodingDefaults, sampling: dict[str, Any]) -> None:
         self._graph = graph
         self._temperature = float(sampling.get("temperature", defaults.temperature))
         self._top_k = int(sampling.get("top_k", defaults.top_k))
@@ -72,9 +72,8 @@ def sample(logits: Logits, temperature: float, top_k: int, generator: np.random.
     return token, float(below[token] - np.log(total))
 
 
-def create_app(bundle: Bundle) -> FastAPI:
-    """The app that serves `bundle`."""
-    graph = StepGraph(bundle)
+def create_app(bundle: Bundle, graph: Step) -> FastAPI:
+    """The app that serves `bundle`, whose steps `graph` takes."""
     app = FastAPI()
 
     @app.get("/readyz")
@@ -94,7 +93,7 @@ def create_app(bundle: Bundle) -> FastAPI:
     return app
 
 
-async def _generate(socket: WebSocket, graph: StepGraph, bundle: Bundle, model: str, start: dict[str, Any]) -> None:
+async def _generate(socket: WebSocket, graph: Step, bundle: Bundle, model: str, start: dict[str, Any]) -> None:
     tokens: list[int] = start["tokens"] if "tokens" in start else bundle.text_codec.encode(start["prompt"])
     sampling = start.get("sampling", {})
     max_tokens = int(sampling.get("max_tokens", 16))
@@ -123,7 +122,9 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
-    uvicorn.run(create_app(open_bundle(arguments.bundle)), host="127.0.0.1", port=arguments.port, log_level="warning")
+    bundle = open_bundle(arguments.bundle)
+    app = create_app(bundle, StepGraph(bundle))
+    uvicorn.run(app, host="127.0.0.1", port=arguments.port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,8 @@ class LoadResult:
     """Between neighbouring tokens of one generation. Tokens that one read brings have 0 between them."""
     shed: int
     """Refusals that the server marked retryable, in the whole run."""
+    refusal: Latency
+    """How long those refusals took, counted as a first token is."""
     errors: Mapping[str, int]
     """Every other failure of the whole run, by code."""
     client_cpu: float
@@ -59,9 +62,9 @@ class LoadResult:
 
 
 class Recorder:
-    """Collects what arrives at [start, end) on the clock of `time.perf_counter`."""
+    """Collects what arrives at [start, end) on the clock of `time.perf_counter`; without them, nothing as yet."""
 
-    def __init__(self, start: float, end: float) -> None:
+    def __init__(self, start: float = math.inf, end: float = math.inf) -> None:
         self._start = start
         self._end = end
         self._tokens = 0
@@ -69,7 +72,12 @@ class Recorder:
         self._shed = 0
         self._first = array("d")
         self._gaps = array("d")
+        self._refusals = array("d")
         self._errors: Counter[str] = Counter()
+
+    def measure(self, start: float, end: float) -> None:
+        """Set the window, of a recorder that has none."""
+        self._start, self._end = start, end
 
     def first_token(self, at: float, asked: float) -> None:
         """The first token of a generation that was asked for at `asked`."""
@@ -88,10 +96,12 @@ class Recorder:
         if self._start <= at < self._end:
             self._generations += 1
 
-    def failed(self, code: str, *, shed: bool) -> None:
-        """A generation was refused or broke off."""
+    def failed(self, code: str, *, shed: bool, seconds: float | None = None) -> None:
+        """A generation was refused, `seconds` after it was asked for, or broke off."""
         if shed:
             self._shed += 1
+            if seconds is not None:
+                self._refusals.append(seconds)
         else:
             self._errors[code] += 1
 
@@ -104,6 +114,7 @@ class Recorder:
             first_token=Latency.of(self._first),
             inter_token=Latency.of(self._gaps),
             shed=self._shed,
+            refusal=Latency.of(self._refusals),
             errors=dict(self._errors),
             client_cpu=client_cpu,
         )

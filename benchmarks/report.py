@@ -1,19 +1,19 @@
-"""What one benchmark measured, as a table and as JSON."""
+"""What one benchmark measured, as JSON; tables.py prints it."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
 from benchmarks.load import Generation
 from benchmarks.record import LoadResult
 from benchmarks.server import Side, StepTime
+from models.manifest import Precision
 
 VERSIONS = ("onnxruntime", "numpy", "fastapi", "uvicorn", "uvloop", "websockets")
 
@@ -54,17 +54,25 @@ class ClosedRun:
     """One closed loop against one server. `steps` is what the service says of its own steps in that time."""
 
     side: Side
+    precision: Precision
     streams: int
     round: int
     result: LoadResult
     steps: StepTime | None
+    resident_before_bytes: int
+    """What the server's processes held before the first stream."""
+    resident_after_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """One open loop against the service; `rate` in generations per second."""
+    """One open loop against the service."""
 
+    load: float
+    """Of `Report.capacity_tokens_per_second`."""
     rate: float
+    """Generations asked for, per second."""
+    arrivals: int
     result: LoadResult
 
 
@@ -72,7 +80,9 @@ class OpenRun:
 class BareRun:
     """The step graph alone: row-steps per second at so many rows."""
 
+    precision: Precision
     rows: int
+    round: int
     tokens_per_second: float
 
 
@@ -81,111 +91,20 @@ class Report:
     """Everything one command measured."""
 
     machine: Machine
-    bundle: str
-    """`<model>/<version>`"""
+    model: str
     generation: Generation
     bare: Sequence[BareRun]
     closed: Sequence[ClosedRun]
     open: Sequence[OpenRun]
+    open_precision: Precision
+    capacity_tokens_per_second: float | None
+    """Of the closed loop that the open loops' loads are fractions of."""
+    remarks: Sequence[str]
+    """Which peers were left out and which runs were given up, and why."""
 
     def to_json(self) -> str:
         """All runs, not only their medians."""
         return json.dumps(asdict(self), indent=2)
-
-    def to_text(self) -> str:
-        """The tables."""
-        length = f"{len(self.generation.prompt)} prompt tokens, {self.generation.max_tokens} sampled"
-        parts = [f"machine  {self.machine}\nmodel    {self.bundle}; every generation {length}"]
-        if self.closed:
-            parts += [_closed_table(self.closed), _overhead_table(self.closed)]
-        if self.bare:
-            parts.append(_bare_table(self.bare))
-        if self.open:
-            parts.append(_open_table(self.open, self.generation.max_tokens))
-        return "\n\n".join(parts)
-
-
-_Figure = Callable[[LoadResult], float | None]
-
-_FIGURES: dict[str, tuple[_Figure, str]] = {
-    "tokens/s": (lambda result: result.tokens_per_second, "{:,.0f}"),
-    "first p50": (lambda result: _ms(result.first_token.p50_seconds), "{:.2f} ms"),
-    "first p99": (lambda result: _ms(result.first_token.p99_seconds), "{:.2f} ms"),
-    "inter p50": (lambda result: _ms(result.inter_token.p50_seconds), "{:.2f} ms"),
-    "inter p99": (lambda result: _ms(result.inter_token.p99_seconds), "{:.2f} ms"),
-    "client CPU": (lambda result: 100 * result.client_cpu, "{:.0f}%"),
-}
-
-
-def _closed_table(runs: Sequence[ClosedRun]) -> str:
-    lines = [["streams", "server", *_FIGURES, "errors"]]
-    for streams in sorted({run.streams for run in runs}):
-        medians: dict[Side, list[float | None]] = {}
-        for side in ("carousel", "naive"):
-            results = [run.result for run in runs if (run.streams, run.side) == (streams, side)]
-            if results:
-                medians[side] = [_median([figure(result) for result in results]) for figure, _ in _FIGURES.values()]
-                errors = sum(result.failed + result.shed for result in results)
-                cells = [_cell(form, value) for (_, form), value in zip(_FIGURES.values(), medians[side], strict=True)]
-                lines.append([f"{streams}", side, *cells, f"{errors}"])
-        if len(medians) == 2:
-            pairs = zip(medians["carousel"][:-1], medians["naive"][:-1], strict=True)
-            lines.append([f"{streams}", "ratio", *(_cell("{:.2f}", _ratio(*pair)) for pair in pairs), "", ""])
-    rounds = len({run.round for run in runs})
-    return f"Closed loop, medians of {rounds} rounds (ratio: carousel / naive)\n{_markdown(lines)}"
-
-
-def _overhead_table(runs: Sequence[ClosedRun]) -> str:
-    lines = [["streams", "steps", "step", "engine overhead", "of the step"]]
-    for streams in sorted({run.streams for run in runs}):
-        times = [run.steps for run in runs if run.streams == streams and run.steps and run.steps.steps]
-        if times:
-            step = median(time.step_seconds / time.steps for time in times)
-            overhead = median(time.overhead_seconds / time.steps for time in times)
-            share = median(time.overhead_seconds / time.step_seconds for time in times)
-            steps = sum(time.steps for time in times)
-            cells = [f"{steps:,.0f}", f"{1e6 * step:,.0f} us", f"{1e6 * overhead:,.0f} us", f"{100 * share:.0f}%"]
-            lines.append([f"{streams}", *cells])
-    title = "Carousel's engine: mean step, and the part of it that is not onnxruntime (sampling included)"
-    return f"{title}\n{_markdown(lines)}"
-
-
-def _bare_table(runs: Sequence[BareRun]) -> str:
-    lines = [["rows", "tokens/s"], *([f"{run.rows}", f"{run.tokens_per_second:,.0f}"] for run in runs)]
-    return f"For scale: onnxruntime alone in a tight loop, nothing sampled, nothing sent\n{_markdown(lines)}"
-
-
-def _open_table(runs: Sequence[OpenRun], max_tokens: int) -> str:
-    lines = [["arrivals/s", "asked tokens/s", *_FIGURES, "finished", "shed", "failed"]]
-    for run in runs:
-        cells = [_cell(form, figure(run.result)) for figure, form in _FIGURES.values()]
-        counts = [f"{run.result.generations}", f"{run.result.shed}", f"{run.result.failed}"]
-        lines.append([f"{run.rate:g}", f"{run.rate * max_tokens:,.0f}", *cells, *counts])
-    return f"Carousel, open loop with Poisson arrivals (first token: from the planned arrival)\n{_markdown(lines)}"
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rows = [" | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    rule = "|".join("-" * (width + 1) + ":" for width in widths)
-    return "\n".join([f"| {rows[0]} |", f"|{rule}|", *(f"| {row} |" for row in rows[1:])])
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
-
-
-def _ratio(first: float | None, second: float | None) -> float | None:
-    return first / second if first is not None and second else None
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else 1000 * seconds
-
-
-def _cell(form: str, value: float | None) -> str:
-    return "-" if value is None else form.format(value)
 
 
 def _processor() -> str:

@@ -1,8 +1,9 @@
-"""A server as its own process: started, waited for, asked for its metrics, ended."""
+"""A server as its own process: started, waited for, asked for its metrics and its memory, ended."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Literal
@@ -20,13 +22,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.load import Target
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 STOP_SECONDS = 15.0
 LOG_BYTES = 4000
 """How much of a dead server's output its error shows."""
 
-Side = Literal["carousel", "naive"]
+BUNDLE_VARIABLE = "BENCHMARKS_BUNDLE"
+"""Names the bundle to the peer whose framework reads the command line itself."""
+
+Side = Literal["carousel", "naive", "torch", "litserve", "bentoml"]
 SERVICE = ["service"]
+BENTOML = ["bentoml", "serve", "benchmarks.peers.bento:Words", "--host", "127.0.0.1"]
 
 
 class ServerFailed(Exception):
@@ -52,25 +58,39 @@ class StepTime:
         )
 
 
+def left_out(side: Side) -> str | None:
+    """Why a side cannot run here; None if it can."""
+    needed = {"torch": ("torch", "train"), "litserve": ("litserve", "peers"), "bentoml": ("bentoml", "peers")}
+    package, extra = needed.get(side, ("onnxruntime", ""))
+    if find_spec(package) is None:
+        return f"{side} is left out: {package} is not installed (it comes with the extra {extra!r})"
+    return None
+
+
 @contextmanager
 def running(side: Side, bundle: Path) -> Iterator[Target]:
-    """The service or the naive peer on a free port, ready; ended when the block is left.
+    """The service or a peer on a free port, ready; ended when the block is left.
 
-    Both run as they come; the service obeys whatever other `CAROUSEL_` settings are in the environment.
+    All run as they come; the service obeys whatever other `CAROUSEL_` settings are in the environment.
 
     Args:
-        side: which of the two.
+        side: which of them.
         bundle: `<repository>/<model>/<version>`; the service takes the repository.
 
     Raises:
         ServerFailed: it ended or was not ready in time; the message ends in what it printed.
     """
-    if side == "naive":
-        command, settings = ["benchmarks.naive", "--bundle", str(bundle)], {}
-    else:
-        command, settings = SERVICE, service_settings(bundle)
+    named = ["--bundle", str(bundle)]
+    command, settings = {
+        "carousel": (SERVICE, service_settings(bundle)),
+        "naive": (["benchmarks.naive", *named], {}),
+        "torch": (["benchmarks.peers.torch_eager"], {}),
+        "litserve": (["benchmarks.peers.lit_serve", *named], {}),
+        # The framework tells its makers how it is used, unless it is told not to.
+        "bentoml": (BENTOML, {BUNDLE_VARIABLE: str(bundle), "BENTOML_DO_NOT_TRACK": "True"}),
+    }[side]
     with launched(command, settings, bundle) as target:
-        yield target
+        yield replace(target, wire="events") if side in ("litserve", "bentoml") else target
 
 
 def service_settings(bundle: Path) -> dict[str, str]:
@@ -96,7 +116,10 @@ def launched(module: Sequence[str], settings: Mapping[str, str], bundle: Path) -
     if module != SERVICE:
         command += ["--port", str(target.port)]
     with TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        # A group of its own: some frameworks start further processes, which are measured and ended with the first.
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             deadline = time.monotonic() + START_SECONDS
             while not _ready(target):
@@ -105,20 +128,39 @@ def launched(module: Sequence[str], settings: Mapping[str, str], bundle: Path) -
                     output = log.read().decode(errors="replace")[-LOG_BYTES:]
                     raise ServerFailed(f"{' '.join(command)} was not ready within {START_SECONDS:g} s:\n{output}")
                 time.sleep(0.05)
-            yield target
+            yield replace(target, group=process.pid)
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def resident_bytes(target: Target) -> int:
+    """The memory that a server's processes hold, added up: what two of them share counts twice. Reads /proc."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            # A process may end meanwhile.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                after_name = (entry / "stat").read_text().rpartition(")")[2].split()  # state, parent, group, ...
+                if int(after_name[2]) == target.group:
+                    total += int((entry / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return total
 
 
 def step_time(target: Target) -> StepTime:
     """The service's own account of its steps so far."""
+    return read_step_time(exposition(target), target.model)
+
+
+def exposition(target: Target) -> str:
+    """What the service says on /metrics."""
     with urllib.request.urlopen(f"http://{target.host}:{target.port}/metrics", timeout=10) as response:
-        return read_step_time(response.read().decode(), target.model)
+        content: bytes = response.read()
+        return content.decode()
 
 
 def read_step_time(exposition: str, model: str) -> StepTime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -14,6 +14,16 @@ from models.bundle import STEP_GRAPH, Bundle
 from models.graph import next_name
 
 States = Mapping[str, NDArray[Any]]
+
+
+class Step(Protocol):
+    """What takes one step of a language model. Axes: B rows, V vocabulary."""
+
+    def initial_states(self, rows: int) -> Any:
+        """As at a text's start, in a form of its own."""
+
+    def run(self, tokens: NDArray[np.int64], states: Any) -> tuple[NDArray[np.float32], Any]:
+        """One step. tokens <int64>[B] -> logits <float32>[B, V] and the states after it."""
 
 
 class StepGraph:

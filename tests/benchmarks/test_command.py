@@ -1,12 +1,16 @@
 import json
 
+import pytest
+
 from benchmarks.__main__ import main
+from benchmarks.server import left_out
+
+SHAPE = ["--streams", "2", "--seconds", "0.5", "--warmup", "0.1", "--rounds", "1", "--max-tokens", "9"]
 
 
 def test_command_measures_both_sides_and_writes_every_run(tiny_bundle, tmp_path, capsys):
     output = tmp_path / "runs.json"
-    shape = ["--streams", "2", "--seconds", "0.5", "--warmup", "0.1", "--rounds", "1", "--max-tokens", "9"]
-    assert main(["--bundle", str(tiny_bundle), *shape, "--open", "20", "--output", str(output)]) == 0
+    assert main(["--bundle", str(tiny_bundle), *SHAPE, "--open", "0.2", "--output", str(output)]) == 0
     content = json.loads(output.read_text())
     runs = {run["side"]: run for run in content["closed"]}
     assert runs.keys() == {"carousel", "naive"}
@@ -16,10 +20,31 @@ def test_command_measures_both_sides_and_writes_every_run(tiny_bundle, tmp_path,
     steps = runs["carousel"]["steps"]
     assert steps["steps"] > 0
     assert 0 < steps["overhead_seconds"] < steps["step_seconds"]
-    assert [run["rows"] for run in content["bare"]] == [2]
-    assert "ratio" in capsys.readouterr().out
+    assert min(run["resident_after_bytes"] for run in runs.values()) > 10e6  # no Python process is smaller
+    assert [(run["precision"], run["rows"]) for run in content["bare"]] == [("fp32", 2)]
+    (opened,) = content["open"]
+    assert opened["load"] == 0.2
+    assert opened["arrivals"] >= opened["result"]["generations"] > 0
+    assert opened["rate"] == pytest.approx(0.2 * content["capacity_tokens_per_second"] / 9)
+    assert content["capacity_tokens_per_second"] > 0
+    assert "times naive fp32" in capsys.readouterr().out
 
 
 def test_command_says_in_one_sentence_that_there_is_no_bundle(tmp_path, capsys):
     assert main(["--bundle", str(tmp_path / "nothing" / "1")]) == 1
     assert capsys.readouterr().err == f"benchmarks: manifest.json: there is no such file in {tmp_path}/nothing/1\n"
+
+
+@pytest.mark.parametrize("side", ["litserve", "bentoml"])
+def test_command_measures_a_peer_or_says_why_not(side, tiny_bundle, tmp_path, capsys):
+    output = tmp_path / "runs.json"
+    assert main(["--bundle", str(tiny_bundle), *SHAPE, "--peers", side, "--output", str(output)]) == 0
+    content = json.loads(output.read_text())
+    if reason := left_out(side):
+        assert content["remarks"] == [reason]
+        assert reason in capsys.readouterr().out
+        pytest.skip(reason)
+    result = next(run["result"] for run in content["closed"] if run["side"] == side)
+    assert result["errors"] == {}
+    assert result["generations"] > 0
+    assert result["inter_token"]["count"] >= 8 * (result["generations"] - 2)

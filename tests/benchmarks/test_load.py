@@ -13,6 +13,7 @@ from benchmarks.load import (
     LoadRefused,
     Target,
     Window,
+    allow_connections,
     closed_loop,
     open_loop,
     poisson_arrivals,
@@ -30,6 +31,7 @@ class FakeServer:
         self.limit = limit  # generations per socket; then it falls silent
         self.compact = compact
         self.starts = []
+        self.connected_at_starts = []
         self.tokens = 0
         self.connections = 0
         self.paths = set()
@@ -43,6 +45,7 @@ class FakeServer:
         for _ in range(self.limit):
             start = json.loads(await socket.recv())
             self.starts.append(start)
+            self.connected_at_starts.append(self.connections)
             if self.refuse:
                 await socket.send(self.dump(type="error", **self.refuse))
                 continue
@@ -122,11 +125,12 @@ def test_target_is_this_machine(host):
         Target(8000, "tiny", host)
 
 
-async def test_open_loop_runs_one_generation_per_arrival():
+async def test_open_loop_runs_one_generation_per_arrival_and_uses_idle_connections():
     fake = FakeServer()
     async with fake.running() as target:
-        result = await open_loop(target, GENERATION, [0.0, 0.01, 0.01, 0.15], WINDOW)
-    assert fake.connections == len(fake.starts) == result.generations == 4
+        result = await open_loop(target, GENERATION, [0.0, 0.01, 0.01, 0.5], WINDOW)
+    assert len(fake.starts) == result.generations == 4
+    assert fake.connections < 4  # the last arrival found one of the first ones' idle
     assert result.tokens == 4 * GENERATION.max_tokens
     assert (result.first_token.count, result.inter_token.count) == (4, 4 * (GENERATION.max_tokens - 1))
 
@@ -143,6 +147,14 @@ async def test_open_loop_tells_shed_from_failed(fake, shed, errors):
     async with fake.running() as target:
         result = await open_loop(target, GENERATION, [0.0, 0.0, 0.02], WINDOW)
     assert (result.shed, result.errors, result.generations) == (shed, errors, 0)
+    assert result.refusal.count == shed
+
+
+async def test_closed_loop_connects_every_stream_before_the_first_asks():
+    fake = FakeServer(limit=1)
+    async with fake.running() as target:
+        await closed_loop(target, GENERATION, streams=6, window=Window(0.1, 0.0))
+    assert fake.connected_at_starts == [6] * 6
 
 
 async def test_open_loop_counts_a_refused_upgrade():
@@ -187,3 +199,14 @@ def test_poisson_arrivals_repeat_with_their_seed():
 def test_poisson_arrivals_are_bounded(rate):
     with pytest.raises(LoadRefused, match="at most 100,000 arrivals"):
         poisson_arrivals(rate, 10.0, seed=0)
+
+
+def test_connections_are_allowed_up_to_the_hard_limit(monkeypatch):
+    limits = {"now": (64, 5000)}
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits["now"])
+    monkeypatch.setattr("resource.setrlimit", lambda _, wanted: limits.update(now=wanted))
+    allow_connections(1024)
+    assert limits["now"][0] > 1024
+    assert limits["now"][1] == 5000
+    with pytest.raises(LoadRefused, match="5,000 connections need 5,200 open files; allowed are 5,000"):
+        allow_connections(5000)

@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from benchmarks.naive import create_app, sample
+from benchmarks.step import StepGraph
 from models.bundle import STEP_GRAPH, open_bundle
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.25, 0.2], np.float32)) + 3
@@ -36,7 +37,7 @@ def bundle(tiny_bundle):
 
 @pytest.fixture(scope="module")
 def socket(bundle):
-    with TestClient(create_app(bundle)).websocket_connect("/v1/models/tiny/stream") as socket:
+    with TestClient(create_app(bundle, StepGraph(bundle))).websocket_connect("/v1/models/tiny/stream") as socket:
         yield socket
 
 

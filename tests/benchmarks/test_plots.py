@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from tests.benchmarks.test_report import report
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed (it comes with the extra 'dev')")
+
+from benchmarks.plots import main
+
+PREFILL = {
+    "lengths": [10, 100, 1000],
+    "prefill_seconds": [0.001, 0.004, 0.03],
+    "steps_seconds": [0.004, 0.04, 0.4],
+    "resume_seconds": [0.0004, 0.0004, 0.0005],
+}
+
+
+def labels(monkeypatch):
+    """What is written at the ends of the lines, as it is drawn."""
+    seen = []
+    from matplotlib.axes import Axes
+
+    original = Axes.annotate
+    monkeypatch.setattr(
+        Axes, "annotate", lambda self, text, *rest, **how: seen.append(text) or original(self, text, *rest, **how)
+    )
+    return seen
+
+
+def test_plots_draw_what_each_file_holds(tmp_path, monkeypatch):
+    seen = labels(monkeypatch)
+    runs, prefill = tmp_path / "runs.json", tmp_path / "prefill.json"
+    runs.write_text(report().to_json())
+    prefill.write_text(json.dumps(PREFILL))
+    assert main([str(runs), str(prefill), "--output", str(tmp_path)]) == 0
+    assert {"open_loop.png", "throughput.png", "prefill.png"} == {path.name for path in tmp_path.glob("*.png")}
+    assert {"carousel int8", "naive fp32", "naive int8", "between tokens, p99", "resumed from a session"} <= set(seen)
+
+
+def test_plots_refuse_a_file_without_measurements(tmp_path, capsys):
+    empty = tmp_path / "empty.json"
+    empty.write_text("{}")
+    assert main([str(empty), "--output", str(tmp_path)]) == 1
+    assert "holds no measurement" in capsys.readouterr().err
+    assert main([str(tmp_path / "nothing.json"), "--output", str(tmp_path)]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.png"))

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-worsening",
         type=float,
         metavar="X",
-        help="int8: refuse above this; relative perplexity (0.005 where not given) or AUC (0.002)",
+        help="int8: refuse above this; relative perplexity (0.005 where not given), AUC (0.002) or BLEU-4 (0.3)",
     )
     return parser
 

@@ -12,7 +12,7 @@ from export.onnx_graph import export_step
 from models.bundle import ENCODER_GRAPH, STEP_GRAPH
 from models.codec.image import Preprocessing
 from models.features import FrozenEncoder
-from models.manifest import Parity
+from models.manifest import Parity, Precision
 from models.nn.captioning import CaptioningModel
 
 
@@ -35,14 +35,21 @@ def extractor_of(checkpoint: Path, trained_on: FrozenEncoder | None, given: Path
 
 
 def captioning_graphs(
-    model: CaptioningModel, preprocessing: Preprocessing, extractor: Extractor | None
+    model: CaptioningModel, preprocessing: Preprocessing, extractor: Extractor | None, int8_step: bytes | None = None
 ) -> tuple[dict[str, bytes], Parity]:
     """The ONNX files by name, and how near they are to the model.
+
+    Args:
+        model: in evaluation mode.
+        preprocessing: of its images.
+        extractor: the frozen encoder in front of it.
+        int8_step: its step graph, if that is not to be the fp32 one; the encoder graph is always fp32.
 
     Raises:
         ParityError: they are not the model.
     """
-    step = export_step(CaptioningStep(model))
+    step = int8_step or export_step(CaptioningStep(model))
     encoder = export_encoder(model, preprocessing, extractor)
-    parity = measure_captioning_parity(model, step, encoder, preprocessing, extractor)
+    precision: Precision = "int8" if int8_step else "fp32"
+    parity = measure_captioning_parity(model, step, encoder, preprocessing, extractor, precision)
     return {STEP_GRAPH: step, ENCODER_GRAPH: encoder}, parity

@@ -1,6 +1,6 @@
 """A torch model and an ONNX step graph behind one face: ids in, what is said after each of them out.
 
-Axes: B batch rows, T steps, V outputs of a step (a vocabulary's or a list of skills' size).
+Axes: N images, B batch rows, T steps, V outputs of a step (a vocabulary's or a list of skills' size).
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from export.runtime import open_session
 from export.step_module import Model
-from models.graph import STATE_PREFIX, next_name
+from models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
+from models.nn.captioning import CaptioningModel, Memories
 from models.nn.language import LanguageModel
+from models.nn.recurrent import RecurrentState
 from models.step import STEP_OUTPUT, Task
 
 Array = npt.NDArray[np.generic]
@@ -66,6 +69,31 @@ class GraphForward:
             self._state = dict(zip(self._state, after, strict=True))
             said.append(output)
         return np.stack(said, axis=1)
+
+
+class GraphCaptioner:
+    """A captioning model whose steps are a graph's; images are encoded as torch does (models.nn.beam.Captioner).
+
+    Args:
+        model: what encodes.
+        graph: its step graph.
+    """
+
+    def __init__(self, model: CaptioningModel, graph: bytes) -> None:
+        self.encode = model.encode
+        self._session = open_session(graph, threads=1)
+        self._states = list(model.stack.state_sizes)
+        self._outputs = [STEP_OUTPUT["captioning"], *(next_name(STATE_PREFIX + name) for name in self._states)]
+
+    def step(self, token: Tensor, state: RecurrentState, memories: Memories) -> tuple[Tensor, RecurrentState, None]:
+        """See CaptioningModel.step, less where the step looked; a graph's memories are each row's own."""
+        fed = {STATE_PREFIX + name: part for name, part in state.items()}
+        fed |= {
+            MEMORY_PREFIX + name: part.repeat_interleave(len(token) // len(part), 0) for name, part in memories.items()
+        }
+        arrays = {name: part.numpy() for name, part in fed.items()}
+        logits, *after = map(torch.from_numpy, self._session.run(self._outputs, {"token": token.numpy(), **arrays}))
+        return logits, dict(zip(self._states, after, strict=True)), None
 
 
 def step_inputs(task: Task, ids: Ids) -> dict[str, Ids]:

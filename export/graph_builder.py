@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,12 @@ class GraphBuilder:
         """`value` <...>[batch, N] in equal parts along its last axis."""
         names = [f"{value}.{part}" for part in range(parts)]
         return self.node_of_several("Split", value, results=names, axis=1, num_outputs=parts)
+
+    def split_into(self, value: str, sizes: Sequence[int]) -> list[str]:
+        """`value` <...>[batch, sum(sizes)] in parts of these sizes along its last axis."""
+        names = [f"{value}.{part}" for part in range(len(sizes))]
+        widths = self.constant(f"{value}.sizes", sizes, np.int64)
+        return self.node_of_several("Split", value, widths, results=names, axis=1)
 
     def model(self, name: str) -> bytes:
         """The checked ONNX model."""

@@ -8,6 +8,8 @@ products (gates, the cell state), stays float32, so inputs, outputs and states a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from torch import Tensor
@@ -47,7 +49,7 @@ def build_int8_step(step: StepModule, candidates: int = 0) -> bytes:
             graph.output(name, np.float32, step.state_sizes[f"{kind}{depth}"])
         below = HiddenUnits(quantize(graph, after[0]))
 
-    weight, bias = _array(step.projection.weight).T, _array(step.projection.bias)
+    weight, bias = array(step.projection.weight).T, array(step.projection.bias)
     if step.task == "tracing":
         graph.node("Sigmoid", below.product(graph, "projection", weight, bias), result=output)
     else:
@@ -78,7 +80,7 @@ class EmbeddedIds:
 
     def __init__(self, ids: str, embedding: Tensor) -> None:
         self._ids = ids
-        self._embedding = _array(embedding)
+        self._embedding = array(embedding)
 
     def product(self, graph: GraphBuilder, name: str, weight: Floats, bias: Floats, result: str | None = None) -> str:
         """The float32 value x W + b. weight <float32>[E, N], bias <float32>[N]"""
@@ -95,10 +97,10 @@ LayerInput = EmbeddedIds | HiddenUnits
 def input_product(graph: GraphBuilder, name: str, layer: StepLSTM | StepGRU, below: LayerInput) -> str:
     """What a layer makes of its input alone: the float32 value <...>[..., 4H] of an LSTM's, [..., 3H] of a GRU's."""
     if isinstance(layer, StepLSTM):
-        weight, bias = _array(layer.weight).T, _array(layer.bias)  # [E + H, 4H], [4H]
+        weight, bias = array(layer.weight).T, array(layer.bias)  # [E + H, 4H], [4H]
         weight = weight[: -(weight.shape[1] // 4)]
     else:
-        weight, bias = _array(layer.input_weight).T, _array(layer.input_bias)  # [E, 3H], [3H]
+        weight, bias = array(layer.input_weight).T, array(layer.input_bias)  # [E, 3H], [3H]
     return below.product(graph, f"{name}.input", weight, bias)
 
 
@@ -137,11 +139,16 @@ def _lstm(
     after: list[str],
     multiply: Product,
 ) -> None:
-    (h, c), (next_h, next_c) = before, after
-    weight = _array(layer.weight).T  # [E + H, 4H]
+    h, c = before
+    weight = array(layer.weight).T  # [E + H, 4H]
     hidden = weight.shape[1] // 4
     from_hidden = multiply(graph, f"{name}.hidden", quantize(graph, h), weight[-hidden:], None)  # [B, 4H]
-    gates = graph.node("Add", from_input, from_hidden)
+    open_lstm_gates(graph, graph.node("Add", from_input, from_hidden), c, after)
+
+
+def open_lstm_gates(graph: GraphBuilder, gates: str, c: str, after: Sequence[str]) -> None:
+    """What an LSTM makes of its products' sum <float32>[B, 4H] and c: h' and c', by the names `after`."""
+    next_h, next_c = after
     i, f, g, o = graph.split(gates, 4)  # [B, H] each
     kept = graph.node("Mul", graph.node("Sigmoid", f), c)
     added = graph.node("Mul", graph.node("Sigmoid", i), graph.node("Tanh", g))
@@ -158,9 +165,15 @@ def _gru(
     after: list[str],
     multiply: Product,
 ) -> None:
-    (h,), (next_h,) = before, after
-    hidden_weight, hidden_bias = _array(layer.hidden_weight).T, _array(layer.hidden_bias)  # [H, 3H], [3H]
+    (h,) = before
+    hidden_weight, hidden_bias = array(layer.hidden_weight).T, array(layer.hidden_bias)  # [H, 3H], [3H]
     from_hidden = multiply(graph, f"{name}.hidden", quantize(graph, h), hidden_weight, hidden_bias)
+    open_gru_gates(graph, from_input, from_hidden, h, after)
+
+
+def open_gru_gates(graph: GraphBuilder, from_input: str, from_hidden: str, h: str, after: Sequence[str]) -> None:
+    """What a GRU makes of its two products <float32>[B, 3H] each and h: h', by the name `after`."""
+    (next_h,) = after
     input_r, input_z, input_n = graph.split(from_input, 3)  # [B, H] each
     hidden_r, hidden_z, hidden_n = graph.split(from_hidden, 3)
     r = graph.node("Sigmoid", graph.node("Add", input_r, hidden_r))
@@ -194,5 +207,6 @@ def _candidates(graph: GraphBuilder, logits: str, count: int) -> None:
     graph.output(normalizer, np.float32)
 
 
-def _array(tensor: Tensor) -> Floats:
+def array(tensor: Tensor) -> Floats:
+    """A weight in numpy."""
     return tensor.detach().numpy()

@@ -9,22 +9,23 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 import numpy as np
 
 from export.forward import Forward, GraphForward, TorchForward
 from export.step_module import Model
 from models.errors import CarouselError, CheckpointError
-from models.manifest import LanguageValidation, Quantization, TracingValidation
-from models.nn.validation import VALIDATION, ValidationData, read_validation
+from models.manifest import CaptioningValidation, LanguageValidation, Measure, Quantization, TracingValidation
+from models.nn.validation import VALIDATION, CaptioningValidationData, ValidationData, read_validation
 from models.step import Task
 from models.tracing_score import score
 
-Validation = LanguageValidation | TracingValidation
+Validation = LanguageValidation | TracingValidation | CaptioningValidation
+Data = TypeVar("Data", ValidationData, CaptioningValidationData)
 
-MAX_WORSENING: dict[Task, float] = {"language": 0.005, "tracing": 0.002}
-"""What int8 may cost unless told otherwise: half a percent of perplexity, 0.002 of AUC."""
+MAX_WORSENING: dict[Measure, float] = {"relative perplexity": 0.005, "AUC": 0.002, "BLEU-4": 0.3}
+"""What int8 may cost unless told otherwise."""
 
 SAME_FIGURE = 1e-3
 """Relative difference up to which a figure measured here is training's own: another machine sums in another order."""
@@ -38,15 +39,16 @@ class WorseInt8(CarouselError):
     """Rounding to int8 costs more than is allowed."""
 
 
-def read_validation_beside(checkpoint: Path, corpus_sha256: str | None) -> ValidationData:
+def read_validation_beside(checkpoint: Path, corpus_sha256: str | None, kind: type[Data]) -> Data:
     """The validation data of the run that wrote the checkpoint.
 
     Args:
         checkpoint: the data lie in its directory.
         corpus_sha256: of the checkpoint's provenance, which must be that of the data.
+        kind: what the checkpoint's task is measured on.
 
     Raises:
-        CheckpointError: there are none, or they are those of another corpus.
+        CheckpointError: there are none, or they are those of another task or corpus.
     """
     path = checkpoint.parent / VALIDATION
     if not path.is_file():
@@ -55,6 +57,8 @@ def read_validation_beside(checkpoint: Path, corpus_sha256: str | None) -> Valid
             f"--output {checkpoint.parent}`, which writes it for a finished run too, or export with --precision fp32"
         )
     data = read_validation(path)
+    if not isinstance(data, kind):
+        raise CheckpointError(f"{path}: holds the validation data of another task than {checkpoint.name} is of")
     if data.corpus_sha256 != corpus_sha256:
         raise CheckpointError(
             f"{path}: belongs to a corpus with sha256 {data.corpus_sha256}; {checkpoint.name} was trained on "
@@ -85,23 +89,50 @@ def measure_quantization(
     """
     task: Task = "language" if data.task == "language" else "tracing"
     before = figures(lambda rows: TorchForward(model, rows), data)
+    require_trainings_own(before, trained)
+    after = figures(lambda rows: GraphForward(graph, task, rows), data)
+    return after, judge(before, after, max_worsening)
+
+
+def require_trainings_own(before: Validation, trained: Validation | None) -> None:
+    """See that training measured the model on these data.
+
+    Args:
+        before: the model's figures on them.
+        trained: the figures that training recorded; nothing is asked where it recorded none.
+
+    Raises:
+        CheckpointError: it measured it on others.
+    """
     if trained is not None and not _same(before, trained):
         raise CheckpointError(
             f"{VALIDATION}: the model has {_said(before)} on it; training recorded {_said(trained)}, so the file is "
             "not this run's"
         )
-    after = figures(lambda rows: GraphForward(graph, task, rows), data)
+
+
+def judge(before: Validation, after: Validation, max_worsening: float | None) -> Quantization:
+    """What int8 cost.
+
+    Args:
+        before: the model's figures.
+        after: those of its int8 graph, on the same data.
+        max_worsening: refuse above it; MAX_WORSENING where None.
+
+    Raises:
+        WorseInt8: the graph is worse than the model by more than that.
+    """
     measure, worsening = _worsening(before, after)
-    allowed = MAX_WORSENING[task] if max_worsening is None else max_worsening
+    allowed = MAX_WORSENING[measure] if max_worsening is None else max_worsening
     if not worsening <= allowed:  # NaN is refused too
         raise WorseInt8(
             f"int8 has {_said(after)}, fp32 {_said(before)}: worse by {worsening:.5f} in {measure}; "
             f"allowed is {allowed:g} (--max-worsening), so nothing was published"
         )
-    return after, Quantization(fp32=before, measure=measure, worsening=worsening, allowed=allowed)
+    return Quantization(fp32=before, measure=measure, worsening=worsening, allowed=allowed)
 
 
-def figures(start: Callable[[int], Forward], data: ValidationData) -> Validation:
+def figures(start: Callable[[int], Forward], data: ValidationData) -> LanguageValidation | TracingValidation:
     """The validation figures, each sequence read from the zero state to its end, as training reads them.
 
     Args:
@@ -155,6 +186,8 @@ def _same(measured: Validation, trained: Validation) -> bool:
         pairs = (measured.tokens, trained.tokens), (measured.nats_per_token, trained.nats_per_token)
     elif isinstance(measured, TracingValidation) and isinstance(trained, TracingValidation):
         pairs = (measured.attempts, trained.attempts), (measured.log_loss, trained.log_loss)
+    elif isinstance(measured, CaptioningValidation) and isinstance(trained, CaptioningValidation):
+        pairs = (measured.images, trained.images), (measured.nats_per_token, trained.nats_per_token)
     else:
         return False
     (count, count_then), (loss, loss_then) = pairs
@@ -164,13 +197,19 @@ def _same(measured: Validation, trained: Validation) -> bool:
 def _said(figures: Validation) -> str:
     if isinstance(figures, LanguageValidation):
         return f"perplexity {figures.perplexity:.4f} over {figures.tokens:,} tokens"
+    if isinstance(figures, CaptioningValidation):
+        return (
+            f"BLEU-4 {figures.bleu_4:.2f}, {figures.nats_per_token:.4f} nats per token over {figures.images:,} images"
+        )
     return f"AUC {figures.auc:.4f}, log loss {figures.log_loss:.4f} over {figures.attempts:,} attempts"
 
 
-def _worsening(before: Validation, after: Validation) -> tuple[Literal["relative perplexity", "AUC"], float]:
+def _worsening(before: Validation, after: Validation) -> tuple[Measure, float]:
     """See models.manifest.Quantization."""
     if isinstance(before, LanguageValidation) and isinstance(after, LanguageValidation):
         return "relative perplexity", after.perplexity / before.perplexity - 1
+    if isinstance(before, CaptioningValidation) and isinstance(after, CaptioningValidation):
+        return "BLEU-4", before.bleu_4 - after.bleu_4
     assert isinstance(before, TracingValidation)
     assert isinstance(after, TracingValidation)
     return "AUC", before.auc - after.auc

@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from export.captioning import captioning_graphs, extractor_of
+from export.captioning_module import CaptioningStep
+from export.captioning_precision import largest_seen, measure_captioning_quantization
 from export.extractor import ExtractorError
+from export.int8_captioning import build_int8_captioning_step
 from export.int8_graph import build_int8_step
 from export.int8_prefill import build_int8_prefill
 from export.onnx_graph import export_step
@@ -48,6 +51,7 @@ from models.nn.checkpoint import (
     load_tracing_model,
     read_checkpoint,
 )
+from models.nn.validation import CaptioningValidationData, ValidationData
 from models.step import STEP_INPUTS, Task
 
 BEST = "best.safetensors"
@@ -94,10 +98,10 @@ def export_checkpoint(
         decoding: parameters of a request that names none; filled in likewise.
         precision: of the graph's products. int8 takes the run's validation data, beside the checkpoint.
         candidates: how many of the best logits an int8 language graph names beside all of them; 0 for none.
-        max_worsening: what int8 may cost in relative perplexity or AUC; the task's own bound where None.
+        max_worsening: what int8 may cost in relative perplexity, AUC or BLEU-4; the task's own bound where None.
 
     Raises:
-        CheckpointError: the checkpoint or its validation data cannot be read, or its task has no int8.
+        CheckpointError: the checkpoint or its validation data cannot be read, or its task names no candidates.
         ExtractorError: `encoder` is not the one that the checkpoint was trained on, or must not be given.
         ParityError: a graph is not the model.
         WorseInt8: rounding costs more than is allowed.
@@ -113,16 +117,29 @@ def export_checkpoint(
     provenance = _header_part(path, checkpoint.header, "provenance", Provenance)
     quantization, no_prefill = None, ""
     if precision == "int8":
-        model = _roundable(path, loaded)
-        data = read_validation_beside(path, provenance.corpus_sha256 if provenance else None)
-        graph = build_int8_step(step_module(model), candidates=_candidate_count(path, loaded, candidates))
-        assert not isinstance(validation, CaptioningValidation)
-        validation, quantization = measure_quantization(model, graph, data, validation, max_worsening)
-        graphs, parity = {STEP_GRAPH: graph}, measure_parity(model, graph, precision)
-        try:
-            graphs[PREFILL_GRAPH] = _int8_prefill(step_module(model), graph)
-        except ParityError as error:
-            no_prefill = str(error)
+        corpus = provenance.corpus_sha256 if provenance else None
+        count, model = _candidate_count(path, loaded, candidates), loaded.model
+        if isinstance(model, CaptioningModel):
+            assert isinstance(loaded.codec, ImageCodec)
+            assert isinstance(validation, CaptioningValidation | None)
+            extractor = extractor_of(path, frozen_encoder(checkpoint), encoder)
+            images = read_validation_beside(path, corpus, CaptioningValidationData)
+            graph = build_int8_captioning_step(CaptioningStep(model), largest_seen(model, images))
+            how = loaded.decoding, loaded.limits.max_new_tokens
+            validation, quantization = measure_captioning_quantization(
+                model, graph, loaded.codec, images, validation, *how, max_worsening
+            )
+            graphs, parity = captioning_graphs(model, loaded.codec.preprocessing, extractor, graph)
+        else:
+            data = read_validation_beside(path, corpus, ValidationData)
+            graph = build_int8_step(step_module(model), candidates=count)
+            assert not isinstance(validation, CaptioningValidation)
+            validation, quantization = measure_quantization(model, graph, data, validation, max_worsening)
+            graphs, parity = {STEP_GRAPH: graph}, measure_parity(model, graph, precision)
+            try:
+                graphs[PREFILL_GRAPH] = _int8_prefill(step_module(model), graph)
+            except ParityError as error:
+                no_prefill = str(error)
     else:
         graphs, parity = _fp32_graphs(path, checkpoint, loaded, encoder)
     manifest = Manifest(
@@ -182,16 +199,6 @@ def _int8_prefill(step: StepModule, graph: bytes) -> bytes:
     prefill = build_int8_prefill(step)
     require_same_states(step, graph, prefill)
     return prefill
-
-
-def _roundable(path: Path, loaded: _Loaded) -> Model:
-    """The model, if there is an int8 graph of its kind."""
-    if isinstance(loaded.model, CaptioningModel):
-        raise CheckpointError(
-            f"{path}: is of task {loaded.task!r}; only language and tracing models have an int8 graph, so leave out "
-            "--precision int8"
-        )
-    return loaded.model
 
 
 def _load(path: Path, checkpoint: Checkpoint) -> _Loaded:

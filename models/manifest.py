@@ -20,6 +20,9 @@ Precision = Literal["fp32", "int8"]
 """Of the products' weights and inputs. States, inputs and outputs of a graph are the same in either."""
 
 
+Measure = Literal["relative perplexity", "AUC", "BLEU-4"]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -139,7 +142,7 @@ class TracingValidation(_Part):
 
 
 class CaptioningValidation(_Part):
-    """Training's own figures on its validation images."""
+    """Figures on the training run's validation images."""
 
     images: int
     beam_width: int
@@ -155,10 +158,10 @@ class CaptioningValidation(_Part):
 class Quantization(_Part):
     """What rounding to int8 cost, measured at export on the training run's validation data."""
 
-    fp32: LanguageValidation | TracingValidation
+    fp32: LanguageValidation | TracingValidation | CaptioningValidation
     """The model's figures before it; `validation` holds those after it, measured alike."""
-    measure: Literal["relative perplexity", "AUC"]
-    """What `worsening` is in: perplexity divided by fp32's, less 1, or the AUC that was lost."""
+    measure: Measure
+    """What `worsening` is in: perplexity divided by fp32's, less 1, or the AUC or points of BLEU-4 that were lost."""
     worsening: float
     """Negative where int8 happens to be better."""
     allowed: float

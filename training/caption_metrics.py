@@ -1,8 +1,8 @@
 """How well generated captions agree with what people said of the same pictures.
 
-BLEU is sacrebleu's and METEOR nltk's. For CIDEr-D and for COCO's form of ROUGE-L there is no library that is kept up
-and does without a JVM or a second deep-learning stack, so they are here, each from its definition; figures are those of
-the COCO caption evaluation (Chen et al. 2015, arXiv:1504.00325) on the same words.
+BLEU is sacrebleu's (models/bleu.py) and METEOR nltk's. For CIDEr-D and for COCO's form of ROUGE-L there is no library
+that is kept up and does without a JVM or a second deep-learning stack, so they are here, each from its definition;
+figures are those of the COCO caption evaluation (Chen et al. 2015, arXiv:1504.00325) on the same words.
 
 All captions are words with single blanks between, as training/corpus/captions.normalise_caption leaves them.
 """
@@ -17,10 +17,8 @@ from functools import cache
 
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.meteor_score import meteor_score
-from sacrebleu.metrics.bleu import BLEU
 
-ORDERS = 4
-"""BLEU and CIDEr-D look at runs of one to so many words."""
+from models.bleu import ORDERS, bleu
 
 ROUGE_BETA = 1.2
 """How much more recall weighs than precision in ROUGE-L (COCO's choice)."""
@@ -74,19 +72,6 @@ def judge(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Capti
         meteor_exact_stem=_mean(meteor_exact_stem(*pair) for pair in pairs),
         cider_d=_mean(cider_d(said, known)),
     )
-
-
-def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, float, float, float]:
-    """BLEU-1 to BLEU-4 of a corpus (Papineni et al. 2002), in [0, 100]; arguments as judge's."""
-    most = max(map(len, references))
-    streams = [[(of_image[n] if n < len(of_image) else None) for of_image in references] for n in range(most)]
-    scorer = BLEU(tokenize="none", smooth_method="none", max_ngram_order=ORDERS)
-    counted = scorer.corpus_score(captions, streams)  # type: ignore[arg-type]  # None, which it allows, is not in its type
-    precisions = [right / all_ if all_ else 0.0 for right, all_ in zip(counted.counts, counted.totals, strict=True)]
-    one, two, three, four = (
-        100.0 * counted.bp * math.prod(precisions[:order]) ** (1.0 / order) for order in range(1, ORDERS + 1)
-    )
-    return one, two, three, four
 
 
 def rouge_l(caption: Words, references: Sequence[Words]) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.codec.image import ImageCodec
-from models.nn.beam import Hypothesis, beam_search, greedy
+from models.nn.beam import Hypothesis, best_captions
 from models.nn.captioning import CaptioningModel
 from training.caption_batches import IGNORED, Images, Marks, rectangle
 
@@ -53,16 +53,11 @@ def nats_per_token(
 def decode(
     model: CaptioningModel, images: Images, count: int, codec: ImageCodec, max_tokens: int, width: int, penalty: float
 ) -> list[Hypothesis]:
-    """The best caption of each image: greedy where `width` is 1, as a service's caption would be."""
+    """The best caption of each image (models.nn.beam.best_captions)."""
     device = model.projection.bias.device
     said: list[Hypothesis] = []
     for _, some in chunks(images, count):
-        pictures = some.to(device)
-        if width == 1:
-            said += greedy(model, pictures, codec.begin_id, codec.end_id, max_tokens)
-        else:
-            found = beam_search(
-                model, pictures, codec.begin_id, codec.end_id, max_tokens, width=width, length_penalty=penalty
-            )
-            said += [of_image[0] for of_image in found]
+        said += best_captions(
+            model, some.to(device), codec.begin_id, codec.end_id, max_tokens, width=width, length_penalty=penalty
+        )
     return said

@@ -53,8 +53,7 @@ class TrainingRun:
         if saved is not None:
             self.trainer.restore(saved)
         directory.mkdir(parents=True, exist_ok=True)
-        if not isinstance(self.task, CaptioningTask):  # whose export knows fp32 alone
-            write_validation(directory / VALIDATION, self.task.validation_data())
+        write_validation(directory / VALIDATION, self.task.validation_data())
 
 
 def _task(recipe: Recipe, saved: Checkpoint | None) -> Task:

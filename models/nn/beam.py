@@ -19,14 +19,15 @@ The definition that both keep:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.nn.captioning import CaptioningModel
+from models.nn.captioning import Memories
+from models.nn.recurrent import RecurrentState
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,7 +45,31 @@ class Hypothesis:
     finish_reason: Literal["stop", "length"]
 
 
-def greedy(model: CaptioningModel, images: Tensor, begin: int, end: int, max_tokens: int) -> list[Hypothesis]:
+class Captioner(Protocol):
+    """A CaptioningModel, or whatever else makes its steps (a graph)."""
+
+    def encode(self, images: Tensor) -> tuple[RecurrentState, Memories]:
+        """See CaptioningModel.encode."""
+        ...
+
+    def step(
+        self, token: Tensor, state: RecurrentState, memories: Memories
+    ) -> tuple[Tensor, RecurrentState, Tensor | None]:
+        """See CaptioningModel.step."""
+        ...
+
+
+def best_captions(
+    model: Captioner, images: Tensor, begin: int, end: int, max_tokens: int, *, width: int, length_penalty: float
+) -> list[Hypothesis]:
+    """The best caption of each image: greedy where `width` is 1, as a service's would be; arguments as below."""
+    if width == 1:
+        return greedy(model, images, begin, end, max_tokens)
+    found = beam_search(model, images, begin, end, max_tokens, width=width, length_penalty=length_penalty)
+    return [of_image[0] for of_image in found]
+
+
+def greedy(model: Captioner, images: Tensor, begin: int, end: int, max_tokens: int) -> list[Hypothesis]:
     """The most probable token at every step.
 
     Args:
@@ -81,7 +106,7 @@ def greedy(model: CaptioningModel, images: Tensor, begin: int, end: int, max_tok
 
 
 def beam_search(
-    model: CaptioningModel,
+    model: Captioner,
     images: Tensor,
     begin: int,
     end: int,

@@ -2,6 +2,8 @@
 
 Training writes them; export reads them, to measure what a graph of lower precision loses (export/README.md). They never
 enter a bundle.
+
+Axes: N images, K captions of each, T steps.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,17 +36,42 @@ class ValidationData:
     """How many characters the text has (language)."""
 
 
-def write_validation(path: Path, data: ValidationData) -> None:
+@dataclass(frozen=True, slots=True)
+class CaptioningValidationData:
+    """Images and what people said of them."""
+
+    corpus_sha256: str
+    """As ValidationData's."""
+    images: Tensor
+    """As the model's `encode` takes them: pixels, or features. <float32>[N, ...]"""
+    ids: Tensor
+    """What each step eats, the begin token first. <int64>[N, K, T]"""
+    targets: Tensor
+    """What it should say, the end token last; torch's `ignore_index` where nothing, or a word that the model has not.
+    <int64>[N, K, T]"""
+    references: Sequence[Sequence[str]]
+    """The captions of each image, as BLEU compares them."""
+
+
+def write_validation(path: Path, data: ValidationData | CaptioningValidationData) -> None:
     """Write the data and rename them into place."""
-    tensors = {
-        "ids": torch.cat([sequence.cpu() for sequence in data.sequences]),
-        "lengths": torch.tensor([len(sequence) for sequence in data.sequences]),
-    }
-    header = {"task": data.task, "corpus_sha256": data.corpus_sha256, "characters": data.characters}
+    if isinstance(data, CaptioningValidationData):
+        tensors = {"images": data.images, "ids": data.ids, "targets": data.targets}
+        header: dict[str, Any] = {
+            "task": "captioning",
+            "corpus_sha256": data.corpus_sha256,
+            "references": data.references,
+        }
+    else:
+        tensors = {
+            "ids": torch.cat([sequence.cpu() for sequence in data.sequences]),
+            "lengths": torch.tensor([len(sequence) for sequence in data.sequences]),
+        }
+        header = {"task": data.task, "corpus_sha256": data.corpus_sha256, "characters": data.characters}
     write_checkpoint(path, Checkpoint(tensors, header))
 
 
-def read_validation(path: Path) -> ValidationData:
+def read_validation(path: Path) -> ValidationData | CaptioningValidationData:
     """Read what `write_validation` wrote.
 
     Raises:
@@ -51,6 +79,10 @@ def read_validation(path: Path) -> ValidationData:
     """
     read = read_checkpoint(path)
     try:
+        if read.header["task"] == "captioning":
+            corpus, references = read.header["corpus_sha256"], read.header["references"]
+            images, ids, targets = (read.tensors[name] for name in ("images", "ids", "targets"))
+            return CaptioningValidationData(corpus, images, ids, targets, references)
         sequences = torch.split(read.tensors["ids"], read.tensors["lengths"].tolist())
         return ValidationData(sequences=sequences, **read.header)
     except (KeyError, TypeError, RuntimeError) as error:

@@ -205,14 +205,6 @@ def test_export_refuses_a_checkpoint_whose_header_is_wrong(
         export_checkpoint(path, tmp_path / "r", "captions", encoder=extractor)
 
 
-def test_export_refuses_int8_of_a_captioning_model(checkpoint: Path, extractor: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"of task 'captioning'; only language and tracing models have an int8 gr"
-    ):
-        export_checkpoint(checkpoint, tmp_path / "r", "captions", encoder=extractor, precision="int8")
-    assert versions(tmp_path / "r", "captions") == []
-
-
 def test_cli_names_both_graphs(checkpoint: Path, extractor: Path, tmp_path: Path, capsys) -> None:
     flags = (
         f"{checkpoint} --encoder {extractor} --repository {tmp_path} --name captions --beam-width 5 --length-penalty 1"

@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from models.bleu import bleu
 from models.codec.image import Preprocessing
 from models.features import FeaturesHeader, FrozenEncoder
 from models.manifest import CaptioningValidation, Provenance
+from models.nn.beam import best_captions
 from models.nn.checkpoint import frozen_encoder, load_captioning_model, read_checkpoint
+from models.nn.validation import VALIDATION, CaptioningValidationData, read_validation
 from training.__main__ import main
 from training.errors import RunError
 from training.recipe import load_recipe
@@ -186,7 +189,7 @@ def test_command_captions_and_leaves_what_export_needs(
     features_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(features_recipe), "--output", str(tmp_path / "run")]) == 0
-    assert {path.name for path in (tmp_path / "run").glob("*.safetensors")} == {BEST, LAST}
+    assert {path.name for path in (tmp_path / "run").glob("*.safetensors")} == {BEST, LAST, VALIDATION}
     shown = capsys.readouterr()
     assert "16 pictures with 160 tokens of captions, 4 windows per epoch; validation: 8 pictures" in shown.out
     assert "epoch 2: train " in shown.out
@@ -201,6 +204,16 @@ def test_command_captions_and_leaves_what_export_needs(
     assert best.header["decoding"] == {"beam_width": 3, "length_penalty": 0.7}
     assert best.header["max_new_tokens"] == 8
     assert Provenance(**best.header["provenance"]).recipe == "features"
+
+    held_out = read_validation(tmp_path / "run" / VALIDATION)
+    assert isinstance(held_out, CaptioningValidationData)
+    assert held_out.corpus_sha256 == best.header["provenance"]["corpus_sha256"]
+    said = best_captions(model, held_out.images, codec.begin_id, codec.end_id, 8, width=3, length_penalty=0.7)
+    assert bleu([codec.caption(one.ids) for one in said], held_out.references)[3] == pytest.approx(seen.bleu_4)
+    with torch.inference_mode():
+        logits, _ = model(held_out.images, held_out.ids, held_out.targets >= 0)
+    nats = torch.nn.functional.cross_entropy(logits, held_out.targets[held_out.targets >= 0])
+    assert nats.item() == pytest.approx(seen.nats_per_token, rel=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["none", "soft"])

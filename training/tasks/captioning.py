@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.bleu import bleu
 from models.codec.image import ImageCodec, Preprocessing
 from models.codec.text import UNKNOWN_TOKEN, TextCodec
 from models.features import FrozenEncoder
 from models.nn.captioning import CaptioningModel, CaptioningModelConfig, map_shape
 from models.nn.recurrent import RecurrentState
-from training.caption_batches import IGNORED, CaptionBatches, CaptionWindow, Images, Marks
-from training.caption_metrics import bleu
+from models.nn.validation import CaptioningValidationData
+from training.caption_batches import IGNORED, CaptionBatches, CaptionWindow, Images, Marks, rectangle
 from training.caption_score import decode, nats_per_token
 from training.corpus.album import Album
 from training.corpus.tokenizer import CAPTION_BEGIN, CAPTION_END, caption_codec, frequent_words
@@ -119,6 +120,18 @@ class CaptioningTask:
             figures["true"] = 100.0 * sum(truths) / len(captions)
             summary += f", {figures['true']:.1f} % true"
         return Evaluation(100.0 - four if decoding.criterion == "bleu_4" else nats, figures, summary)
+
+    def validation_data(self) -> CaptioningValidationData:
+        """The validation pictures as the network takes them, and their captions."""
+        captions = rectangle(self._validation_ids, self._marks)
+        places = range(len(self._validation.pictures))
+        return CaptioningValidationData(
+            corpus_sha256=self._train.sha256,
+            images=self._images.read(places, [0] * len(places)),
+            ids=captions.ids,
+            targets=captions.targets,
+            references=[picture.captions for picture in self._validation.pictures],
+        )
 
     def resume_header(self) -> dict[str, Any]:
         """What a resumption must find again: captions and features by digest."""

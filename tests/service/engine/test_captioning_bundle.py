@@ -18,15 +18,33 @@ MAX_TOKENS = 8
 IMAGES = 40
 
 
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def precision(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def checkpoint(make_captioning_checkpoint, tmp_path_factory):
-    return make_captioning_checkpoint(tmp_path_factory.mktemp("checkpoint") / "captions.safetensors")
+    import torch
+
+    from models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+    from models.nn.validation import CaptioningValidationData, write_validation
+
+    path = make_captioning_checkpoint(tmp_path_factory.mktemp("checkpoint") / "captions.safetensors")
+    read = read_checkpoint(path)
+    header = {**read.header, "validation": None}
+    write_checkpoint(path, Checkpoint(read.tensors, header))
+    images, ids = torch.rand(3, 3, 16, 24), torch.tensor([1, 4, 5]).expand(3, 1, 3)
+    targets = torch.tensor([4, 5, 2]).expand(3, 1, 3)
+    data = CaptioningValidationData(header["provenance"]["corpus_sha256"], images, ids, targets, [["dog child"]] * 3)
+    write_validation(path.parent / "validation.safetensors", data)
+    return path
 
 
 @pytest.fixture(scope="module")
-def repository_path(checkpoint, tmp_path_factory):
+def repository_path(checkpoint, precision, tmp_path_factory):
     path = tmp_path_factory.mktemp("repository")
-    export_checkpoint(checkpoint, path, "captions")
+    export_checkpoint(checkpoint, path, "captions", precision=precision, max_worsening=100)
     return path
 
 
@@ -36,10 +54,14 @@ def images():
 
 
 @pytest.fixture
-def model(checkpoint):
+def model(checkpoint, precision, repository_path):
+    """What decodes offline: the torch model, or its encoder and the int8 steps."""
+    from export.forward import GraphCaptioner
     from models.nn.checkpoint import load_captioning_model, read_checkpoint
 
-    return load_captioning_model(read_checkpoint(checkpoint))[0].eval()
+    model = load_captioning_model(read_checkpoint(checkpoint))[0].eval()
+    graph = repository_path / "captions" / "1" / "step.onnx"
+    return model if precision == "fp32" else GraphCaptioner(model, graph.read_bytes())
 
 
 @pytest.mark.parametrize("width", [0, 1, 3, 5])

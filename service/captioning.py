@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.codec.image import Pixels
 from models.step import ATTENTION
 from service.engine.async_engine import Admission, EngineStopped
 from service.engine.encoder import Encoding
@@ -21,7 +20,7 @@ from service.engine.sequence import (
     TokenEvent,
 )
 from service.errors import RequestError, Unavailable
-from service.generation import Finished, Usage, encode, measure_token, raise_for, run_quietly
+from service.generation import Finished, Usage, measure_token, raise_for, run_quietly
 from service.repository import ServedModel
 
 
@@ -152,44 +151,35 @@ class CaptionStream:
 
 
 async def find_captions(
-    model: ServedModel, admission: Admission, image: Pixels, parameters: CaptionParameters
+    model: ServedModel, admission: Admission, encoding: Encoding, parameters: CaptionParameters
 ) -> list[Caption]:
     """The captions of one image, the best first.
 
     Args:
         model: the model, of task captioning.
         admission: a place of `parameters.rows` rows; it may be used again afterwards.
-        image: preprocessed. <float32>
+        encoding: of the image.
         parameters: how.
 
     Raises:
         ServiceError: step_failed or model_unavailable.
     """
-    encoding = await encode(model, image)
+    sequence = _sequence(model, encoding, parameters)
+    sequence.whole = True
+    end = await run_quietly(model, admission, sequence)
+    model.metrics.queued(admission, sequence)
+    codec = model.bundle.image_codec
     if isinstance(parameters.search, BeamParameters):
-        sequence = _sequence(model, encoding, parameters)
-        end = await run_quietly(model, admission, sequence)
-        model.metrics.queued(admission, sequence)
-        codec = model.bundle.image_codec
         return [
             Caption(codec.caption(one.tokens), one.tokens, one.logprob, one.score, one.reason, one.attention)
             for one in end.hypotheses
         ]
-    stream = CaptionStream(model, admission, encoding, parameters)
-    *tokens, finished = [event async for event in stream.events()]
-    assert isinstance(finished, Finished)
-    said = [token for token in tokens if isinstance(token, CaptionToken)]
-    maps = [token.attention for token in said if token.attention is not None]
-    return [
-        Caption(
-            finished.text,
-            tuple(token.token for token in said),
-            stream.logprob,
-            stream.logprob / stream.length**parameters.length_penalty,
-            finished.reason,
-            np.stack(maps) if maps else None,
-        )
-    ]
+    tokens, logprobs, looks = zip(*sequence.said, strict=True)
+    logprob = math.fsum(logprobs)
+    words = tokens[:-1] if tokens[-1] == codec.end_id else tokens
+    maps = [looked for looked in looks[: len(words)] if looked is not None]
+    score = logprob / len(tokens) ** parameters.length_penalty
+    return [Caption(codec.caption(words), words, logprob, score, end.reason, np.stack(maps) if maps else None)]
 
 
 def _sequence(model: ServedModel, encoding: Encoding, parameters: CaptionParameters) -> Sequence:

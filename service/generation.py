@@ -12,12 +12,10 @@ import numpy as np
 
 from models.codec.text import CONTEXT_TOKENS
 from service.engine.async_engine import Admission, EngineFull, EngineStopped
-from service.engine.encoder import EncoderStopped, Encoding, EncodingFailed
 from service.engine.sequence import (
     Alternative,
     FinishEvent,
     FinishReason,
-    Floats,
     Ids,
     SamplingParameters,
     Sequence,
@@ -227,27 +225,8 @@ def measure_token(model: ServedModel, admission: Admission, sequence: Sequence, 
     return now
 
 
-async def encode(model: ServedModel, image: Floats) -> Encoding:
-    """What the sequence of an image begins with, for a model that has an encoder. A place in the engine comes first.
-
-    Args:
-        model: the model.
-        image: preprocessed. <float32>
-
-    Raises:
-        ServiceError: step_failed or model_unavailable.
-    """
-    assert model.encoder is not None
-    try:
-        return await model.encoder.encode(image)
-    except EncoderStopped as error:
-        raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
-    except EncodingFailed as error:
-        raise ServiceError("step_failed", f"{model.name} failed on this image: {error}") from None
-
-
 async def run_quietly(model: ServedModel, admission: Admission, sequence: Sequence) -> FinishEvent:
-    """Run a sequence that samples nothing (or a beam), to its end.
+    """Run a sequence of which nothing is told before its end, to that.
 
     Raises:
         ServiceError: step_failed or model_unavailable.

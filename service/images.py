@@ -1,4 +1,8 @@
-"""Image files made ready for a model, on threads of their own: decoding one takes milliseconds to seconds."""
+"""From image files to what sequences begin with, on threads: decoding one takes a tenth of a millisecond to a second.
+
+What a file may cost is bounded by its pixels (models.codec.image.MAX_PIXELS), by how many are decoded at once, and by
+places in the engine, which come first.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,18 @@ import asyncio
 import base64
 import os
 import re
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from PIL.Image import Image
 
-from models.codec.image import Pixels, Preprocessing, read_image
+from models.codec.image import read_image
 from models.errors import ImageRejected, ImageTooLarge
-from service.errors import RequestError
+from service.engine.encoder import EncoderStopped, Encoding, EncodingFailed
+from service.errors import RequestError, ServiceError, Unavailable
+from service.repository import ServedModel
 
 PIECE = 1 << 18
 """Characters of base64 decoded at a time, a multiple of four: other threads have their turn in between."""
@@ -28,58 +35,54 @@ ImageFile = bytes | str
 
 
 class ImageReader:
-    """Decodes and preprocesses at most so many images at once, whoever sent them; the others wait, first come first.
+    """Decodes at most so many images at once, whoever sent them and whichever thread does it; the others wait.
 
     Args:
-        threads: how many.
+        count: how many.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
-        self._count = threads or os.cpu_count() or 1
-        self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="images")
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count or os.cpu_count() or 1
+        self._turns = threading.Semaphore(self.count)
+        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="images")
 
-    async def read(self, preprocessing: Preprocessing, file: ImageFile, where: str = "image") -> Pixels:
-        """An image as an encoder eats it. <float32>, of `preprocessing.shape`
+    async def encode(self, model: ServedModel, file: ImageFile, where: str = "image") -> Encoding:
+        """What the sequence of an image begins with, for a model that has an encoder, whose threads decode it.
 
-        Raises:
-            RequestError: as `use`.
-        """
-        return await self.use(file, preprocessing.apply, where)
-
-    async def use(self, file: ImageFile, make: Callable[[Image], Result], where: str = "image") -> Result:
-        """What a function makes of a decoded image. Cancelling it withdraws an image that waits.
+        A place in the engine comes first. Cancelling it withdraws an image that waits.
 
         Raises:
             RequestError: invalid_image or image_too_large; `where` begins the message.
+            ServiceError: step_failed or model_unavailable.
         """
-
-        def read() -> Result:
-            return make(read_image(file if isinstance(file, bytes) else _from_base64(file)))
-
+        assert model.encoder is not None
+        preprocessing = model.bundle.image_codec.preprocessing
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, read)
-        except ImageTooLarge as error:
-            raise RequestError("image_too_large", f"{where}: {error}") from None
-        except ImageRejected as error:
-            raise RequestError("invalid_image", f"{where}: {error}") from None
+            return await model.encoder.encode(lambda: self._decoded(file, preprocessing.apply))
+        except (ImageTooLarge, ImageRejected) as error:
+            raise _refusal(error, where) from None
+        except EncoderStopped as error:
+            raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
+        except EncodingFailed as error:
+            raise ServiceError("step_failed", f"{model.name} failed on this image: {error}") from None
 
-    async def read_all(self, preprocessing: Preprocessing, files: Sequence[ImageFile], where: str) -> list[Pixels]:
+    async def encode_all(self, model: ServedModel, files: Sequence[ImageFile], where: str) -> list[Encoding]:
         """Many images, in their order, named `<where>.<place>` in errors.
 
-        No more of them wait for a thread than there are threads: who comes with one image does not wait for all of
-        another's hundred.
+        No more of them wait for a thread than can be decoded at once: who comes with one image does not wait for all
+        of another's hundred.
 
         Raises:
-            RequestError: of the first that is refused.
+            ServiceError: of the first that fails, as `encode`.
         """
-        results: dict[int, Pixels] = {}
+        results: dict[int, Encoding] = {}
         waiting = iter(range(len(files)))
 
         async def work() -> None:
             for place in waiting:
-                results[place] = await self.read(preprocessing, files[place], f"{where}.{place}")
+                results[place] = await self.encode(model, files[place], f"{where}.{place}")
 
-        tasks = [asyncio.ensure_future(work()) for _ in range(min(self._count, len(files)))]
+        tasks = [asyncio.ensure_future(work()) for _ in range(min(self.count, len(files)))]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -87,9 +90,29 @@ class ImageReader:
                 task.cancel()
         return [results[place] for place in range(len(files))]
 
+    async def use(self, file: ImageFile, make: Callable[[Image], Result]) -> Result:
+        """What a function makes of a decoded image, on a thread.
+
+        Raises:
+            RequestError: invalid_image or image_too_large.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._decoded, file, make)
+        except (ImageTooLarge, ImageRejected) as error:
+            raise _refusal(error, "image") from None
+
     def close(self) -> None:
         """Take no more images; what is being decoded goes on to its end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _decoded(self, file: ImageFile, make: Callable[[Image], Result]) -> Result:
+        with self._turns:
+            return make(read_image(file if isinstance(file, bytes) else _from_base64(file)))
+
+
+def _refusal(error: ImageTooLarge | ImageRejected, where: str) -> RequestError:
+    code = "image_too_large" if isinstance(error, ImageTooLarge) else "invalid_image"
+    return RequestError(code, f"{where}: {error}")
 
 
 def _from_base64(text: str) -> bytes:

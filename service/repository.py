@@ -70,8 +70,11 @@ def step_threads(bundle: Bundle, cores: int) -> int:
     """Threads of one operator of a step.
 
     In fp32 a step reads all weights, which several threads do faster. In int8 it is so short that it gains less from
-    the last core than the event loop does, which has the tokens of the step before to send.
+    the last core than the event loop does, which has the tokens of the step before to send. Beside an encoder, which
+    has a call on every core, a second thread would do little but wait.
     """
+    if bundle.encoder is not None:
+        return 1
     return max(1, cores - 1) if bundle.manifest.precision == "int8" else cores
 
 

@@ -12,7 +12,7 @@ from service.api.messages import Cancel
 from service.captioning import CaptionStream
 from service.engine.async_engine import Admission
 from service.errors import RequestError
-from service.generation import Finished, encode
+from service.generation import Finished
 from service.images import ImageFile
 from service.observability.requests import RequestRecord
 
@@ -49,8 +49,7 @@ class CaptionConnection(Connection):
             parameters = start.fields.caption_parameters(model)
         except ValueError as error:
             raise RequestError("invalid_request", f"sampling: {error}") from None
-        pixels = await self.context.images.read(model.bundle.image_codec.preprocessing, image)
-        encoding = await encode(model, pixels)
+        encoding = await self.context.images.encode(model, image)
         stream = CaptionStream(model, admission, encoding, parameters, self.overflowed(record))
         self.hold(stream)
         await self.send(frames.accepted(record.request_id, model, prompt_tokens=0))

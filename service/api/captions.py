@@ -12,24 +12,25 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from models.codec.image import Pixels
 from service.api import frames
 from service.api.caption_form import Asked, read_asked
 from service.api.caption_messages import CaptionFields, CaptionsRequest, CaptionsResponse
 from service.api.context import context_of, find_model
 from service.api.disconnect import all_or_none, while_connected
 from service.api.event_stream import EventStream, sse
+from service.api.plain_route import PlainRoute
 from service.api.probability import ERRORS
 from service.attention_picture import attention_svg
 from service.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
 from service.engine.async_engine import Admission
+from service.engine.encoder import Encoding
 from service.errors import RequestError, ServiceError
-from service.generation import Finished, admit, encode
+from service.generation import Finished, admit
 from service.images import ImageReader
 from service.observability.requests import CANCELLED, record_of
 from service.repository import ServedModel
 
-router = APIRouter(prefix="/v1/models/{model}/captions", tags=["captions"])
+router = APIRouter(prefix="/v1/models/{model}/captions", tags=["captions"], route_class=PlainRoute)
 
 _FILE = {"type": "string", "format": "binary"}
 _OPTIONS = CaptionFields.model_json_schema()["properties"]
@@ -130,11 +131,12 @@ async def _captions(
     model: ServedModel, images: ImageReader, asked: Asked, parameters: CaptionParameters
 ) -> dict[str, Any]:
     with ExitStack() as places:
-        # As many rows as there are at most: a large request takes turns instead of everybody's place.
-        wanted = min(len(asked.files), max(1, model.engine.max_rows // parameters.rows))
+        # As many rows as there are at most, and as are free: a large request takes turns instead of everybody's place.
+        free = min(model.engine.max_rows, model.engine.max_admitted - model.engine.admitted)
+        wanted = min(len(asked.files), max(1, free // parameters.rows))
         admissions = [places.enter_context(admit(model, parameters.rows)) for _ in range(wanted)]
-        pixels = await _pixels(model, images, asked)
-        found = await _find_all(model, admissions, pixels, parameters)
+        encodings = await _encodings(model, images, asked)
+        found = await _find_all(model, admissions, encodings, parameters)
     return {
         "model": model.name,
         "version": model.bundle.version,
@@ -142,29 +144,28 @@ async def _captions(
     }
 
 
-async def _pixels(model: ServedModel, images: ImageReader, asked: Asked) -> list[Pixels]:
-    preprocessing = model.bundle.image_codec.preprocessing
+async def _encodings(model: ServedModel, images: ImageReader, asked: Asked) -> list[Encoding]:
     if asked.many:
-        return await images.read_all(preprocessing, asked.files, "images")
-    return [await images.read(preprocessing, asked.files[0])]
+        return await images.encode_all(model, asked.files, "images")
+    return [await images.encode(model, asked.files[0])]
 
 
 async def _find_all(
-    model: ServedModel, admissions: list[Admission], pixels: Sequence[Pixels], parameters: CaptionParameters
+    model: ServedModel, admissions: list[Admission], encodings: Sequence[Encoding], parameters: CaptionParameters
 ) -> list[list[Caption]]:
     """Every image's captions, as many images at once as there are places; the first failure ends the rest."""
     results: dict[int, list[Caption]] = {}
-    waiting = iter(range(len(pixels)))
+    waiting = iter(range(len(encodings)))
 
     async def work(admission: Admission) -> None:
         for place in waiting:
-            results[place] = await find_captions(model, admission, pixels[place], parameters)
+            results[place] = await find_captions(model, admission, encodings[place], parameters)
 
     if len(admissions) == 1:
         await work(admissions[0])
     else:
         await all_or_none(work(admission) for admission in admissions)
-    return [results[place] for place in range(len(pixels))]
+    return [results[place] for place in range(len(encodings))]
 
 
 def _told(model: ServedModel, caption: Caption, parameters: CaptionParameters) -> dict[str, Any]:
@@ -199,8 +200,8 @@ async def _begin(
     overflowed: asyncio.Event,
 ) -> CaptionStream:
     """All that can be refused before a byte is answered."""
-    (pixels,) = await _pixels(model, images, asked)
-    return CaptionStream(model, place, await encode(model, pixels), parameters, overflowed.set)
+    encoding = await images.encode(model, asked.files[0])
+    return CaptionStream(model, place, encoding, parameters, overflowed.set)
 
 
 async def _events(request: Request, model: ServedModel, stream: CaptionStream) -> AsyncIterator[bytes]:
@@ -222,8 +223,8 @@ async def _events(request: Request, model: ServedModel, stream: CaptionStream) -
 
 async def _picture(model: ServedModel, images: ImageReader, asked: Asked, parameters: CaptionParameters) -> str:
     with admit(model, parameters.rows) as place:
-        (pixels,) = await _pixels(model, images, asked)
-        (best,) = await find_captions(model, place, pixels, parameters)
+        encoding = await images.encode(model, asked.files[0])
+        (best,) = await find_captions(model, place, encoding, parameters)
     maps = np.zeros((0, 1, 1), np.float32) if best.attention is None else best.attention
     draw = partial(
         attention_svg,

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from service.engine.beam_rows import BeamRows
-from service.engine.plan import Doubles, Mask, Rows
+from service.engine.plan import Mask, Rows
 from service.engine.prefill import Prefill
+from service.engine.quiet_rows import QuietRows
 from service.engine.rows import CHUNK, NOT_FINITE, Ended, RowTable
 from service.engine.runner import PrefillRunner, Runner, Step, StepArrays, probe
-from service.engine.sampler import Sampler
+from service.engine.sampler import Sampler, Samples
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import (
     FinishEvent,
     FinishReason,
-    Floats,
     Ids,
-    Reading,
     Sequence,
     Snapshot,
     StepOutput,
@@ -60,6 +60,7 @@ class EngineCore:
         self._sampler = Sampler(runner.output_size)
         self._ids = np.zeros(max_rows, np.int64)
         self._outputs = np.zeros((max_rows, runner.output_size), np.float32)
+        self._quiet = QuietRows(self._table, self._sampler, self._outputs)
         self._attention = None if runner.attention is None else np.zeros((max_rows, *runner.attention), np.float32)
         self._bound: dict[tuple[int, bool], Step] = {}
         """Steps by number of rows and by which of the pool's two arrays is read."""
@@ -192,8 +193,7 @@ class EngineCore:
         table.mark_seen(ids)
         quiet = table.traits(n).quiet
         if quiet is not None:
-            self._score(n, ended)
-            self._read(n, ended)
+            self._quiet.note(n, ended)
         table.advance(n)
         done = table.empty(n)
         if table.unfilled[:n].any():
@@ -205,19 +205,22 @@ class EngineCore:
             for row in np.flatnonzero(done & quiet).tolist():
                 ended.setdefault(row, (FinishReason.STOP, ""))
             done &= ~quiet
-        batch = self._sample(done, ended)
+        batch, sampled = self._sample(done, ended)
         for row in sorted(ended, reverse=True):  # from the last on, so that no row moves before its turn
             self._finish(row, *ended[row])
         for sequence, reason, detail in over:
             self._finish(self.scheduler.running.index(sequence), reason, detail)
-        return batch, grown + (len(batch.tokens) if batch else 0)
+        return batch, grown + sampled
 
-    def _sample(self, emits: Mask, ended: Ended) -> TokenBatch | None:
-        """Sample where `emits`, queue the tokens, and note in `ended` who is done."""
+    def _sample(self, emits: Mask, ended: Ended) -> tuple[TokenBatch | None, int]:
+        """Sample where `emits`, queue the tokens, and note in `ended` who is done.
+
+        Returns what is to be told now, and how many tokens were sampled.
+        """
         if ended:
             emits[list(ended)] = False
         if not emits.any():
-            return None
+            return None, 0
         table, running, traits = self._table, self.scheduler.running, self._table.traits(len(emits))
         samples = self._sampler.sample(self._outputs[: len(emits)], table, emits)
         if not samples.finite.all():
@@ -227,23 +230,13 @@ class EngineCore:
         rows = np.flatnonzero(emits)
         tokens = samples.tokens[rows]
         table.push(rows, tokens)
+        if traits.whole is None:
+            batch: TokenBatch | None = self._tell(rows, samples)
+        else:
+            whole = traits.whole[rows]
+            batch = None if whole.all() else self._tell(rows[~whole], samples)
+            self._keep(rows[whole], samples)
         generated = table.generated[rows]
-        batch = TokenBatch(
-            sequences=[running[row] for row in rows.tolist()],
-            tokens=tokens.tolist(),
-            logprobs=samples.logprobs[rows].tolist(),
-            alternatives={
-                place: self._sampler.alternatives(self._outputs[rows[place]], int(table.alternatives[rows[place]]))
-                for place in np.flatnonzero(table.alternatives[rows]).tolist()
-            }
-            if traits.alternatives
-            else {},
-            attention={
-                place: self._attention[rows[place]].copy() for place in np.flatnonzero(table.attentive[rows]).tolist()
-            }
-            if traits.attentive and self._attention is not None
-            else {},
-        )
         for row in rows[generated >= table.max_tokens[rows]].tolist():
             ended[row] = (FinishReason.LENGTH, "")
         if traits.stops:
@@ -251,7 +244,32 @@ class EngineCore:
                 self._ask_stop(row, int(table.pending[row, 0]), ended)
         for row in rows[generated % CHUNK == 0].tolist():
             table.draw(row, running[row])
-        return batch
+        return batch, len(rows)
+
+    def _tell(self, rows: Rows, samples: Samples) -> TokenBatch:
+        """What these rows sampled."""
+        table, looks, running = self._table, self._attention, self.scheduler.running
+        traits = table.traits(len(running))
+        return TokenBatch(
+            sequences=[running[row] for row in rows.tolist()],
+            tokens=samples.tokens[rows].tolist(),
+            logprobs=samples.logprobs[rows].tolist(),
+            alternatives={
+                place: self._sampler.alternatives(self._outputs[rows[place]], int(table.alternatives[rows[place]]))
+                for place in np.flatnonzero(table.alternatives[rows]).tolist()
+            }
+            if traits.alternatives
+            else {},
+            attention={place: looks[rows[place]].copy() for place in np.flatnonzero(table.attentive[rows]).tolist()}
+            if traits.attentive and looks is not None
+            else {},
+        )
+
+    def _keep(self, rows: Rows, samples: Samples) -> None:
+        """Let sequences that are told as a whole remember what these rows sampled."""
+        kept = self._tell(rows, samples)
+        for place, sequence in enumerate(kept.sequences):
+            sequence.said.append((kept.tokens[place], kept.logprobs[place], kept.attention.get(place)))
 
     def _ask_stop(self, row: int, token: int, ended: Ended) -> None:
         """Ask a sequence whether the token just sampled ends it. If what answers fails, its row fails and no other."""
@@ -263,44 +281,9 @@ class EngineCore:
         except BaseException as error:  # a panic of the tokenizers library is not an Exception
             ended[row] = (FinishReason.FAILED, f"{type(error).__name__}: {error}")
 
-    def _score(self, n: int, ended: Ended) -> None:
-        """Weigh the next prompt id of each scoring row."""
-        table = self._table
-        rows = np.flatnonzero(table.scoring[:n])
-        if len(rows):
-            cursor = table.cursor[rows]
-            values = self._sampler.score(self._outputs[:n], rows, table.targets[rows, cursor])
-            self._note(rows, cursor, values, ~np.isnan(values), ended)  # minus infinity: the impossible
-
-    def _read(self, n: int, ended: Ended) -> None:
-        """Read what each row with a readout asks for."""
-        table = self._table
-        rows = np.flatnonzero(table.reading[:n])
-        if len(rows):
-            cursor = table.cursor[rows]
-            outputs = self._outputs[rows]
-            values = self._outputs[rows, table.targets[rows, cursor]]
-            finite = np.asarray(np.isfinite(outputs).all(axis=1))
-            self._note(rows, cursor, values, finite, ended)
-        if table.record is not None:
-            rows = np.flatnonzero(table.recording[:n])
-            table.record[rows, table.cursor[rows]] = self._outputs[rows]
-
-    def _note(
-        self,
-        rows: Rows,
-        cursor: Ids,
-        values: Floats | Doubles,
-        finite: Mask,
-        ended: Ended,
-    ) -> None:
-        self._table.values[rows, cursor] = values
-        for row in rows[~finite].tolist():
-            ended.setdefault(row, (FinishReason.FAILED, NOT_FINITE))
-
     def _refill(self, row: int) -> None:
         sequence = self.scheduler.running[row]
-        self._collect(row, sequence)
+        self._quiet.collect(row, sequence)
         self._look(row, sequence)
         self._table.fill(row, sequence)
 
@@ -308,30 +291,6 @@ class EngineCore:
         """Take a copy of the state, where one is asked for after as many ids."""
         if sequence.eaten in sequence.looks:
             sequence.looked[sequence.eaten] = self._pool.snapshot(row)
-
-    def _collect(self, row: int, sequence: Sequence) -> None:
-        """Take what was weighed or read in a chunk out of the table."""
-        if not sequence.quiet:
-            return
-        table, count, readout = self._table, int(self._table.cursor[row]), sequence.readout
-        if readout is None or readout.targets is not None:
-            sequence.values.append(table.values[row, :count].copy())
-        if readout is None or table.record is None or not table.recording[row]:
-            return
-        outputs = table.record[row, :count]
-        if readout.columns is not None:
-            sequence.curve.append(outputs[:, readout.columns])
-        wanted = readout.last - (len(sequence.prompt) - sequence.eaten)  # of this chunk: the rest is still to come
-        if wanted > 0:
-            sequence.outputs.append(outputs[-wanted:].copy())
-
-    def _reading(self, row: int, sequence: Sequence) -> Reading:
-        last = self._outputs[row : row + 1].copy()
-        return Reading(
-            values=np.concatenate(sequence.values).astype(np.float32) if sequence.values else None,
-            curve=np.concatenate(sequence.curve) if sequence.curve else None,
-            outputs=np.concatenate(sequence.outputs) if sequence.outputs else last,
-        )
 
     def _finish(self, row: int, reason: FinishReason, detail: str = "") -> None:
         """End the sequence that the row belongs to: free its rows, then tell."""
@@ -346,18 +305,15 @@ class EngineCore:
             self._finished.append((sequence, FinishEvent(reason, detail, hypotheses=found)))
             return
         sequence.sampled = int(self._table.generated[row])
-        snapshot, logprobs, reading = None, None, None
+        snapshot = None
         if sequence.keep_state and reason is not FinishReason.FAILED:
             pending = np.concatenate([self._table.pending_ids(row), sequence.prompt[sequence.eaten :]])
             snapshot = sequence.prompt_snapshot or Snapshot(self._pool.snapshot(row), pending)
+        end = FinishEvent(reason, detail, snapshot)
         if sequence.quiet and reason is FinishReason.STOP:
-            self._collect(row, sequence)
-            if sequence.readout is not None:
-                reading = self._reading(row, sequence)
-            else:
-                logprobs = np.concatenate(sequence.values)
+            end = replace(self._quiet.end(row, sequence), snapshot=snapshot)
         self._release(row)
-        self._finished.append((sequence, FinishEvent(reason, detail, snapshot, logprobs, reading)))
+        self._finished.append((sequence, end))
 
     def _release(self, row: int) -> None:
         last = self.scheduler.remove(row)

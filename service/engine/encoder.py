@@ -1,7 +1,9 @@
-"""The encoder between threads: images queue up on the event loop, threads of their own encode what waits.
+"""The encoder between threads: images queue up on the event loop, threads of their own prepare and encode what waits.
 
-Each thread encodes what waits in one call, up to a batch. How many images that is at most is found out by warm_up: on a
-CPU a network gains little by a batch, and the first of its images waits for the last (service/README.md has figures).
+Each thread prepares one image after another (decodes it, that is) until a batch is ready or none waits any more, and
+encodes the batch in one call; then it looks again. Any thread encodes what any has prepared: an image that takes long
+to decode holds up one thread, and nobody's batch. How many images a batch is at most is found out by warm_up: on a CPU
+a network gains little by a batch, and the first of its images waits for the last (service/README.md has figures).
 Results come back with one `call_soon_threadsafe` per call.
 
 Axes: B images of a batch.
@@ -32,7 +34,15 @@ BATCHES = (1, 4, 16)
 WORTH = 1.1
 """A larger batch is taken if it encodes so many times as many images per second: it makes the first of them wait."""
 
+SHORT_CALL_SECONDS = 0.025
+NO_LOSS = 0.9
+"""Up to so long a call, it is enough if it encodes so many times as many: what is encoded together joins together, and
+then steps together, which is where batches save most."""
+
 NO_IDS: Ids = np.zeros(0, np.int64)
+
+Prepare = Callable[[], Floats]
+"""Makes an image ready, of the encoder's shape. What it raises is what the caller of `encode` gets."""
 
 EncoderGraph = Callable[[Floats], Mapping[str, Array]]
 """Images <float32>[B, ...] in, the states and memories that their sequences begin with out, [B, ...] each. It raises
@@ -70,11 +80,12 @@ class EncoderReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    image: Floats
+    prepare: Prepare
     result: asyncio.Future[Encoding]
 
 
 _Outcome = Encoding | Exception
+_Ready = tuple[_Job, Floats]
 
 
 class Encoder:
@@ -86,7 +97,8 @@ class Encoder:
         graph: the encoder.
         image_shape: of one image.
         states: the names of the states it makes; all else are memories.
-        workers: threads, each with a batch of its own: on a CPU more are gained by them than by threads within a call.
+        workers: threads, each with an image to prepare or a batch to encode: on a CPU more are gained by them than by
+            threads within a call.
         on_batch: called on the event loop with each batch's report.
         clock: seconds, monotonic.
         name: of the threads.
@@ -110,6 +122,7 @@ class Encoder:
         self._clock = clock
         self.max_batch = 1
         self._waiting: deque[_Job] = deque()
+        self._ready: deque[_Ready] = deque()
         self._closing = False
         self._failure: str | None = None
         self._wake = threading.Condition()
@@ -126,10 +139,11 @@ class Encoder:
         """
         best = 0.0
         for count in BATCHES:
-            speed = count / min(self._time(count) for _ in range(3))
-            if speed <= best * WORTH:
+            seconds = min(self._time(count) for _ in range(3))
+            speed = count / seconds
+            if speed <= best * (NO_LOSS if seconds <= SHORT_CALL_SECONDS else WORTH):
                 break
-            self.max_batch, best = count, speed
+            self.max_batch, best = count, max(best, speed)
 
     def start(self) -> None:
         """Start the threads. Called on the event loop."""
@@ -155,55 +169,76 @@ class Encoder:
 
     @property
     def waiting(self) -> int:
-        """Images that wait for a batch, as of now."""
+        """Images that nobody has begun with, as of now."""
         return len(self._waiting)
 
-    async def encode(self, image: Floats) -> Encoding:
-        """Encode one image, with whatever others wait. A caller that is cancelled takes its image out of the queue.
+    async def encode(self, prepare: Prepare) -> Encoding:
+        """Prepare and encode one image, with others that wait. A caller that is cancelled takes it from the queue.
 
         Args:
-            image: <float32>, of the preprocessing's shape. It must not change meanwhile.
+            prepare: gives the image <float32>, of the preprocessing's shape; called on one of the threads.
 
         Raises:
             EncodingFailed: the graph fails on this image, or what it makes of it is not finite.
             EncoderStopped: the encoder does not run.
+            Exception: whatever `prepare` raised.
         """
         if self.failure is not None:
             raise EncoderStopped(self.failure)
         assert self._loop is not None
-        job = _Job(image, self._loop.create_future())
+        job = _Job(prepare, self._loop.create_future())
         with self._wake:
             self._waiting.append(job)
             self._wake.notify()
         try:
             return await job.result
         except asyncio.CancelledError:
-            with self._wake, contextlib.suppress(ValueError):  # it may be in a batch already
+            with self._wake, contextlib.suppress(ValueError):  # a thread may have begun with it
                 self._waiting.remove(job)
             raise
 
     def _run(self) -> None:
-        """A thread: until closed, encode what waits."""
+        """A thread: until closed, prepare and encode what waits."""
         jobs: list[_Job] = []
         try:
-            while jobs := self._await_jobs():
-                started = self._clock()
-                outcomes = self._encode(np.stack([job.image for job in jobs]))
-                self._post(self._deliver, jobs, outcomes, EncoderReport(len(jobs), self._clock() - started))
-                jobs, outcomes = [], []  # they are not kept until the next batch
+            while work := self._await_work():
+                if isinstance(work, _Job):
+                    jobs = [work]
+                    self._prepare(work)
+                else:
+                    jobs = [job for job, _ in work]
+                    started = self._clock()
+                    outcomes = self._encode(np.stack([image for _, image in work]))
+                    self._post(self._deliver, jobs, outcomes, EncoderReport(len(jobs), self._clock() - started))
+                    outcomes = []
+                jobs, work = [], []  # nothing is kept until the next
         except RunnerBroken as error:
             self._break(jobs, f"the model's encoder is broken ({error})")
         except BaseException as error:  # nothing may end this thread without those who wait being told
             logger.exception("the encoder's thread failed")
             self._break(jobs, f"the encoder failed ({type(error).__name__})")
 
-    def _await_jobs(self) -> list[_Job]:
-        """Sleep until an image waits; none once closing."""
+    def _await_work(self) -> _Job | list[_Ready]:
+        """Sleep until there is an image to prepare, or a batch to encode; an empty one once closing."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._waiting)
+            self._wake.wait_for(lambda: self._closing or self._waiting or self._ready)
             if self._closing:
                 return []
-            return [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
+            if self._waiting and len(self._ready) < self.max_batch:
+                return self._waiting.popleft()
+            return [self._ready.popleft() for _ in range(min(self.max_batch, len(self._ready)))]
+
+    def _prepare(self, job: _Job) -> None:
+        try:
+            image = job.prepare()
+        except Exception as error:
+            self._post(self._deliver, [job], [error], None)
+            return
+        with self._wake:
+            if not self._closing:  # nobody need be woken: this thread looks for work next
+                self._ready.append((job, image))
+                return
+        self._post(self._deliver, [job], [EncoderStopped(self.failure)], None)
 
     def _encode(self, images: Floats) -> list[_Outcome]:
         """Encode a batch; one that fails is tried again image by image.
@@ -260,8 +295,9 @@ class Encoder:
 
     def _refuse_waiting(self) -> None:
         with self._wake:
-            jobs = list(self._waiting)
+            jobs = [*self._waiting, *(job for job, _ in self._ready)]
             self._waiting.clear()
+            self._ready.clear()
         self._deliver(jobs, [EncoderStopped(self.failure) for _ in jobs], None)
 
     def _stop(self) -> None:

@@ -31,6 +31,8 @@ class Traits:
 
     quiet: Mask | None
     """Which rows sample nothing; None where all sample. <bool>[n]"""
+    whole: Mask | None
+    """Which rows are told at their end alone; None where none is. <bool>[n]"""
     stops: bool
     alternatives: bool
     attentive: bool
@@ -68,6 +70,8 @@ class RowTable:
         """Which rows ask after each token whether it is their last."""
         self.attentive = np.zeros(max_rows, np.bool_)
         """Which rows want to know where the model looked."""
+        self.whole = np.zeros(max_rows, np.bool_)
+        """Which rows keep what they say to their end."""
         self.seen: Mask | None = None
         """Which tokens each row has eaten <bool>[R, V]; made when the first penalty is asked for."""
         self.record: Floats | None = None
@@ -98,6 +102,7 @@ class RowTable:
         self.stops[row] = sequence.stop is not None
         self.attentive[row] = sequence.attention
         skipped = sequence.prompt[: sequence.eaten]
+        self.whole[row] = sequence.whole
         self.fill(row, sequence)
         if sampling is None:
             return  # its parameters are zeros
@@ -177,6 +182,7 @@ class RowTable:
             quiet = self.scoring[:n] | self.reading[:n]
             self._traits = Traits(
                 quiet=quiet if quiet.any() else None,
+                whole=self.whole[:n].copy() if self.whole[:n].any() else None,
                 stops=bool(self.stops[:n].any()),
                 alternatives=bool(self.alternatives[:n].any()),
                 attentive=bool(self.attentive[:n].any()),

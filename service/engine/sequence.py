@@ -111,6 +111,7 @@ class Sequence:
         memories: one row of each memory that the model reads and never rewrites; None gives it zeros. They are no part
             of a snapshot: who goes on from one gives them again.
         attention: whether each token comes with where the model looked, if the model says so.
+        whole: whether what is sampled is told at the end alone, as `said`: nobody reads it token by token.
         keep_state: whether the end reports a snapshot to go on from.
         keep_prompt: whether that snapshot is the prompt's, its last id not eaten: what was sampled is forgotten.
         looks: after how many ids of the prompt to take a copy of the state, ascending, each less than N.
@@ -118,8 +119,9 @@ class Sequence:
         on_end: called on the event loop when it has ended, in whatever way, if it was ever submitted.
 
     The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken (`eaten`), how
-    many it has sampled (a beam: how long its hypotheses grew), what it weighed and read, and the states it took a copy
-    of, by the number of ids eaten. They are complete, and nobody's but the caller's, from the first event on.
+    many it has sampled (a beam: how long its hypotheses grew), what it weighed, read and, being `whole`, said, and the
+    states it took a copy of, by the number of ids eaten. They are complete, and nobody's but the caller's, from the
+    first event on.
     """
 
     prompt: Ids
@@ -134,12 +136,15 @@ class Sequence:
     attention: bool = False
     looks: tuple[int, ...] = ()
     on_end: Callable[[Sequence], None] | None = None
+    whole: bool = False
     joined_at: float | None = None
     eaten: int = 0
     sampled: int = 0
     values: list[npt.NDArray[np.float64]] = field(default_factory=list)
     curve: list[Floats] = field(default_factory=list)
     outputs: list[Floats] = field(default_factory=list)
+    said: list[tuple[int, float, Floats | None]] = field(default_factory=list)
+    """Tokens, their log-probabilities, and where the steps that chose them looked, for a sequence that asked."""
     looked: dict[int, Mapping[str, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

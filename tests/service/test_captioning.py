@@ -2,10 +2,10 @@
 
 import pytest
 
-from models.codec.image import read_image
 from service.captioning import CaptionParameters, CaptionStream, find_captions
 from service.engine.sequence import BeamParameters, SamplingParameters
-from service.generation import Finished, admit, encode
+from service.generation import Finished, admit
+from service.images import ImageReader
 from service.observability.metrics import Metrics
 from service.repository import Repository
 from service.settings import Settings
@@ -26,33 +26,36 @@ def files(picture):
     return [picture(seed) for seed in range(10)]
 
 
-def _pixels(model, file):
-    return model.bundle.image_codec.preprocessing.apply(read_image(file))
+@pytest.fixture
+def images():
+    reader = ImageReader()
+    yield reader
+    reader.close()
 
 
-async def test_whole_caption_is_what_was_streamed(model, captioner, files):
+async def test_whole_caption_is_what_was_streamed(model, captioner, files, images):
     greedy = CaptionParameters(SamplingParameters(max_tokens=20, temperature=0.0))
     beam = CaptionParameters(BeamParameters(1, 20, END))
     for file in files:
         expected, logprob, _ = captioner.greedy(file)
-        pixels = _pixels(model, file)
+        encoding = await images.encode(model, file)
         with admit(model) as place:
-            stream = CaptionStream(model, place, await encode(model, pixels), greedy)
+            stream = CaptionStream(model, place, encoding, greedy)
             *tokens, finished = [event async for event in stream.events()]
         assert isinstance(finished, Finished)
         assert finished.text == "".join(token.text for token in tokens) == text_of(expected)
         assert stream.logprob == pytest.approx(logprob, abs=1e-4)
         for parameters in (greedy, beam):  # a beam of one is greedy
             with admit(model) as place:
-                (whole,) = await find_captions(model, place, pixels, parameters)
+                (whole,) = await find_captions(model, place, encoding, parameters)
             assert (whole.text, list(whole.tokens), whole.reason) == (finished.text, expected, finished.reason)
             assert whole.logprob == pytest.approx(logprob, abs=1e-4)
 
 
-async def test_place_serves_one_image_after_another(model, captioner, files):
+async def test_place_serves_one_image_after_another(model, captioner, files, images):
     parameters = CaptionParameters(BeamParameters(3, 20, END, 0.7, best=2), 0.7)
     with admit(model, 3) as place:
         for file in files:
-            found = await find_captions(model, place, _pixels(model, file), parameters)
+            found = await find_captions(model, place, await images.encode(model, file), parameters)
             assert [list(one.tokens) for one in found] == [tokens for tokens, *_ in captioner.beam(file, 3, 0.7)[:2]]
             assert [one.text for one in found] == [text_of(list(one.tokens)) for one in found]

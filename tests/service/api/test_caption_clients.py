@@ -1,6 +1,7 @@
 """Captioning clients that vanish, in every phase, more of them than there is room, and what a crowd costs others."""
 
 import threading
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -101,7 +102,7 @@ def test_client_that_vanishes_while_its_image_is_decoded_frees_its_place(
 def test_images_of_a_client_that_vanished_are_not_decoded(
     raw_client, server, engine, eventually, ended, picture, slow_decoding
 ):
-    threads = server.context.images._count
+    threads = server.context.images.count
     connection = raw_client()
     _send(connection, _form(*[picture(seed) for seed in range(60)]))
     eventually(lambda: slow_decoding.count == threads)
@@ -184,12 +185,29 @@ def test_captions_beyond_capacity_are_refused_undecoded(run_server, connect, pic
             busy = connect(server, model="endless")
             busy.socket.send(picture(0))
             assert [busy.receive()["type"] for _ in range(2)] == ["accepted", "token"]
-        monkeypatch.setattr(ImageReader, "use", None)  # to decode anything would be a defect now
+        monkeypatch.setattr(ImageReader, "encode", None)  # to decode anything would be a defect now
         file = ("image", ("a", picture(0)))
-        for files, fields in ([file] * 2, {}), ([file], {"beam_width": "2"}), ([file] * 60, {"beam_width": "2"}):
+        for files, fields in ([file], {"beam_width": "2"}), ([file] * 60, {"beam_width": "2"}):
             response = client.post(PATH, files=files, data=fields)
             assert (response.status_code, response.json()["error"]["code"]) == (503, "capacity_exceeded")
             assert response.headers["retry-after"] == "1"
+
+
+def test_many_images_take_turns_in_what_places_are_free(run_server, picture, captioner):
+    with run_server(max_rows=4, max_waiting=0) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        engine = server.context.repository.models["scenes"].engine
+        files = [picture(seed) for seed in range(9)]
+        with ExitStack() as taken:
+            for _ in range(3):
+                taken.enter_context(engine.admit())
+            response = client.post(
+                "/v1/models/scenes/captions",
+                files=[("image", ("a", file)) for file in files],
+                data={"beam_width": "1"},
+            )
+        assert response.status_code == 200
+        told = [image["captions"][0]["tokens"] for image in response.json()["images"]]
+        assert told == [captioner.greedy(file)[0] for file in files]
 
 
 def test_beam_wider_than_the_engine_is_refused(run_server, picture):
@@ -212,7 +230,7 @@ def test_large_images_change_nobodys_tokens(client, unchanged, picture):
 
 def test_image_does_not_wait_for_all_of_anothers(server, client, picture, slow_decoding):
     """Who comes with one image waits for as many others as there are threads, not for a hundred."""
-    threads = server.context.images._count
+    threads = server.context.images.count
     pending = threading.Thread(
         target=lambda: httpx.post(
             f"{server.url}/v1/models/scenes/captions", files=[("image", ("a", picture(0)))] * 100, timeout=60
@@ -221,7 +239,7 @@ def test_image_does_not_wait_for_all_of_anothers(server, client, picture, slow_d
     pending.start()
     for _ in range(threads):
         assert slow_decoding.entered.acquire(timeout=20)
-    assert server.context.images._threads._work_queue.qsize() == 0
+    assert server.context.repository.models["scenes"].encoder.waiting == 0
     slow_decoding.open()
     pending.join()
 

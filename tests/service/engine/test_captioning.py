@@ -168,7 +168,7 @@ async def test_captions_of_many_images_at_once_are_those_of_numpy(runner, make_e
 
     async def caption(image, width):
         with engine.admit(max(width, 1)) as place:
-            encoding = await encoder.encode(image)
+            encoding = await encoder.encode(lambda: image)
             sequence = Sequence(
                 np.array([BEGIN]),
                 None if width else SamplingParameters(MAX_TOKENS, temperature=0.0),
@@ -221,7 +221,9 @@ async def test_encoder_on_onnxruntime_fails_an_image_that_is_not_finite_alone(ma
     try:
         async with asyncio.timeout(30):
             sound, broken = await asyncio.gather(
-                encoder.encode(images[0]), encoder.encode(np.full(IMAGE, np.nan, np.float32)), return_exceptions=True
+                encoder.encode(lambda: images[0]),
+                encoder.encode(lambda: np.full(IMAGE, np.nan, np.float32)),
+                return_exceptions=True,
             )
     finally:
         await encoder.close()

@@ -9,7 +9,7 @@ import pytest
 
 from export.publish import export_checkpoint
 from service.engine.sequence import BeamParameters, SamplingParameters, Sequence, TokenEvent
-from service.generation import admit, encode, run_quietly
+from service.generation import admit, run_quietly
 from service.observability.metrics import Metrics
 from service.repository import Repository
 from service.settings import Settings
@@ -77,7 +77,7 @@ async def test_captions_of_a_served_bundle_are_those_of_the_offline_decoder(repo
 
     async def caption(image):
         with admit(served, max(width, 1)) as place:
-            encoding = await encode(served, image)
+            encoding = await served.encoder.encode(lambda: image)
             sequence = Sequence(
                 np.array([codec.begin_id]),
                 None if width else SamplingParameters(MAX_TOKENS, temperature=0.0),

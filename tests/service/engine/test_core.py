@@ -72,6 +72,23 @@ def test_step_generates_what_the_oracle_generates(runner, greedy_oracle, length,
     assert end.reason is FinishReason.LENGTH
 
 
+def test_sequence_told_as_a_whole_says_what_it_would_have_streamed(runner, greedy_oracle):
+    listener = Listener(runner)
+    whole = [listener.add([place], greedy(3 * place), whole=True) for place in range(1, 5)]
+    streamed = listener.add([3], greedy(9))
+    listener.run()
+    assert listener.tokens[streamed] == greedy_oracle([3], 9)
+    for place, sequence in enumerate(whole, 1):
+        assert listener.tokens[sequence] == []
+        assert listener.ends[sequence].reason is FinishReason.LENGTH
+        tokens, logprobs, looks = zip(*sequence.said, strict=True)
+        assert list(tokens) == greedy_oracle([place], 3 * place)
+        assert all(logprob <= 0 for logprob in logprobs)
+        assert set(looks) == {None}
+    assert sum(report.generated_tokens for report in listener.reports) == 3 + 6 + 9 + 12 + 9
+    assert_clean(listener.core)
+
+
 def test_step_takes_prefill_decode_and_scores_forward_together(runner, greedy_oracle):
     listener = Listener(runner)
     long = listener.add(list(range(20)), greedy(3))

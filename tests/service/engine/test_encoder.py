@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -75,14 +76,14 @@ async def running(
 async def held(graph, encoder):
     """A task whose image is in the graph, and stays there until the gate opens."""
     graph.gate.clear()
-    task = asyncio.create_task(encoder.encode(image(99)))
+    task = asyncio.create_task(encoder.encode(partial(image, 99)))
     await asyncio.to_thread(graph.reached.wait, DEADLINE_SECONDS)
     return task
 
 
 async def waiting(encoder, *values):
     """Tasks whose images wait."""
-    tasks = [asyncio.create_task(encoder.encode(image(value))) for value in values]
+    tasks = [asyncio.create_task(encoder.encode(partial(image, value))) for value in values]
     await asyncio.sleep(0)  # each runs until it waits for its result
     assert encoder.waiting == len(values)
     return tasks
@@ -117,10 +118,10 @@ async def test_worker_that_breaks_stops_the_others_and_nobody_waits_for_ever(gra
     graph.fault = lambda value: RuntimeError("broken") if value in (0, 13) else None
     async with running(graph, workers=2) as encoder:
         with pytest.raises(EncoderStopped, match="broken"):
-            await encoder.encode(image(13))
+            await encoder.encode(partial(image, 13))
         assert encoder.failure is not None
         with pytest.raises(EncoderStopped, match="broken"):
-            await encoder.encode(image(1))
+            await encoder.encode(partial(image, 1))
 
 
 async def test_images_that_wait_are_encoded_together_in_order(graph):
@@ -156,7 +157,7 @@ async def test_image_cancelled_while_it_is_encoded_hurts_none_of_its_batch(graph
     async with running(graph) as encoder:
         first = await held(graph, encoder)
         tasks = await waiting(encoder, 1, 2)
-        graph.fault = lambda value: loop.call_soon_threadsafe(tasks[0].cancel) and None
+        graph.fault = lambda value: None if value == 99 else loop.call_soon_threadsafe(tasks[0].cancel) and None
         graph.gate.set()
         _, gone, stays = await asyncio.gather(first, *tasks, return_exceptions=True)
     assert isinstance(gone, asyncio.CancelledError)
@@ -176,7 +177,7 @@ async def test_image_that_raises_fails_alone(graph):
         assert isinstance(two, EncodingFailed)
         assert str(two) == "ValueError: bad image"
         assert encoder.failure is None
-        assert_encoding(await encoder.encode(image(4)), 4)
+        assert_encoding(await encoder.encode(partial(image, 4)), 4)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
@@ -204,7 +205,7 @@ async def test_graph_that_fails_on_zeros_too_is_broken(graph):
                 await task
         assert "device lost" in encoder.failure
         with pytest.raises(EncoderStopped, match="device lost"):
-            await encoder.encode(image(1))
+            await encoder.encode(partial(image, 1))
 
 
 async def test_defect_ends_those_who_wait(graph, monkeypatch):
@@ -227,7 +228,7 @@ async def test_close_finishes_the_batch_and_refuses_what_waits(graph):
         closing = asyncio.create_task(encoder.close())
         await asyncio.sleep(0)  # it runs until it waits for the thread
         with pytest.raises(EncoderStopped, match="shutting down"):
-            await encoder.encode(image(2))
+            await encoder.encode(partial(image, 2))
         graph.gate.set()
         await closing
         assert_encoding(await first, 99)
@@ -238,9 +239,16 @@ async def test_close_finishes_the_batch_and_refuses_what_waits(graph):
 
 @pytest.mark.parametrize(
     ("seconds", "chosen"),
-    [({1: 10, 4: 40, 16: 1}, 1), ({1: 10, 4: 20, 16: 100}, 4), ({1: 10, 4: 20, 16: 40}, 16)],
+    [
+        ({1: 10, 4: 40, 16: 1}, 1),
+        ({1: 10, 4: 20, 16: 100}, 4),
+        ({1: 10, 4: 20, 16: 40}, 16),
+        ({1: 0.001, 4: 0.004, 16: 0.016}, 16),
+        ({1: 0.001, 4: 0.005, 16: 0.016}, 1),
+        ({1: 0.002, 4: 0.008, 16: 0.032}, 4),
+    ],
 )
-def test_warm_up_chooses_the_batch_that_encodes_most_images_per_second(seconds, chosen):
+def test_warm_up_chooses_the_largest_batch_that_is_worth_its_wait(seconds, chosen):
     now = [0.0]
 
     def graph(images):
@@ -257,3 +265,55 @@ def test_warm_up_refuses_a_graph_that_cannot_run(graph):
     graph.fault = lambda value: ValueError("no such kernel")
     with pytest.raises(RunnerBroken, match="no such kernel"):
         Encoder(graph, SHAPE, frozenset(), on_batch=print).warm_up()
+
+
+async def test_image_that_cannot_be_prepared_fails_alone(graph):
+    def broken():
+        raise OSError("no image")
+
+    async with running(graph) as encoder:
+        first = await held(graph, encoder)
+        tasks = [asyncio.create_task(encoder.encode(prepare)) for prepare in (partial(image, 1), broken)]
+        graph.gate.set()
+        _, sound, failed = await asyncio.gather(first, *tasks, return_exceptions=True)
+    assert_encoding(sound, 1)
+    assert isinstance(failed, OSError)
+    assert graph.batches == [[99], [1]]
+
+
+async def test_image_that_is_slow_to_prepare_holds_up_no_other(graph):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        begun.set()
+        assert go_on.wait(DEADLINE_SECONDS)
+        return image(7)
+
+    async with running(graph, workers=2) as encoder:
+        late = asyncio.create_task(encoder.encode(slow))
+        await asyncio.to_thread(begun.wait, DEADLINE_SECONDS)
+        for value in range(3):
+            assert_encoding(await encoder.encode(partial(image, value)), value)
+        assert not late.done()
+        go_on.set()
+        assert_encoding(await late, 7)
+
+
+async def test_close_refuses_an_image_that_is_being_prepared(graph):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        begun.set()
+        assert go_on.wait(DEADLINE_SECONDS)
+        return image(7)
+
+    async with running(graph) as encoder:
+        late = asyncio.create_task(encoder.encode(slow))
+        await asyncio.to_thread(begun.wait, DEADLINE_SECONDS)
+        closing = asyncio.create_task(encoder.close())
+        await asyncio.sleep(0)  # it runs until it waits for the thread
+        go_on.set()
+        await closing
+        with pytest.raises(EncoderStopped, match="shutting down"):
+            await late
+    assert graph.batches == []

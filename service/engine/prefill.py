@@ -31,10 +31,11 @@ MAX_TOKENS_ALONE = 512
 
 MAX_ROWS = 8
 """Rows in one call, first come first served. With eight a token costs a third of what it costs with one; with sixteen
-hardly less than with eight."""
+hardly less than with eight. No call begins with less of the budget left: each of its rows eats at least one id."""
 
-MIN_TOKENS = 8
-"""A prompt with less to eat is left to steps. Not below MAX_ROWS: each row of a call eats at least one id."""
+MIN_TOKENS = 3
+"""A prompt with less to eat is left to steps. At three a call costs about what it saves, and the first token comes after
+one step instead of four: in 5 instead of 11 ms beside 63 other streams."""
 
 
 class Prefill:
@@ -102,7 +103,7 @@ class Prefill:
         started = self._clock()
         budget = MAX_TOKENS_ALONE if len(self._left) == len(running) else MAX_TOKENS
         eaten, table = 0, self._table
-        while budget - eaten >= MIN_TOKENS and (chosen := self._choose(running)):
+        while budget - eaten >= MAX_ROWS and (chosen := self._choose(running)):
             rows: Rows = np.array(list(chosen), np.intp)
             length = min(*chosen.values(), (budget - eaten) // len(chosen))
             eaten += self._take(rows, length, running)

@@ -22,6 +22,7 @@ from service.engine.sequence import (
     Snapshot,
     TokenEvent,
 )
+from service.engine.token_stream import TokenStream
 from service.errors import ServiceError, Unavailable
 from service.keys.caller import current_caller
 from service.prefixes import FROM_ZEROS
@@ -54,6 +55,15 @@ class TokenTaker(Protocol):
     def take(self, token: Token) -> None:
         """Take a token."""
         ...
+
+
+class Collector:
+    """Takes every token, for whoever wants them together at the end."""
+
+    ready = True
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.take = tokens.append
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +161,7 @@ class Generation:
         self._texts: list[str] = []
         self._last_at = 0.0
         self._cancelled = False
+        self._stream: TokenStream | None = None
 
     def cancel(self) -> None:
         """End early, whether the events are read already or not: the last one is Finished."""
@@ -164,15 +175,15 @@ class Generation:
             return self._context
         return np.concatenate([self._context, np.array(self._tokens, np.int64)])[-CONTEXT_TOKENS:]
 
-    async def events(self, taker: TokenTaker | None = None) -> AsyncIterator[Token | Finished]:
-        """The tokens, then Finished.
+    def start(self, taker: TokenTaker | None = None) -> None:
+        """Let the engine begin, before anybody reads the events; reading them does it, too.
 
         Args:
-            taker: is given each token as soon as it is there, as long as it is ready; what it has taken is no event
-                any more. The last token always is one.
+            taker: is given each token as soon as it is there, as long as it is ready and somebody waits for events;
+                what it has taken is no event any more. The last token always is one.
 
         Raises:
-            ServiceError: slow_reader, step_failed or model_unavailable.
+            Unavailable: model_unavailable.
         """
 
         def hand_over(event: TokenEvent) -> bool:
@@ -182,11 +193,25 @@ class Generation:
             return True
 
         try:
-            stream = self._admission.start(self.sequence, self._overflowed, hand_over if taker else None)
+            self._stream = self._admission.start(self.sequence, self._overflowed, hand_over if taker else None)
         except EngineStopped as error:
             raise Unavailable("model_unavailable", f"{self._model.name}: {error}", 1) from None
         if self._cancelled:
             self._admission.cancel()
+
+    async def events(self, taker: TokenTaker | None = None) -> AsyncIterator[Token | Finished]:
+        """The tokens, then Finished.
+
+        Args:
+            taker: see `start`, unless that was called.
+
+        Raises:
+            ServiceError: slow_reader, step_failed or model_unavailable.
+        """
+        if self._stream is None:
+            self.start(taker)
+        stream = self._stream
+        assert stream is not None
         while isinstance(event := await stream.get(), TokenEvent):
             end = stream.ended_with
             yield self._token(event, cut_off=end is not None and end.reason is FinishReason.LENGTH)

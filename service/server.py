@@ -12,6 +12,7 @@ from websockets.protocol import State
 from service.api.direct_frames import FRAME_WRITER
 from service.api.message_limit import MESSAGE_LIMIT
 from service.app import create_app
+from service.chunks import ChunkProtocol
 from service.settings import Settings
 
 logger = logging.getLogger("carousel")
@@ -75,6 +76,7 @@ def create_server(settings: Settings) -> Server:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=ChunkProtocol,
         ws=StreamProtocol,
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # token frames are too small to gain and too many to pay

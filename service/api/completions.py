@@ -14,7 +14,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from service.api import frames
 from service.api.context import context_of, find_model
+from service.api.direct_frames import TokenFrames, token_frames
 from service.api.disconnect import all_or_none, while_connected
 from service.api.event_stream import EventStream, sse
 from service.api.json_route import JsonRoute
@@ -22,11 +24,14 @@ from service.api.messages import CompletionsRequest, check_top_k
 from service.api.probability import ERRORS
 from service.engine.sequence import FinishReason
 from service.errors import RequestError, ServiceError
-from service.generation import Finished, Generation, Token, Usage, admit
+from service.generation import Collector, Finished, Generation, Token, Usage, admit
 from service.memories import Memories, Recall
 from service.observability.requests import record_of
 from service.prompt import check_uneaten, prompt_ids
 from service.repository import ServedModel
+
+TEXT = "\0the text\0"
+"""Marks a place in JSON: no model's name holds it."""
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -48,6 +53,7 @@ async def completions(request: Request, body: CompletionsRequest) -> Response:
         if not body.stream:
             return JSONResponse(await while_connected(request, work.whole()))
         await while_connected(request, work.prepare())
+        work.start(request)
         held = places.pop_all()
         return EventStream(work.stream(request, held), held, work.overflowed)
 
@@ -121,6 +127,12 @@ class Completion:
                 text = prompt if isinstance(prompt, str) else codec.decode(prompt)
                 self._echoes.append(text if body.echo else "")
 
+    def start(self, request: Request) -> None:
+        """Let the engine begin: the first token need not wait for the head of the response."""
+        taker = self._taker(request) if len(self._generations) == 1 and self._body.logprobs is None else None
+        for generation in self._generations:
+            generation.start(taker)
+
     async def whole(self) -> dict[str, Any]:
         """The answer at once."""
         await self.prepare()
@@ -157,9 +169,19 @@ class Completion:
             record_of(request.scope).outcome = error.code
             yield sse(error.body())
 
+    def _taker(self, request: Request) -> TokenFrames | None:
+        """What sends the tokens of a single choice as they come: the event of a text, written around it."""
+        event = self._event([self._choice(0, TEXT, None, None)]).decode()
+        before, after = event.split(frames.quote(TEXT))
+
+        def tell(token: Token) -> str:
+            return f"{before}{frames.quote(token.text)}{after}" if token.text else ""
+
+        return token_frames(request.scope, tell)
+
     async def _collect(self, index: int) -> tuple[dict[str, Any], Usage]:
         tokens: list[Token] = []
-        async for event in self._generations[index].events():
+        async for event in self._generations[index].events(Collector(tokens)):
             if isinstance(event, Finished):
                 await self._keep(index, event)
                 text = self._echoes[index] + event.text

@@ -1,20 +1,20 @@
-"""Token frames past ASGI: straight into the socket, when it can take them, without a task of its own being woken."""
+"""Tokens past ASGI: straight into the socket, when it can take them, without a task of its own being woken."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
-from starlette.websockets import WebSocket
+from starlette.types import Scope
 
-from service.api import frames
 from service.generation import Token
 
 FRAME_WRITER = "carousel.frame_writer"
-"""Where the server leaves, in a connection's scope, what writes frames; another server leaves nothing."""
+"""Where the server leaves, in a connection's or request's scope, what writes frames; another server leaves nothing."""
 
 
 class FrameWriter(Protocol):
-    """An accepted WebSocket connection, as the server sees it."""
+    """What an accepted WebSocket connection, or a response that has begun, is sent through."""
 
     @property
     def ready(self) -> bool:
@@ -22,15 +22,21 @@ class FrameWriter(Protocol):
         ...
 
     def write_text(self, text: str) -> None:
-        """Send a text frame."""
+        """Send a text frame, or a chunk of the response's body."""
         ...
 
 
 class TokenFrames:
-    """Writes `token` frames (a service.generation.TokenTaker)."""
+    """Sends what is told of a token (a service.generation.TokenTaker).
 
-    def __init__(self, writer: FrameWriter) -> None:
+    Args:
+        writer: sends.
+        tell: what is told of a token; nothing where it is empty.
+    """
+
+    def __init__(self, writer: FrameWriter, tell: Callable[[Token], str]) -> None:
         self._writer = writer
+        self._tell = tell
 
     @property
     def ready(self) -> bool:
@@ -39,10 +45,11 @@ class TokenFrames:
 
     def take(self, token: Token) -> None:
         """Send the frame of a token."""
-        self._writer.write_text(frames.token_json(token))
+        if text := self._tell(token):
+            self._writer.write_text(text)
 
 
-def token_frames(websocket: WebSocket) -> TokenFrames | None:
-    """What takes the tokens of a stream on this (accepted) socket, if the server offers it."""
-    writer = websocket.scope.get(FRAME_WRITER)
-    return None if writer is None else TokenFrames(writer)
+def token_frames(scope: Scope, tell: Callable[[Token], str]) -> TokenFrames | None:
+    """What takes the tokens of a stream, if the server offers it."""
+    writer = scope.get(FRAME_WRITER)
+    return None if writer is None else TokenFrames(writer, tell)

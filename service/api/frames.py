@@ -36,11 +36,12 @@ def token_json(token: Token | CaptionToken) -> str:
     looked = "" if isinstance(token, Token) or token.attention is None else f',"attention":{_map_json(token.attention)}'
     return (
         f'{{"type":"token","index":{token.index},"token":{token.token},'
-        f'"text":{_quote(token.text)},"logprob":{token.logprob!r}{looked}}}'
+        f'"text":{quote(token.text)},"logprob":{token.logprob!r}{looked}}}'
     )
 
 
-_quote = json.encoder.encode_basestring  # JSON's escapes and no others: text stays as it is
+quote = json.encoder.encode_basestring
+"""A string as JSON, with JSON's escapes and no others: text stays as it is."""
 
 
 def finished(event: Finished) -> dict[str, Any]:

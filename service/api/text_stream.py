@@ -85,7 +85,7 @@ class TextConnection(Connection):
         )
         self.hold(generation)
         await self.send(frames.accepted(record.request_id, model, len(prompt), generation.cached_tokens))
-        async for event in generation.events(token_frames(self.websocket)):
+        async for event in generation.events(token_frames(self.websocket.scope, frames.token_json)):
             if isinstance(event, Token):
                 await self.websocket.send_text(frames.token_json(event))
             else:

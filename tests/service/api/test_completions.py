@@ -3,6 +3,8 @@ import json
 
 import pytest
 
+from service.chunks import ChunkWriter
+
 PATH = "/v1/completions"
 
 
@@ -196,3 +198,18 @@ def test_null_fields_take_the_defaults(client):
     fields = ("max_tokens", "temperature", "top_k", "top_p", "stop", "logprobs", "stream_options", "user")
     answer = _complete(client, seed=4, **dict.fromkeys(fields))
     assert answer["choices"] == _complete(client, seed=4)["choices"]
+
+
+def test_tokens_of_one_choice_go_past_asgi_and_say_the_same(client, monkeypatch):
+    written = []
+    write = ChunkWriter.write_text
+    monkeypatch.setattr(ChunkWriter, "write_text", lambda self, text: (written.append(text), write(self, text)))
+    asked = {"max_tokens": 60, "seed": 5}
+    whole = _complete(client, **asked)["choices"][0]["text"]
+    events = _events(client, **asked)
+    assert _joined(events) == whole
+    assert len({event["id"] for event in events}) == 1
+    assert len(written) > 20
+    written.clear()
+    _events(client, **asked, n=2)
+    assert not written  # the events of two choices go through a queue that nothing may overtake

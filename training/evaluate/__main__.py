@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.errors import CarouselError
+from training.errors import RunError
 from training.evaluate.sheet import picture_sheet
 from training.evaluate.split import Split
 
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _evaluate(options: argparse.Namespace) -> None:
     split = Split(options.checkpoint, options.overrides)
+    if options.sheet and split.album.open_picture is None:
+        raise RunError("a sheet shows pictures; say where they are with corpus.validation_pictures=PATH")
     width = split.decoding.beam_width if options.beam_width is None else options.beam_width
     penalty = split.decoding.length_penalty if options.length_penalty is None else options.length_penalty
     columns: dict[str, Mapping[str, float]] = {}

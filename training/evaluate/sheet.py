@@ -10,7 +10,6 @@ from html import escape
 from PIL import Image
 
 from training.corpus.album import Album
-from training.errors import RunError
 
 LARGEST_SIDE = 320
 """Pixels of a picture on the page; larger ones are brought down to it."""
@@ -59,11 +58,9 @@ def picture_sheet(title: str, remark: str, album: Album, captions: Sequence[str]
         count: how many pictures are shown; taken at even distances from the whole album, so none is picked.
 
     Raises:
-        RunError: it is not known where the pictures are.
         CorpusError: a picture cannot be read.
     """
-    if album.open_picture is None:
-        raise RunError("a sheet shows pictures; say where they are with corpus.validation_pictures=PATH")
+    assert album.open_picture is not None, "the caller has looked"
     shown = min(count, len(album.pictures))
     figures = []
     for position in range(shown):

@@ -26,7 +26,6 @@ from training.corpus.captions import CaptionedImage
 from training.corpus.scene_drawing import draw_scene
 from training.corpus.scene_words import scene_captions
 from training.corpus.scenes import make_scenes
-from training.errors import RunError
 from training.evaluate.__main__ import main
 from training.evaluate.sheet import picture_sheet
 
@@ -189,11 +188,6 @@ def test_sheet_escapes_what_it_shows_and_marks_what_is_false() -> None:
     assert sizes == [(90, 60), (320, 160)]
     marks = [attributes["class"] for tag, attributes in page.tags if tag == "p" and "class" in attributes]
     assert marks == ["said false", "said"]
-
-
-def test_sheet_needs_pictures() -> None:
-    with pytest.raises(RunError, match=r"say where they are with corpus\.validation_pictures=PATH"):
-        picture_sheet("", "", Album([CaptionedImage("a", ("a cat",))], None, "ab" * 32), ["a cat"], 1)
 
 
 def _write_features(path: str, names: tuple[str, ...], mean: float = 0.0) -> None:

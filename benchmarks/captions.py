@@ -1,7 +1,9 @@
 """`python -m benchmarks.captions`: 64 clients with an image each, against a loop over steps per request.
 
 1. Whole captions over HTTP, greedy, each client's next image as soon as the last one is captioned: images per second
-   of the service and of the peer (naive_captions.py), in turns. Both must say the same of every image.
+   of the service and of the peer (naive_captions.py), in turns, and what processor time an image takes of each. On the
+   same bundle both must say the same of every image. `--fp32` names the bundle of the same model that people would run
+   the peer on; then it has a turn on that one, too.
 2. The service alone over WebSockets: when the first word comes.
 """
 
@@ -25,7 +27,7 @@ from benchmarks.http import Client
 from benchmarks.load import Target
 from benchmarks.record import LoadResult, Recorder
 from benchmarks.report import Machine
-from benchmarks.server import SERVICE, ServerFailed, launched, service_settings
+from benchmarks.server import SERVICE, ServerFailed, launched, processor_seconds, service_settings
 from benchmarks.websocket import WebSocket
 from models.bundle import open_bundle, versions
 from models.errors import BundleNotFound, CarouselError
@@ -56,14 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(bundle: Path, images: list[bytes], options: argparse.Namespace) -> None:
     """Both sides in turns, then the service's streams; print the tables."""
     print(Machine.this(), flush=True)
-    rates: dict[str, list[float]] = {"carousel": [], "naive": []}
-    tails: dict[str, list[float]] = {side: [] for side in rates}
+    sides = {"carousel": bundle, "naive": bundle}
+    if options.fp32 is not None:
+        sides["naive, fp32"] = options.fp32.resolve()
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    tails: dict[str, list[float]] = {side: [] for side in sides}
+    costs: dict[str, list[float]] = {side: [] for side in sides}
     texts: dict[str, dict[int, str]] = {}
     for number in range(options.rounds):
-        for side in rates if number % 2 == 0 else reversed(rates):
-            command = SERVICE if side == "carousel" else ["benchmarks.naive_captions", "--bundle", str(bundle)]
+        for side in sides if number % 2 == 0 else reversed(sides):
+            command = SERVICE if side == "carousel" else ["benchmarks.naive_captions", "--bundle", str(sides[side])]
             with launched(command, service_settings(bundle) if side == "carousel" else {}, bundle) as target:
-                durations, texts[side] = uvloop.run(closed_loop(target, images, options.clients, options.seconds))
+                before = processor_seconds(target)
+                loop = closed_loop(target, images, options.clients, options.seconds)
+                durations, texts[side], answers = uvloop.run(loop)
+                costs[side].append((processor_seconds(target) - before) / answers)
             rates[side].append(len(durations) / options.seconds)
             tails[side].append(float(np.quantile(durations, 0.99)))
             print(f"round {number + 1}, {side}: {rates[side][-1]:,.0f} images/s", file=sys.stderr, flush=True)
@@ -72,10 +81,13 @@ def measure(bundle: Path, images: list[bytes], options: argparse.Namespace) -> N
     words = np.mean([len(text.split()) for text in texts["carousel"].values()])
     print(f"\n{options.clients} clients, {bundle.parent.name}/{bundle.name}, {words:.1f} words a caption")
     print(f"both sides say the same of {same} of {len(both)} images\n")
-    print("| | images/s | 99th percentile | carousel against it |\n|---|---|---|---|")
+    print("| | images/s | 99th percentile | carousel against it | processor time an image | carousel against it |")
+    print("|---|---|---|---|---|---|")
     for side, values in rates.items():
         ratio = median(a / b for a, b in zip(rates["carousel"], values, strict=True))
-        print(f"| {side} | {median(values):,.0f} | {median(tails[side]) * 1e3:.0f} ms | {ratio:.1f} |")
+        cheaper = median(a / b for a, b in zip(costs[side], costs["carousel"], strict=True))
+        print(f"| {side} | {median(values):,.0f} | {median(tails[side]) * 1e3:.0f} ms | {ratio:.1f} ", end="")
+        print(f"| {median(costs[side]) * 1e3:.2f} ms | {cheaper:.1f} |")
     with launched(SERVICE, service_settings(bundle), bundle) as target:
         result = uvloop.run(streams(target, images, options.clients, options.seconds))
     first, rate = result.first_token, result.generations / result.seconds
@@ -85,15 +97,17 @@ def measure(bundle: Path, images: list[bytes], options: argparse.Namespace) -> N
 
 async def closed_loop(
     target: Target, images: list[bytes], clients: int, seconds: float
-) -> tuple[list[float], dict[int, str]]:
-    """All clients at once, each with one image in flight: the seconds of each caption in the window, and what was
-    said of each image."""
+) -> tuple[list[float], dict[int, str], int]:
+    """All clients at once, each with one image in flight: the seconds of each caption in the window, what was said of
+    each image, and how many captions there were, the warm-up's among them."""
     path = f"/v1/models/{target.model}/captions"
     durations: list[float] = []
     texts: dict[int, str] = {}
+    answers = 0
     start = perf_counter() + WARMUP_SECONDS
 
     async def ask(number: int) -> None:
+        nonlocal answers
         client = await Client.open(target)
         while (began := perf_counter()) < start + seconds:
             number = (number + 1) % len(images)
@@ -101,10 +115,11 @@ async def closed_loop(
             if start < perf_counter() < start + seconds:
                 durations.append(perf_counter() - began)
             texts[number] = json.loads(answer)["images"][0]["captions"][0]["text"]
+            answers += 1
         client.close()
 
     await asyncio.gather(*(ask(number) for number in range(clients)))
-    return durations, texts
+    return durations, texts, answers
 
 
 async def streams(target: Target, images: list[bytes], clients: int, seconds: float) -> LoadResult:
@@ -158,6 +173,7 @@ def _shipped() -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.captions", description="Captions against a naive loop.")
     parser.add_argument("--bundle", type=Path, help="<repository>/<model>/<version>; default: the shipped scenes")
+    parser.add_argument("--fp32", type=Path, help="the same model's bundle in fp32, for the peer")
     parser.add_argument("--images", type=Path, help="a directory of image files; default: drawn ones")
     parser.add_argument("--clients", type=int, default=64, help="that ask at once")
     parser.add_argument("--seconds", type=float, default=6.0, help="measured per run")

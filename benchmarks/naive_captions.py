@@ -4,7 +4,7 @@ It takes the service's own form, one image at a time. Nothing in it is slow on p
 framework's thread pool, images are decoded by the service's own code, the arrays of a step go into the next without a
 copy.
 
-    python -m benchmarks.naive_captions --bundle bundles/scenes/1 --port 8001
+    python -m benchmarks.naive_captions --bundle bundles/scenes/2 --port 8001
 """
 
 from __future__ import annotations

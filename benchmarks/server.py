@@ -141,14 +141,26 @@ def launched(module: Sequence[str], settings: Mapping[str, str], bundle: Path) -
 def resident_bytes(target: Target) -> int:
     """The memory that a server's processes hold, added up: what two of them share counts twice. Reads /proc."""
     total = 0
+    for process, _ in _processes(target):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            total += int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return total
+
+
+def processor_seconds(target: Target) -> float:
+    """The processor time, user and system, that a server's processes have taken so far. Reads /proc."""
+    ticks = sum(int(fields[11]) + int(fields[12]) for _, fields in _processes(target))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _processes(target: Target) -> Iterator[tuple[Path, list[str]]]:
+    """A server's processes in /proc, each with its `stat` from the state on (state, parent, group, ...)."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            # A process may end meanwhile.
-            with suppress(FileNotFoundError, ProcessLookupError):
-                after_name = (entry / "stat").read_text().rpartition(")")[2].split()  # state, parent, group, ...
+            with suppress(FileNotFoundError, ProcessLookupError):  # a process may end meanwhile
+                after_name = (entry / "stat").read_text().rpartition(")")[2].split()
                 if int(after_name[2]) == target.group:
-                    total += int((entry / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return total
+                    yield entry, after_name
 
 
 def step_time(target: Target) -> StepTime:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from export.captioning_module import CaptioningStep
 from export.captioning_parity import measure_captioning_parity
+from export.captioning_precision import largest_seen
 from export.encoder_graph import export_encoder
 from export.extractor import Extractor, ExtractorError, reopen_extractor
+from export.int8_captioning import build_int8_captioning_step
+from export.int8_encoder import build_int8_encoder
 from export.onnx_graph import export_step
 from models.bundle import ENCODER_GRAPH, STEP_GRAPH
 from models.codec.image import Preprocessing
 from models.features import FrozenEncoder
 from models.manifest import Parity, Precision
 from models.nn.captioning import CaptioningModel
+from models.nn.validation import CaptioningValidationData
 
 
 def extractor_of(checkpoint: Path, trained_on: FrozenEncoder | None, given: Path | None) -> Extractor | None:
@@ -35,7 +40,10 @@ def extractor_of(checkpoint: Path, trained_on: FrozenEncoder | None, given: Path
 
 
 def captioning_graphs(
-    model: CaptioningModel, preprocessing: Preprocessing, extractor: Extractor | None, int8_step: bytes | None = None
+    model: CaptioningModel,
+    preprocessing: Preprocessing,
+    extractor: Extractor | None,
+    int8: Mapping[str, bytes] | None = None,
 ) -> tuple[dict[str, bytes], Parity]:
     """The ONNX files by name, and how near they are to the model.
 
@@ -43,13 +51,33 @@ def captioning_graphs(
         model: in evaluation mode.
         preprocessing: of its images.
         extractor: the frozen encoder in front of it.
-        int8_step: its step graph, if that is not to be the fp32 one; the encoder graph is always fp32.
+        int8: what there is of them in int8, by name, and stands in the place of the fp32 ones.
 
     Raises:
         ParityError: they are not the model.
     """
-    step = int8_step or export_step(CaptioningStep(model))
-    encoder = export_encoder(model, preprocessing, extractor)
-    precision: Precision = "int8" if int8_step else "fp32"
-    parity = measure_captioning_parity(model, step, encoder, preprocessing, extractor, precision)
+    int8 = int8 or {}
+    step = int8.get(STEP_GRAPH) or export_step(CaptioningStep(model))
+    encoder = int8.get(ENCODER_GRAPH) or export_encoder(model, preprocessing, extractor)
+    precisions: dict[str, Precision] = dict.fromkeys(int8, "int8")
+    parity = measure_captioning_parity(model, step, encoder, preprocessing, extractor, precisions)
     return {STEP_GRAPH: step, ENCODER_GRAPH: encoder}, parity
+
+
+def int8_captioning_graphs(
+    model: CaptioningModel, preprocessing: Preprocessing, data: CaptioningValidationData
+) -> dict[str, bytes]:
+    """What of a captioning model is put into int8, by name: its step, and the encoder where that is its own network.
+
+    A frozen extractor stays fp32: the validation data hold its features and not the images, on which its ranges would
+    have to be measured.
+
+    Args:
+        model: in evaluation mode.
+        preprocessing: of its images.
+        data: what ranges are measured on.
+    """
+    graphs = {STEP_GRAPH: build_int8_captioning_step(CaptioningStep(model), largest_seen(model, data))}
+    if model.network is not None:
+        graphs[ENCODER_GRAPH] = build_int8_encoder(export_encoder(model, preprocessing, None), data.images.numpy())
+    return graphs

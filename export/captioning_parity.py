@@ -6,6 +6,7 @@ Axes: B batch rows, P image positions, D features of a position.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from export.captioning_module import CaptioningStep
 from export.extractor import Extractor
 from export.parity import MAX_ABS_ERROR, MAX_BATCH, ParityError, random_floats, require_row_independence
 from export.runtime import open_session
+from models.bundle import ENCODER_GRAPH, STEP_GRAPH
 from models.codec.image import Preprocessing
 from models.encoder import IMAGE
 from models.features import FEATURES
@@ -37,7 +39,7 @@ def measure_captioning_parity(
     encoder: bytes,
     preprocessing: Preprocessing,
     extractor: Extractor | None,
-    precision: Precision = "fp32",
+    precisions: Mapping[str, Precision] | None = None,
     *,
     steps: int = 512,
     rows: int = 4,
@@ -51,18 +53,19 @@ def measure_captioning_parity(
         encoder: and the encoder graph.
         preprocessing: of its images.
         extractor: the frozen encoder in front of it, which torch does not have: the truth eats what it gives by itself.
-        precision: of the step graph; the encoder graph is fp32.
+        precisions: of the two, by name; fp32 where not given.
         steps: how long the encoder's state is carried.
         rows: how many images. B
         seed: of the images and tokens.
 
     Raises:
-        ParityError: a state, memory, logit or attention is off by more than a logit may be (an int8 graph's logits and
-            attention: is no number), or a row depends on its neighbours.
+        ParityError: a state, memory, logit or attention is off by more than a logit may be (where an int8 graph made
+            it: is no number), or a row depends on its neighbours.
     """
     errors = _largest_errors(model, step, encoder, preprocessing, extractor, steps, rows, seed)
+    int8 = [name for name, precision in (precisions or {}).items() if precision == "int8"]
     for name, error in errors.items():
-        rounded = precision == "int8" and not name.startswith((STATE_PREFIX, MEMORY_PREFIX))
+        rounded = ENCODER_GRAPH in int8 or (STEP_GRAPH in int8 and not name.startswith((STATE_PREFIX, MEMORY_PREFIX)))
         allowed = math.inf if rounded else MAX_ABS_ERROR["logits"]
         if not error <= allowed:  # NaN is refused too
             raise ParityError(

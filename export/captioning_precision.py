@@ -27,7 +27,8 @@ IMAGES_AT_ONCE = 50
 
 def measure_captioning_quantization(
     model: CaptioningModel,
-    graph: bytes,
+    step: bytes,
+    encoder: bytes | None,
     codec: ImageCodec,
     data: CaptioningValidationData,
     trained: CaptioningValidation | None,
@@ -35,11 +36,13 @@ def measure_captioning_quantization(
     max_tokens: int,
     max_worsening: float | None = None,
 ) -> tuple[CaptioningValidation, Quantization]:
-    """The figures of an int8 step graph, and how they compare with its model's; the encoder is torch's in both.
+    """The figures of the int8 graphs, and how they compare with their model's.
 
     Args:
         model: in evaluation mode.
-        graph: its int8 step graph.
+        step: its int8 step graph.
+        encoder: its int8 encoder graph, with which an image's caption is int8 from its pixels on; None where the
+            encoder is not in int8, and torch's stands for it.
         codec: of its captions.
         data: what both are measured on.
         trained: the figures that training recorded for the model.
@@ -49,11 +52,11 @@ def measure_captioning_quantization(
 
     Raises:
         CheckpointError: the data are not those that training measured the model on.
-        WorseInt8: the graph is worse than the model by more than that.
+        WorseInt8: the graphs are worse than the model by more than that.
     """
     before = captioning_figures(model, codec, data, decoding, max_tokens)
     require_trainings_own(before, trained)
-    after = captioning_figures(GraphCaptioner(model, graph), codec, data, decoding, max_tokens)
+    after = captioning_figures(GraphCaptioner(model, step, encoder), codec, data, decoding, max_tokens)
     return after, judge(before, after, max_worsening)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from export.runtime import open_session
 from export.step_module import Model
+from models.encoder import IMAGE
 from models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
 from models.nn.captioning import CaptioningModel, Memories
 from models.nn.language import LanguageModel
@@ -72,18 +73,28 @@ class GraphForward:
 
 
 class GraphCaptioner:
-    """A captioning model whose steps are a graph's; images are encoded as torch does (models.nn.beam.Captioner).
+    """A captioning model whose steps are a graph's, and perhaps its encoder too (models.nn.beam.Captioner).
 
     Args:
-        model: what encodes.
+        model: what encodes where no graph does.
         graph: its step graph.
+        encoder: its encoder graph, from what the model's `encode` takes on; None where torch encodes.
     """
 
-    def __init__(self, model: CaptioningModel, graph: bytes) -> None:
-        self.encode = model.encode
+    def __init__(self, model: CaptioningModel, graph: bytes, encoder: bytes | None = None) -> None:
+        self._model = model
+        self._encoder = None if encoder is None else open_session(encoder, threads=1)
         self._session = open_session(graph, threads=1)
         self._states = list(model.stack.state_sizes)
         self._outputs = [STEP_OUTPUT["captioning"], *(next_name(STATE_PREFIX + name) for name in self._states)]
+
+    def encode(self, images: Tensor) -> tuple[RecurrentState, Memories]:
+        """See CaptioningModel.encode."""
+        if self._encoder is None:
+            return self._model.encode(images)
+        names = [spec.name for spec in self._encoder.get_outputs()]
+        said = dict(zip(names, map(torch.from_numpy, self._encoder.run(names, {IMAGE: images.numpy()})), strict=True))
+        return _unprefixed(STATE_PREFIX, said), _unprefixed(MEMORY_PREFIX, said)
 
     def step(self, token: Tensor, state: RecurrentState, memories: Memories) -> tuple[Tensor, RecurrentState, None]:
         """See CaptioningModel.step, less where the step looked; a graph's memories are each row's own."""
@@ -94,6 +105,10 @@ class GraphCaptioner:
         arrays = {name: part.numpy() for name, part in fed.items()}
         logits, *after = map(torch.from_numpy, self._session.run(self._outputs, {"token": token.numpy(), **arrays}))
         return logits, dict(zip(self._states, after, strict=True)), None
+
+
+def _unprefixed(prefix: str, said: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): part for name, part in said.items() if name.startswith(prefix)}
 
 
 def step_inputs(task: Task, ids: Ids) -> dict[str, Ids]:

@@ -9,11 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from export.captioning import captioning_graphs, extractor_of
-from export.captioning_module import CaptioningStep
-from export.captioning_precision import largest_seen, measure_captioning_quantization
+from export.captioning import captioning_graphs, extractor_of, int8_captioning_graphs
+from export.captioning_precision import measure_captioning_quantization
 from export.extractor import ExtractorError
-from export.int8_captioning import build_int8_captioning_step
 from export.int8_graph import build_int8_step
 from export.int8_prefill import build_int8_prefill
 from export.onnx_graph import export_step
@@ -21,7 +19,7 @@ from export.parity import ParityError, measure_parity
 from export.precision import measure_quantization, read_validation_beside
 from export.prefill_parity import require_same_states
 from export.step_module import Model, StepModule, step_module
-from models.bundle import PREFILL_GRAPH, STEP_GRAPH, publish
+from models.bundle import ENCODER_GRAPH, PREFILL_GRAPH, STEP_GRAPH, publish
 from models.codec.image import ImageCodec
 from models.codec.interaction import InteractionCodec
 from models.codec.text import TextCodec
@@ -124,12 +122,20 @@ def export_checkpoint(
             assert isinstance(validation, CaptioningValidation | None)
             extractor = extractor_of(path, frozen_encoder(checkpoint), encoder)
             images = read_validation_beside(path, corpus, CaptioningValidationData)
-            graph = build_int8_captioning_step(CaptioningStep(model), largest_seen(model, images))
-            how = loaded.decoding, loaded.limits.max_new_tokens
+            preprocessing = loaded.codec.preprocessing
+            int8 = int8_captioning_graphs(model, preprocessing, images)
             validation, quantization = measure_captioning_quantization(
-                model, graph, loaded.codec, images, validation, *how, max_worsening
+                model,
+                int8[STEP_GRAPH],
+                int8.get(ENCODER_GRAPH),
+                loaded.codec,
+                images,
+                validation,
+                loaded.decoding,
+                loaded.limits.max_new_tokens,
+                max_worsening,
             )
-            graphs, parity = captioning_graphs(model, loaded.codec.preprocessing, extractor, graph)
+            graphs, parity = captioning_graphs(model, preprocessing, extractor, int8)
         else:
             data = read_validation_beside(path, corpus, ValidationData)
             graph = build_int8_step(step_module(model), candidates=count)

@@ -185,13 +185,11 @@ async def find_captions(
 def _sequence(model: ServedModel, encoding: Encoding, parameters: CaptionParameters) -> Sequence:
     codec = model.bundle.image_codec
     search = parameters.search
-    sampled = isinstance(search, SamplingParameters)
-    end_id = codec.end_id
     return Sequence(
         np.array([codec.begin_id], np.int64),
         search if isinstance(search, SamplingParameters) else None,
         beam=search if isinstance(search, BeamParameters) else None,
-        stop=(lambda token: token == end_id) if sampled else None,
+        end=codec.end_id,
         snapshot=encoding.snapshot,
         memories=encoding.memories,
         attention=parameters.attention,

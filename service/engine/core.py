@@ -239,6 +239,9 @@ class EngineCore:
         generated = table.generated[rows]
         for row in rows[generated >= table.max_tokens[rows]].tolist():
             ended[row] = (FinishReason.LENGTH, "")
+        if traits.ends:
+            for row in rows[tokens == table.end[rows]].tolist():
+                ended[row] = (FinishReason.STOP, "")
         if traits.stops:
             for row in rows[table.stops[rows]].tolist():
                 self._ask_stop(row, int(table.pending[row, 0]), ended)
@@ -267,9 +270,12 @@ class EngineCore:
 
     def _keep(self, rows: Rows, samples: Samples) -> None:
         """Let sequences that are told as a whole remember what these rows sampled."""
-        kept = self._tell(rows, samples)
-        for place, sequence in enumerate(kept.sequences):
-            sequence.said.append((kept.tokens[place], kept.logprobs[place], kept.attention.get(place)))
+        running, attentive = self.scheduler.running, self._table.attentive
+        looks = self._attention if self._table.traits(len(running)).attentive else None
+        chosen = zip(rows.tolist(), samples.tokens[rows].tolist(), samples.logprobs[rows].tolist(), strict=True)
+        for row, token, logprob in chosen:
+            looked = looks[row].copy() if looks is not None and attentive[row] else None
+            running[row].said.append((token, logprob, looked))
 
     def _ask_stop(self, row: int, token: int, ended: Ended) -> None:
         """Ask a sequence whether the token just sampled ends it. If what answers fails, its row fails and no other."""

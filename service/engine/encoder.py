@@ -39,6 +39,11 @@ NO_LOSS = 0.9
 """Up to so long a call, it is enough if it encodes so many times as many: what is encoded together joins together, and
 then steps together, which is where batches save most."""
 
+REPEATS = 2
+SHORT_REPEATS = 15
+"""Of each batch, of which the quickest call counts; more of short ones, among which the rest of a busy machine makes
+twofold differences."""
+
 NO_IDS: Ids = np.zeros(0, np.int64)
 
 Prepare = Callable[[], Floats]
@@ -139,7 +144,9 @@ class Encoder:
         """
         best = 0.0
         for count in BATCHES:
-            seconds = min(self._time(count) for _ in range(3))
+            seconds = self._time(count)
+            repeats = REPEATS if seconds > SHORT_CALL_SECONDS else SHORT_REPEATS
+            seconds = min(seconds, *(self._time(count) for _ in range(repeats)))
             speed = count / seconds
             if speed <= best * (NO_LOSS if seconds <= SHORT_CALL_SECONDS else WORTH):
                 break

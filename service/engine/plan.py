@@ -62,6 +62,9 @@ def plan_block(
 ) -> BlockPlan:
     """The plan of the rows in `rows`, from the parameters of those rows. [b] each"""
     greedy = temperature == 0.0
+    each, penalties = np.arange(len(temperature)), penalty[:, None].copy() if (penalty != 1.0).any() else None
+    if greedy.all():
+        return BlockPlan(rows, each, greedy, True, None, penalties, None)
     tempered = (temperature != 1.0) & ~greedy
     top_k = np.where(top_k < vocabulary_size, top_k, 0)
     truncated = np.flatnonzero(((top_k > 0) | (top_p < 1.0) | (min_p > 0.0)) & ~greedy)
@@ -69,11 +72,11 @@ def plan_block(
     inverse = 1.0 / np.maximum(np.where(greedy, np.float32(1.0), temperature), MIN_TEMPERATURE)
     return BlockPlan(
         rows=rows,
-        each=np.arange(len(temperature)),
+        each=each,
         greedy=greedy if greedy.any() else None,
-        all_greedy=bool(greedy.all()),
+        all_greedy=False,
         inverse_temperature=inverse[:, None].astype(np.float32) if tempered.any() else None,
-        penalty=penalty[:, None].copy() if (penalty != 1.0).any() else None,
+        penalty=penalties,
         truncation=Truncation(truncated, top_k[truncated], top_p[truncated], min_p[truncated])
         if len(truncated)
         else None,

@@ -19,6 +19,9 @@ from service.engine.sequence import FinishReason, Floats, Ids, Sequence
 CHUNK = 128
 """Ids (and random numbers) that a row holds ready; a row is visited in Python once per chunk, not once per step."""
 
+NO_END = -1
+"""No token's id: nothing that is sampled is the row's last by itself."""
+
 NOT_FINITE = "the outputs were not finite"
 
 Ended = dict[int, tuple[FinishReason, str]]
@@ -33,6 +36,7 @@ class Traits:
     """Which rows sample nothing; None where all sample. <bool>[n]"""
     whole: Mask | None
     """Which rows are told at their end alone; None where none is. <bool>[n]"""
+    ends: bool
     stops: bool
     alternatives: bool
     attentive: bool
@@ -66,6 +70,8 @@ class RowTable:
         self.min_p = np.zeros(max_rows, np.float32)
         self.penalty = np.ones(max_rows, np.float32)
         self.alternatives = np.zeros(max_rows, np.int64)
+        self.end = np.full(max_rows, NO_END, np.int64)
+        """Which token is each row's last."""
         self.stops = np.zeros(max_rows, np.bool_)
         """Which rows ask after each token whether it is their last."""
         self.attentive = np.zeros(max_rows, np.bool_)
@@ -78,15 +84,10 @@ class RowTable:
         """The outputs of the chunk in each recording row <float32>[R, C, O]; made when first asked for."""
         self._plans: list[BlockPlan] = []
         self._traits: Traits | None = None
-
-    @property
-    def _arrays(self) -> list[npt.NDArray[np.generic]]:
-        apart = (self._range, self.record)
-        return [
-            value
-            for value in vars(self).values()
-            if isinstance(value, np.ndarray) and not any(value is x for x in apart)
+        self._arrays: list[npt.NDArray[np.generic]] = [
+            value for value in vars(self).values() if isinstance(value, np.ndarray) and value is not self._range
         ]
+        """Of which a row that moves takes its part along."""
 
     def acquire(self, row: int, sequence: Sequence) -> None:
         """Fill a row for a sequence that joins."""
@@ -99,6 +100,7 @@ class RowTable:
         if self.recording[row] and self.record is None:
             self.record = np.zeros((len(self._range), CHUNK, self._output_size), np.float32)
         self.generated[row] = 0
+        self.end[row] = NO_END if sequence.end is None else sequence.end
         self.stops[row] = sequence.stop is not None
         self.attentive[row] = sequence.attention
         skipped = sequence.prompt[: sequence.eaten]
@@ -115,6 +117,7 @@ class RowTable:
         self.alternatives[row] = sampling.alternatives
         if sampling.repetition_penalty != 1.0 and self.seen is None:
             self.seen = np.zeros((len(self._range), self._output_size), np.bool_)
+            self._arrays.append(self.seen)
         if self.seen is not None:
             self.seen[row] = False
             self.seen[row, skipped] = True
@@ -150,9 +153,12 @@ class RowTable:
     def draw(self, row: int, sequence: Sequence) -> None:
         """Put the next chunk of random numbers into a row: number i of a sequence depends on its seed and i alone.
 
-        Philox is counter-based (Salmon et al. 2011), so chunk k starts at its own counter and nothing is replayed.
+        Philox is counter-based (Salmon et al. 2011), so chunk k starts at its own counter and nothing is replayed. A
+        greedy row needs none.
         """
         assert sequence.sampling is not None
+        if sequence.sampling.temperature == 0.0:
+            return
         counter = int(self.generated[row]) // 4  # a Philox counter yields four 64-bit words
         raw = np.random.Philox(key=sequence.sampling.seed, counter=counter).random_raw(CHUNK)
         self.uniforms[row] = (raw >> np.uint64(11)) * 2.0**-53  # [0, 1), 53 bits
@@ -183,6 +189,7 @@ class RowTable:
             self._traits = Traits(
                 quiet=quiet if quiet.any() else None,
                 whole=self.whole[:n].copy() if self.whole[:n].any() else None,
+                ends=bool((self.end[:n] != NO_END).any()),
                 stops=bool(self.stops[:n].any()),
                 alternatives=bool(self.alternatives[:n].any()),
                 attentive=bool(self.attentive[:n].any()),

@@ -103,8 +103,9 @@ class Sequence:
         prompt: ids to eat, each one that the model takes, at least one (two to be scored). <int64>[N]
         sampling: how to sample after the prompt; None samples nothing.
         readout: what to read, where nothing is sampled; None scores: prompt[1:] is weighed, the last id is not eaten.
-        beam: how to search, where nothing is sampled or read. A search tells nothing but its end, is not asked `stop`
-            and reports no snapshot.
+        beam: how to search, where nothing is sampled or read. A search tells nothing but its end, knows an end of its
+            own, is not asked `stop` and reports no snapshot.
+        end: the id that, once sampled, ends the sequence; None where none does.
         stop: called with each sampled id on the engine's thread; True ends the sequence. It sees ids only: what a
             stop string is, the engine does not know.
         snapshot: memory to start from; None starts from zeros.
@@ -127,6 +128,7 @@ class Sequence:
     prompt: Ids
     sampling: SamplingParameters | None
     readout: Readout | None = None
+    end: int | None = None
     stop: Callable[[int], bool] | None = None
     snapshot: Snapshot | None = None
     keep_state: bool = False

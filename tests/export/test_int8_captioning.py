@@ -12,13 +12,13 @@ import onnx
 import pytest
 import torch
 
-from export import int8_graph
-from export import publish as publish_module
+from export import captioning, int8_graph
 from export.__main__ import main
 from export.captioning_module import CaptioningStep
 from export.captioning_precision import captioning_figures, largest_seen
 from export.forward import GraphCaptioner
 from export.int8_captioning import build_int8_captioning_step
+from export.int8_encoder import build_int8_encoder
 from export.onnx_graph import export_step
 from export.parity import random_floats, require_row_independence
 from export.publish import export_checkpoint
@@ -152,7 +152,7 @@ def test_int8_export_records_the_figures_before_and_after(run: Path, tmp_path: P
     bundle = open_bundle(tmp_path / "r" / "m" / "1")
     manifest, read = bundle.manifest, read_checkpoint(run / "best.safetensors")
     model, codec = load_captioning_model(read)
-    served = GraphCaptioner(model, bundle.files["step.onnx"])
+    served = GraphCaptioner(model, bundle.files["step.onnx"], bundle.files["encoder.onnx"])
     data = read_validation(run / "validation.safetensors")
     assert isinstance(data, CaptioningValidationData)
     assert (manifest.precision, manifest.quantization.measure) == ("int8", "BLEU-4")
@@ -163,8 +163,9 @@ def test_int8_export_records_the_figures_before_and_after(run: Path, tmp_path: P
     assert sorted(bundle.files) == ["encoder.onnx", "step.onnx", "tokenizer.json"]
 
 
+@pytest.mark.parametrize("culprit", ["step", "encoder"])
 def test_int8_export_that_loses_bleu_publishes_nothing(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, culprit: str
 ) -> None:
     path = run / "best.safetensors"
     read = read_checkpoint(path)
@@ -177,13 +178,19 @@ def test_int8_export_that_loses_bleu_publishes_nothing(
     figures = captioning_figures(model, codec, data, BEAM, 8)
     write_checkpoint(path, Checkpoint(read.tensors, {**read.header, "validation": figures.model_dump()}))
 
-    def off(step, seen_range):
+    def off_step(step, seen_range):
         step = copy.deepcopy(step)  # its weights are the model's
         step.projection.bias.data[4] += 9
         return build_int8_captioning_step(step, seen_range)
 
+    def off_encoder(encoder, images):
+        return build_int8_encoder(encoder, images * 1e-3)  # in whose ranges no image of the light fits
+
     spoken.clear()
-    monkeypatch.setattr(publish_module, "build_int8_captioning_step", off)
+    if culprit == "step":
+        monkeypatch.setattr(captioning, "build_int8_captioning_step", off_step)
+    else:
+        monkeypatch.setattr(captioning, "build_int8_encoder", off_encoder)
     arguments = [str(run), "--repository", str(tmp_path / "r"), "--name", "m", "--precision", "int8"]
     assert main(arguments) == 1
     assert "in BLEU-4; allowed is 0.3 (--max-worsening), so nothing was published" in capsys.readouterr().err

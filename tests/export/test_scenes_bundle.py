@@ -20,14 +20,15 @@ FRESH_SEED, SCENES = 424242, 200
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return open_bundle(ROOT / "bundles" / "scenes" / "1")
+    return open_bundle(ROOT / "bundles" / "scenes" / "2")
 
 
 def test_scenes_is_small_and_says_where_it_came_from(bundle: Bundle) -> None:
     assert sum(map(len, bundle.files.values())) < 8_000_000
     assert bundle.manifest.provenance.recipe == "scenes"
     comment = (ROOT / "training" / "recipes" / "scenes.toml").read_text()
-    assert f"{bundle.manifest.validation.nats_per_token:.4f} nats per token" in comment
+    assert bundle.manifest.precision == "int8"
+    assert f"{bundle.manifest.quantization.fp32.nats_per_token:.4f} nats per token" in comment
 
 
 def test_scenes_says_what_is_true_of_fresh_scenes(bundle: Bundle) -> None:

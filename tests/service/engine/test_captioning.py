@@ -173,7 +173,7 @@ async def test_captions_of_many_images_at_once_are_those_of_numpy(runner, make_e
                 np.array([BEGIN]),
                 None if width else SamplingParameters(MAX_TOKENS, temperature=0.0),
                 beam=BeamParameters(width, MAX_TOKENS, END, 0.7, best=width) if width else None,
-                stop=lambda token: token == END,
+                end=END,
                 snapshot=encoding.snapshot,
                 memories=encoding.memories,
                 attention=True,

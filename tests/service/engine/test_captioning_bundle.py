@@ -55,13 +55,13 @@ def images():
 
 @pytest.fixture
 def model(checkpoint, precision, repository_path):
-    """What decodes offline: the torch model, or its encoder and the int8 steps."""
+    """What decodes offline: the torch model, or the int8 graphs."""
     from export.forward import GraphCaptioner
     from models.nn.checkpoint import load_captioning_model, read_checkpoint
 
     model = load_captioning_model(read_checkpoint(checkpoint))[0].eval()
-    graph = repository_path / "captions" / "1" / "step.onnx"
-    return model if precision == "fp32" else GraphCaptioner(model, graph.read_bytes())
+    graphs = ((repository_path / "captions" / "1" / name).read_bytes() for name in ("step.onnx", "encoder.onnx"))
+    return model if precision == "fp32" else GraphCaptioner(model, *graphs)
 
 
 @pytest.mark.parametrize("width", [0, 1, 3, 5])
@@ -82,7 +82,7 @@ async def test_captions_of_a_served_bundle_are_those_of_the_offline_decoder(repo
                 np.array([codec.begin_id]),
                 None if width else SamplingParameters(MAX_TOKENS, temperature=0.0),
                 beam=BeamParameters(width, MAX_TOKENS, codec.end_id, 0.7, best=width) if width else None,
-                stop=lambda token: token == codec.end_id,
+                end=codec.end_id,
                 snapshot=encoding.snapshot,
                 memories=encoding.memories,
                 attention=True,

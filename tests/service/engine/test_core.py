@@ -159,6 +159,29 @@ def test_stop_ends_at_exactly_the_token(runner, greedy_oracle):
     assert end.reason is FinishReason.STOP
 
 
+def test_end_token_ends_its_own_sequence_at_once(runner, greedy_oracle):
+    expected = greedy_oracle([3], 20)
+    end = expected[6]
+    listener = Listener(runner)
+    ended, other = listener.add([3], greedy(20), end=end), listener.add([3], greedy(20))
+    listener.run()
+    assert listener.tokens[ended] == expected[: expected.index(end) + 1]
+    assert listener.ends[ended].reason is FinishReason.STOP
+    assert listener.tokens[other] == expected
+    assert listener.ends[other].reason is FinishReason.LENGTH
+    assert_clean(listener.core)
+
+
+def test_end_token_may_be_the_last_that_is_allowed_and_the_vocabularys_first(runner, greedy_oracle):
+    prompt, length = next(
+        ([start], tokens.index(0) + 1)
+        for start in range(1, runner.output_size)
+        if 0 in (tokens := greedy_oracle([start], 30))
+    )
+    tokens, end = Listener(runner).one(prompt, greedy(length), end=0)
+    assert (tokens[-1], len(tokens), end.reason) == (0, length, FinishReason.STOP)
+
+
 class Panic(BaseException):
     """As pyo3's panics are."""
 

@@ -7,9 +7,10 @@ met by rounds instead, each of which measures every server, in the other order t
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,11 +29,14 @@ from benchmarks.load import (
 )
 from benchmarks.report import BareRun, ClosedRun, Machine, OpenRun, Report
 from benchmarks.server import ServerFailed, Side, left_out, resident_bytes, running, step_time
-from benchmarks.step import StepGraph, bare_tokens_per_second
+from benchmarks.step import PROVIDERS_VARIABLE, StepGraph, bare_tokens_per_second
 from benchmarks.words import words_bundle
 from models.bundle import Bundle, open_bundle
 from models.errors import CarouselError
 from models.manifest import Precision
+from service.engine.device import CUDA
+from service.engine.runner import RunnerBroken, reason_against
+from service.repository import open_core
 
 PEERS: tuple[Side, ...] = ("torch", "litserve", "bentoml")
 """Beside the naive one. They run in fp32, as they come."""
@@ -58,6 +62,7 @@ class Plan:
     window: Window
     generation: Generation
     remarks: list[str]
+    providers: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         allow_connections(max(*options.streams, CAPACITY_STREAMS))
         report = measure(_plan(options), Machine.this())
-    except (CarouselError, LoadRefused, LoadFailed, ServerFailed) as error:
+    except (CarouselError, RunnerBroken, LoadRefused, LoadFailed, ServerFailed) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     print(tables.text(report))
@@ -88,7 +93,7 @@ def measure(plan: Plan, machine: Machine) -> Report:
     best: Precision = "int8" if "int8" in plan.bundles else "fp32"
     capacity, opened = _open(plan, plan.bundles[best]) if plan.loads else (None, [])
     names = {f"{bundle.model}/{bundle.version}" for bundle in plan.bundles.values()}
-    model = f"{', '.join(sorted(names))} ({', '.join(plan.bundles)})"
+    model = f"{', '.join(sorted(names))} ({', '.join(plan.bundles)}) on {plan.providers}"
     return Report(machine, model, plan.generation, bare, closed, opened, best, capacity, plan.remarks)
 
 
@@ -98,7 +103,12 @@ def _plan(options: argparse.Namespace) -> Plan:
         named = open_bundle(options.bundle.resolve())
         bundles[named.manifest.precision] = named
     else:
-        bundles = {precision: open_bundle(words_bundle(precision)) for precision in options.precision}
+        default: tuple[Precision, ...] = ("fp32",) if options.providers == "cuda" else ("int8", "fp32")
+        chosen: Sequence[Precision] = options.precision or default
+        bundles = {precision: open_bundle(words_bundle(precision)) for precision in chosen}
+    if options.providers == "cuda":
+        _require_cuda(bundles.values())
+    os.environ[PROVIDERS_VARIABLE] = options.providers  # the servers are child processes
     servers: list[tuple[Side, Precision]] = [("carousel", precision) for precision in bundles]
     servers += [("naive", precision) for precision in reversed(bundles)]
     remarks = []
@@ -124,7 +134,21 @@ def _plan(options: argparse.Namespace) -> Plan:
         window=Window(options.seconds, options.warmup),
         generation=Generation(tuple(prompt), options.max_tokens),
         remarks=remarks,
+        providers=options.providers,
     )
+
+
+def _require_cuda(bundles: Iterable[Bundle]) -> None:
+    """Make sure that figures which say `cuda` are a GPU's: the service itself would fall back to the CPU.
+
+    Raises:
+        RunnerBroken: there is no GPU, or a bundle does not run on it.
+    """
+    reason = reason_against(CUDA)
+    if reason is not None:
+        raise RunnerBroken(f"cannot measure on cuda: {reason}")
+    for bundle in bundles:
+        open_core(bundle, 1, 1, CUDA)
 
 
 def _bare(plan: Plan, number: int) -> list[BareRun]:
@@ -193,7 +217,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Carousel against its peers.")
     parser.add_argument("--bundle", type=Path, help="<repository>/<model>/<version>; default: 2x512 LSTM, 10,000 words")
     parser.add_argument(
-        "--precision", choices=["int8", "fp32"], nargs="+", default=["int8", "fp32"], help="of the default bundle"
+        "--precision", choices=["int8", "fp32"], nargs="+", help="of the default bundle; default: both, on cuda fp32"
+    )
+    parser.add_argument(
+        "--providers",
+        choices=["cpu", "cuda"],
+        default=os.environ.get(PROVIDERS_VARIABLE, "cpu"),
+        help=f"where graphs run, the naive peer's too (default: {PROVIDERS_VARIABLE}, or cpu)",
     )
     parser.add_argument("--peers", choices=PEERS, nargs="*", help="measured beside the naive one; alone: all of them")
     parser.add_argument("--streams", type=_count, nargs="+", default=STREAMS, help="closed loop: how many at once")

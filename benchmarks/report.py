@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import onnxruntime
+
 from benchmarks.load import Generation
 from benchmarks.record import LoadResult
 from benchmarks.server import Side, StepTime
 from models.manifest import Precision
 
-VERSIONS = ("onnxruntime", "numpy", "fastapi", "uvicorn", "uvloop", "websockets")
+VERSIONS = ("numpy", "fastapi", "uvicorn", "uvloop", "websockets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Machine:
             processor=_processor(),
             cores=len(os.sched_getaffinity(0)),
             python=platform.python_version(),
-            versions={name: version(name) for name in VERSIONS},
+            # Not by the distribution: that for GPUs has another name.
+            versions={"onnxruntime": onnxruntime.__version__} | {name: version(name) for name in VERSIONS},
             load_average=os.getloadavg()[0],
         )
 

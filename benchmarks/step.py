@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from models.bundle import STEP_GRAPH, Bundle
 from models.graph import next_name
+
+PROVIDERS_VARIABLE = "CAROUSEL_PROVIDERS"
 
 States = Mapping[str, NDArray[Any]]
 
@@ -27,10 +30,18 @@ class Step(Protocol):
 
 
 class StepGraph:
-    """A bundle's step graph in a session with onnxruntime's own defaults. Axes: B rows, V vocabulary."""
+    """A bundle's step graph in a session with onnxruntime's own defaults. Axes: B rows, V vocabulary.
+
+    It runs where the service is told to run, by the same variable: on a GPU, arrays go there and back at every call, as
+    they do for whoever calls `session.run`.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._session = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH])
+        providers = ["CPUExecutionProvider"]
+        if os.environ.get(PROVIDERS_VARIABLE) == "cuda":
+            onnxruntime.preload_dlls()
+            providers.insert(0, "CUDAExecutionProvider")
+        self._session = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH], providers=providers)
         self._states = [spec.name for spec in bundle.step.states]
         self._outputs = ["logits", *map(next_name, self._states)]
         # The contract fixes every size but the batch's.

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from models.bundle import ENCODER_GRAPH, PREFILL_GRAPH, STEP_GRAPH, Bundle, model_names, open_bundle, versions
 from models.errors import BundleError, BundleNotFound
@@ -14,17 +17,21 @@ from models.graph import TensorSpec
 from models.step import ATTENTION
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
+from service.engine.device import CUDA, Device
+from service.engine.device_pool import DevicePool
 from service.engine.encoder import Encoder
-from service.engine.runner import OnnxEncoder, OnnxPrefillRunner, OnnxRunner, RunnerBroken
+from service.engine.runner import OnnxEncoder, OnnxPrefillRunner, OnnxRunner, RunnerBroken, reason_against
 from service.engine.state_pool import StateSpec
 from service.errors import RequestError
 from service.observability.metrics import Metrics, ModelMetrics
 from service.prefix_cache import PrefixCache
 from service.prefixes import Prefixes
 from service.sessions.memory import ModelIdentity
-from service.settings import Settings
+from service.settings import Providers, Settings
 
 logger = logging.getLogger("carousel.repository")
+
+Opened = TypeVar("Opened")
 
 ENCODER_THREADS = 1
 """Of one call. Cores are used by as many calls side by side: more threads in a call cost more than they bring, and the
@@ -51,7 +58,7 @@ class ServedModel:
         return self.engine.failure or (None if self.encoder is None else self.encoder.failure)
 
 
-def open_runner(bundle: Bundle, intra_op_threads: int) -> OnnxRunner:
+def open_runner(bundle: Bundle, intra_op_threads: int, device: Device | None = None) -> OnnxRunner:
     """The runner of a bundle's step graph, which open_bundle has checked."""
     attention = bundle.step.output(ATTENTION)
     rows, columns = (0, 0) if attention is None else _row(attention).shape
@@ -63,7 +70,32 @@ def open_runner(bundle: Bundle, intra_op_threads: int) -> OnnxRunner:
         intra_op_threads,
         memories={spec.name: _row(spec) for spec in bundle.step.memories},
         attention=None if attention is None else (rows, columns),
+        device=device,
     )
+
+
+def open_core(bundle: Bundle, intra_op_threads: int, max_rows: int, device: Device | None = None) -> EngineCore:
+    """The engine's loop body for a bundle, warm. Its states live on the device, where one is given.
+
+    Raises:
+        RunnerBroken: a graph does not run, or not there.
+    """
+    runner = open_runner(bundle, intra_op_threads, device)
+    pool = None if device is None else DevicePool(device, runner.states, runner.memories, max_rows)
+    core = EngineCore(runner, max_rows, prefill=open_prefill(bundle, device), pool=pool)
+    core.warm_up()
+    return core
+
+
+def find_device(providers: Providers) -> Device | None:
+    """The device that CAROUSEL_PROVIDERS asks for; None, with the reason in the log, for the CPU."""
+    if providers == "cpu":
+        return None
+    reason = reason_against(CUDA)
+    if reason is not None:
+        logger.warning("CAROUSEL_PROVIDERS is cuda, but models run on the CPU: %s", reason)
+        return None
+    return CUDA
 
 
 def step_threads(bundle: Bundle, cores: int) -> int:
@@ -78,11 +110,11 @@ def step_threads(bundle: Bundle, cores: int) -> int:
     return max(1, cores - 1) if bundle.manifest.precision == "int8" else cores
 
 
-def open_prefill(bundle: Bundle) -> OnnxPrefillRunner | None:
+def open_prefill(bundle: Bundle, device: Device | None = None) -> OnnxPrefillRunner | None:
     """The runner of a bundle's prefill graph; None where it has none."""
     if bundle.prefill is None:
         return None
-    return OnnxPrefillRunner(bundle.files[PREFILL_GRAPH], bundle.manifest.task)
+    return OnnxPrefillRunner(bundle.files[PREFILL_GRAPH], bundle.manifest.task, device)
 
 
 def _row(tensor: TensorSpec) -> StateSpec:
@@ -100,6 +132,7 @@ class Repository:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._device = find_device(settings.providers)
         self._prefix_cache = PrefixCache(settings.state_cache_bytes)
         metrics.state_cache_bytes.set_function(lambda: self._prefix_cache.bytes)
         root = settings.repository
@@ -143,10 +176,9 @@ class Repository:
     def _open(self, path: Path) -> ServedModel:
         started = time.perf_counter()
         bundle = open_bundle(path)
-        runner = open_runner(bundle, self._settings.intra_op_threads or step_threads(bundle, os.cpu_count() or 1))
+        threads = self._settings.intra_op_threads or step_threads(bundle, os.cpu_count() or 1)
+        core = self._on_device(bundle, "steps", partial(open_core, bundle, threads, self._settings.max_rows))
         metrics = ModelMetrics(self._metrics, bundle.model, bundle.version)
-        core = EngineCore(runner, self._settings.max_rows, prefill=open_prefill(bundle))
-        core.warm_up()
         engine = AsyncEngine(
             core,
             max_waiting=self._settings.max_waiting,
@@ -154,7 +186,7 @@ class Repository:
             name=f"engine-{bundle.model}",
         )
         metrics.watch(engine)
-        encoder = self._open_encoder(bundle, metrics)
+        encoder = self._on_device(bundle, "encoder", partial(self._open_encoder, bundle, metrics))
         seconds = time.perf_counter() - started
         manifest = bundle.manifest
         labels = (bundle.model, str(bundle.version))
@@ -165,13 +197,23 @@ class Repository:
         prefixes = Prefixes(self._prefix_cache, identity.digest, metrics.looked_up)
         return ServedModel(bundle.model, bundle, engine, encoder, metrics, identity, prefixes)
 
-    def _open_encoder(self, bundle: Bundle, metrics: ModelMetrics) -> Encoder | None:
+    def _on_device(self, bundle: Bundle, part: str, open_on: Callable[[Device | None], Opened]) -> Opened:
+        """A part of a model, opened on the device that there is, and on the CPU if it cannot run there."""
+        if self._device is not None:
+            try:
+                return open_on(self._device)
+            except RunnerBroken as error:
+                name, provider = f"{bundle.model} version {bundle.version}", self._device.provider
+                logger.warning("the %s of %s cannot run on %s and runs on the CPU: %s", part, name, provider, error)
+        return open_on(None)
+
+    def _open_encoder(self, bundle: Bundle, metrics: ModelMetrics, device: Device | None) -> Encoder | None:
         if bundle.encoder is None:
             return None
         states = frozenset(spec.name for spec in bundle.step.states)
         memories = [spec.name for spec in bundle.step.memories]
         encoder = Encoder(
-            OnnxEncoder(bundle.files[ENCODER_GRAPH], [*states, *memories], ENCODER_THREADS),
+            OnnxEncoder(bundle.files[ENCODER_GRAPH], [*states, *memories], ENCODER_THREADS, device),
             bundle.image_codec.preprocessing.shape,
             states,
             workers=os.cpu_count() or 1,

@@ -10,6 +10,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.sessions.tokens import MIN_KEY_BYTES
 
+Providers = Literal["cpu", "cuda"]
+
 
 class Settings(BaseSettings):
     """The README's table documents each; a test holds the two together."""
@@ -31,6 +33,12 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, le=1024, description="Threads of one onnxruntime operator; 0 is one per core, but one in int8."),
     ] = 0
+    providers: Annotated[
+        Providers,
+        Field(
+            description="`cuda` runs fp32 models on the GPU, with their states there; what cannot runs on the `cpu`."
+        ),
+    ] = "cpu"
     state_cache_bytes: Annotated[
         int,
         Field(

@@ -29,7 +29,7 @@ from service.engine.sequence import (
     StepReport,
     TokenBatch,
 )
-from service.engine.state_pool import StatePool
+from service.engine.state_pool import HostPool, StatePool
 
 
 class EngineCore:
@@ -40,6 +40,7 @@ class EngineCore:
         max_rows: sequences that may run at once.
         clock: seconds, monotonic.
         prefill: runs the prefill graph; None where there is none, and every id is fed to a step.
+        pool: holds the runner's states, max_rows of them; None for arrays on the host.
     """
 
     def __init__(
@@ -49,11 +50,12 @@ class EngineCore:
         clock: Callable[[], float] = time.perf_counter,
         *,
         prefill: PrefillRunner | None = None,
+        pool: StatePool | None = None,
     ) -> None:
         self.scheduler = Scheduler(max_rows)
         self._runner = runner
         self._clock = clock
-        self._pool = StatePool(runner.states, runner.memories, max_rows)
+        self._pool: StatePool = pool or HostPool(runner.states, runner.memories, max_rows)
         self._table = RowTable(max_rows, runner.output_size)
         self._beams = BeamRows(self._pool, self._table)
         self._prefill = Prefill(prefill, self._pool, self._table, clock)

@@ -10,10 +10,11 @@ Axes: b rows that are taken forward together, T ids of each.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from service.engine.device import Tensor
 from service.engine.plan import Rows
 from service.engine.rows import RowTable
 from service.engine.runner import PrefillRunner, Runner, RunnerBroken, StepArrays
@@ -160,11 +161,12 @@ def _same_states(prefill: PrefillRunner, runner: Runner, *, seed: int = 0) -> bo
     ids = random.integers(0, runner.output_size, (rows, sum(lengths)))
     before, after = zeros(runner.states, rows), zeros(runner.states, rows)
     outputs = np.zeros((rows, runner.output_size), np.float32)
-    many, start = before, 0
+    many: Mapping[str, Tensor] = before
+    start = 0
     for length in lengths:
-        many = dict(prefill(ids[:, start : start + length], many))
+        many = prefill(ids[:, start : start + length], many)
         start += length
     for column in ids.T:
         runner.bind(StepArrays(np.ascontiguousarray(column), before, {}, after, outputs, None))()
         before, after = after, before
-    return all(many[name].tobytes() == part.tobytes() for name, part in before.items())
+    return all(np.asarray(many[name]).tobytes() == part.tobytes() for name, part in before.items())

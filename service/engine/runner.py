@@ -1,4 +1,4 @@
-"""Runs step graphs and encoder graphs. The only module that knows onnxruntime.
+"""Runs step graphs and encoder graphs. With device.py the only module that knows onnxruntime.
 
 Axes: n active rows, O outputs of a step (a vocabulary's or a list of skills' size), B images of a batch.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnxruntime
@@ -16,11 +16,14 @@ import onnxruntime
 from models.encoder import IMAGE
 from models.graph import next_name
 from models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT, Task
+from service.engine.device import Device, DeviceArray, Tensor, address_of
 from service.engine.sequence import Array, Floats, Ids
 from service.engine.state_pool import StateSpec, zeros
 
 SOFTMAX_GRAPH = Path(__file__).with_name("softmax.onnx")
 """One Softmax node of opset 17, from `logits` to `probabilities`, both float32[rows, size]: no weights."""
+
+CPU_PROVIDER = "CPUExecutionProvider"
 
 Step = Callable[[], None]
 
@@ -43,9 +46,9 @@ class StepArrays:
     """
 
     ids: Ids
-    before: Mapping[str, Array]
-    memories: Mapping[str, Array]
-    after: Mapping[str, Array]
+    before: Mapping[str, Tensor]
+    memories: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
     outputs: Floats
     attention: Floats | None
 
@@ -71,7 +74,7 @@ class Runner(Protocol):
 class PrefillRunner(Protocol):
     """Many steps of some rows in one call. Tests put a fake here."""
 
-    def __call__(self, ids: Ids, states: Mapping[str, Array]) -> Mapping[str, Array]:
+    def __call__(self, ids: Ids, states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The states after these ids, as steps would have left them; it raises whatever the runtime raises.
 
         Args:
@@ -102,7 +105,7 @@ def probe(runner: Runner, n: int) -> None:
 
 
 class OnnxRunner:
-    """A step graph in onnxruntime, on the CPU.
+    """A step graph in onnxruntime.
 
     Args:
         graph: the verified bytes of a step graph that keeps the bundle contract.
@@ -113,9 +116,10 @@ class OnnxRunner:
         intra_op_threads: threads of one operator; 0 leaves the choice to onnxruntime (one per core).
         memories: the shape of each memory, by name.
         attention: rows and columns of the graph's attention, where it has any.
+        device: where it runs, with states and memories in that memory; None for the CPU and numpy arrays.
 
     Raises:
-        RunnerBroken: onnxruntime cannot load the graph.
+        RunnerBroken: onnxruntime cannot load the graph, or a part of it does not run on the device.
     """
 
     def __init__(
@@ -128,29 +132,43 @@ class OnnxRunner:
         *,
         memories: Mapping[str, StateSpec] | None = None,
         attention: tuple[int, int] | None = None,
+        device: Device | None = None,
     ) -> None:
         self.states = states
         self.memories = memories or {}
         self.attention = attention
         self.output_size = output_size
         self._task = task
-        self._session = _open_session(graph, "step", intra_op_threads)
+        self._device = device
+        self._session = open_session(graph, "step", intra_op_threads, device)
 
     def bind(self, arrays: StepArrays) -> Step:
-        """See Runner. Inputs and outputs are bound where they lie: nothing is allocated or copied on this side."""
+        """See Runner. Inputs and outputs are bound where they lie: nothing is allocated or copied on this side.
+
+        On a device ids are copied there before each run, outputs back after it. States and memories that lie on the
+        host are good for one run: onnxruntime copies them when they are bound, and never again.
+        """
         binding = self._session.io_binding()
         ids = arrays.ids
         eaten = [np.zeros_like(ids), np.zeros_like(ids)] if self._task == "tracing" else [ids]
-        inputs = {**dict(zip(STEP_INPUTS[self._task], eaten, strict=True)), **arrays.before, **arrays.memories}
-        outputs: dict[str, Array] = {STEP_OUTPUT[self._task]: arrays.outputs}
+        feeds: list[tuple[DeviceArray, Ids]] = []
+        if self._device is not None:
+            feeds = [(DeviceArray.empty(self._device, part.shape, part.dtype), part) for part in eaten]
+        fed = [array for array, _ in feeds] or eaten
+        inputs: dict[str, Tensor] = {
+            **dict(zip(STEP_INPUTS[self._task], fed, strict=True)),
+            **arrays.before,
+            **arrays.memories,
+        }
+        outputs: dict[str, Tensor] = {STEP_OUTPUT[self._task]: arrays.outputs}
         outputs |= {next_name(name): array for name, array in arrays.after.items()}
         if arrays.attention is not None:
             outputs[ATTENTION] = arrays.attention
         for name, array in inputs.items():
-            _bind(binding.bind_input, name, array)
+            binding.bind_input(name, *address_of(array))
         for name, array in outputs.items():
-            _bind(binding.bind_output, name, array)
-        step = _BoundStep(self._session, binding, (*inputs.values(), *outputs.values()))
+            binding.bind_output(name, *address_of(array))
+        step = _BoundStep(self._session, binding, (*inputs.values(), *outputs.values()), feeds)
         return _AttemptStep(step, ids, *eaten) if self._task == "tracing" else step
 
 
@@ -160,10 +178,14 @@ class _BoundStep:
 
     session: onnxruntime.InferenceSession
     binding: onnxruntime.IOBinding
-    arrays: tuple[Array, ...]
+    arrays: tuple[Tensor, ...]
+    feeds: list[tuple[DeviceArray, Ids]]
+    """What is copied to a device before each run."""
 
     def __call__(self) -> None:
         """Run the step."""
+        for array, ids in self.feeds:
+            array.fill(ids)
         self.session.run_with_iobinding(self.binding)
 
 
@@ -187,7 +209,7 @@ class Softmax:
     """The softmax of each row, by onnxruntime: in half the time of numpy, and without the lock of the interpreter."""
 
     def __init__(self) -> None:
-        self._session = _open_session(SOFTMAX_GRAPH.read_bytes(), "softmax", intra_op_threads=1)
+        self._session = open_session(SOFTMAX_GRAPH.read_bytes(), "softmax", intra_op_threads=1)
         self._bound: tuple[tuple[int, int, tuple[int, ...]], onnxruntime.IOBinding] | None = None
 
     def __call__(self, logits: Floats, probabilities: Floats) -> None:
@@ -195,8 +217,8 @@ class Softmax:
         place = (logits.ctypes.data, probabilities.ctypes.data, logits.shape)
         if self._bound is None or self._bound[0] != place:  # binding takes longer than one row does
             binding = self._session.io_binding()
-            _bind(binding.bind_input, "logits", logits)
-            _bind(binding.bind_output, "probabilities", probabilities)
+            binding.bind_input("logits", *address_of(logits))
+            binding.bind_output("probabilities", *address_of(probabilities))
             self._bound = place, binding
         self._session.run_with_iobinding(self._bound[1])
 
@@ -208,63 +230,112 @@ cores have the event loop to run."""
 
 
 class OnnxPrefillRunner:
-    """A prefill graph in onnxruntime, on the CPU.
+    """A prefill graph in onnxruntime.
 
     Args:
         graph: the verified bytes of a prefill graph that keeps the bundle contract.
         task: what the graph eats.
+        device: where it runs, and where it leaves states; None for the CPU and numpy arrays.
 
     Raises:
-        RunnerBroken: onnxruntime cannot load the graph.
+        RunnerBroken: onnxruntime cannot load the graph, or a part of it does not run on the device.
     """
 
-    def __init__(self, graph: bytes, task: Task) -> None:
+    def __init__(self, graph: bytes, task: Task, device: Device | None = None) -> None:
         self._task = task
-        self._session = _open_session(graph, "prefill", PREFILL_THREADS)
+        self._device = device
+        self._session = open_session(graph, "prefill", PREFILL_THREADS, device)
 
-    def __call__(self, ids: Ids, states: Mapping[str, Array]) -> Mapping[str, Array]:
+    def __call__(self, ids: Ids, states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """See PrefillRunner. A call takes milliseconds, so that what it eats and leaves may well be copied."""
         eaten = [ids >> 1, ids & 1] if self._task == "tracing" else [ids]
         inputs = dict(zip(STEP_INPUTS[self._task], eaten, strict=True))
+        if self._device is not None:
+            return self._run_bound(inputs, states, self._device)
         after = self._session.run(list(map(next_name, states)), {**inputs, **states})
         return dict(zip(states, after, strict=True))
 
+    def _run_bound(
+        self, eaten: Mapping[str, Ids], states: Mapping[str, Tensor], device: Device
+    ) -> Mapping[str, DeviceArray]:
+        """The states after, in the device's memory, where onnxruntime allocates them."""
+        binding = self._session.io_binding()
+        inputs: dict[str, Tensor] = {**{name: np.ascontiguousarray(part) for name, part in eaten.items()}, **states}
+        for name, array in inputs.items():
+            binding.bind_input(name, *address_of(array))
+        for name in states:
+            binding.bind_output(next_name(name), device.memory)
+        self._session.run_with_iobinding(binding)
+        after = zip(states.items(), binding.get_outputs(), strict=True)
+        return {name: DeviceArray.of(device, value, array.dtype) for (name, array), value in after}
+
 
 class OnnxEncoder:
-    """An encoder graph in onnxruntime, on the CPU, in a session (and threads) of its own.
+    """An encoder graph in onnxruntime, in a session (and threads) of its own. What it makes lies on the host.
 
     Args:
         graph: the verified bytes of an encoder graph that keeps the bundle contract.
         outputs: the names of the states and memories that it makes.
         intra_op_threads: threads of one operator.
+        device: where it runs, but for operators that have no kernel there; None for the CPU.
 
     Raises:
-        RunnerBroken: onnxruntime cannot load the graph.
+        RunnerBroken: onnxruntime cannot load the graph, or finds no device.
     """
 
-    def __init__(self, graph: bytes, outputs: Iterable[str], intra_op_threads: int) -> None:
+    def __init__(
+        self, graph: bytes, outputs: Iterable[str], intra_op_threads: int, device: Device | None = None
+    ) -> None:
         self._outputs = list(outputs)
-        self._session = _open_session(graph, "encoder", intra_op_threads)
+        self._session = open_session(graph, "encoder", intra_op_threads, device, whole=False)
 
     def __call__(self, images: Floats) -> Mapping[str, Array]:
         """What the images <float32>[B, ...] begin with. [B, ...] each. It raises whatever the runtime raises."""
         return dict(zip(self._outputs, self._session.run(self._outputs, {IMAGE: images}), strict=True))
 
 
-def _open_session(graph: bytes, name: str, intra_op_threads: int) -> onnxruntime.InferenceSession:
+def reason_against(device: Device) -> str | None:
+    """Why nothing can run on a device; None if something can. To be asked before anything is to."""
+    if device.missing is not None:
+        return device.missing
+    if device.memory == "cuda":
+        onnxruntime.preload_dlls()  # CUDA and cuDNN, where they were installed as Python packages
+    try:
+        open_session(SOFTMAX_GRAPH.read_bytes(), "softmax", 1, device, whole=False)
+    except RunnerBroken as error:
+        return str(error)
+    return None
+
+
+def open_session(
+    graph: bytes, name: str, intra_op_threads: int, device: Device | None = None, *, whole: bool = True
+) -> onnxruntime.InferenceSession:
+    """A session of a graph that is called `name` in messages.
+
+    Args:
+        whole: on a device, refuse a graph of which onnxruntime would leave a part to the CPU, and copy what that part
+            reads and writes at every run. Whether there are kernels for a graph, onnxruntime alone can tell.
+
+    Raises:
+        RunnerBroken: it cannot be made.
+    """
+    provider = CPU_PROVIDER if device is None else device.provider
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4 if provider != CPU_PROVIDER else 3  # what fails is told below, once
     # Threads that spin while they wait for work take a core from the event loop, which has the last step's tokens to
     # send. And a thread that gets its core late should find little left to do, instead of all others waiting for it.
     # Together 1.2 times as many tokens/s at 64 streams in int8, 1.15 at one (benchmarks/README.md has the command).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.dynamic_block_base", "4")
+    if provider != CPU_PROVIDER and whole:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    choice = (provider, {} if device is None else dict(device.options))
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph, options, providers=[choice], enable_fallback=0)
     except Exception as error:  # onnxruntime has no root error of its own
         raise RunnerBroken(f"onnxruntime cannot load the {name} graph ({error})") from None
-
-
-def _bind(bind: Callable[..., Any], name: str, array: Array) -> None:
-    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    if provider not in session.get_providers():
+        # onnxruntime tells the reason nobody but its own log, and goes on without.
+        raise RunnerBroken(f"onnxruntime cannot set up {provider} on this machine and has written why to stderr")
+    return session

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from service.engine.device import Tensor
 from service.engine.sequence import Array
 
 
@@ -24,55 +26,107 @@ class StateSpec:
     dtype: str
 
 
-class StatePool:
-    """Rows of recurrent state, and of memory where a model has any.
+class StatePool(Protocol):
+    """Rows of recurrent state, and of memory where a model has any, on the host (HostPool) or a device (DevicePool).
 
     The caller decides which rows are active; rows 0 to n - 1 are what a step sees.
     """
+
+    swapped: bool
+    """Which of the two arrays is read: it tells one from the other."""
+
+    def before(self, rows: slice) -> Mapping[str, Tensor]:
+        """What the next step of these rows reads. [n, ...] each"""
+        ...
+
+    def after(self, rows: slice) -> Mapping[str, Tensor]:
+        """What the next step of these rows writes. [n, ...] each"""
+        ...
+
+    def memories(self, rows: slice) -> Mapping[str, Tensor]:
+        """What every step of these rows reads. [n, ...] each"""
+        ...
+
+    def swap(self) -> None:
+        """After a step that succeeded: what it wrote is what the next one reads."""
+        ...
+
+    def acquire(
+        self, row: int, initial: Mapping[str, Array] | None, memories: Mapping[str, Array] | None = None
+    ) -> None:
+        """Give a row to a new sequence: zeros, or the state it goes on from and the memories it has."""
+        ...
+
+    def fork(self, rows: npt.NDArray[np.intp], parents: npt.NDArray[np.intp]) -> None:
+        """Let each of `rows` go on from the state of the row in the same place of `parents`. [r] each
+
+        Rows may trade places. Memories stay: a sequence's rows all have the same.
+        """
+        ...
+
+    def release(self, row: int, last: int) -> None:
+        """Take a row back: the last active row moves into its place, and what is free holds zeros again."""
+        ...
+
+    def gather(self, rows: npt.NDArray[np.intp]) -> Mapping[str, Tensor]:
+        """A copy of what the next step of these rows reads, good until the next call. [r, ...] each"""
+        ...
+
+    def scatter(self, rows: npt.NDArray[np.intp], states: Mapping[str, Tensor]) -> None:
+        """Let these rows go on from other states. [r, ...] each"""
+        ...
+
+    def blank(self) -> dict[str, Array]:
+        """One row of zeros of every state."""
+        ...
+
+    def snapshot(self, row: int) -> dict[str, Array]:
+        """A copy on the host of one row of every state."""
+        ...
+
+
+class HostPool:
+    """A StatePool of numpy arrays."""
 
     def __init__(self, states: Mapping[str, StateSpec], memories: Mapping[str, StateSpec], max_rows: int) -> None:
         self._before = zeros(states, max_rows)
         self._after = zeros(states, max_rows)
         self._memories = zeros(memories, max_rows)
         self.swapped = False
-        """Which of the two arrays is read: it tells one from the other."""
 
     def before(self, rows: slice) -> dict[str, Array]:
-        """What the next step of these rows reads. [n, ...] each"""
+        """See StatePool."""
         return {name: array[rows] for name, array in self._before.items()}
 
     def after(self, rows: slice) -> dict[str, Array]:
-        """What the next step of these rows writes. [n, ...] each"""
+        """See StatePool."""
         return {name: array[rows] for name, array in self._after.items()}
 
     def memories(self, rows: slice) -> dict[str, Array]:
-        """What every step of these rows reads. [n, ...] each"""
+        """See StatePool."""
         return {name: array[rows] for name, array in self._memories.items()}
 
     def swap(self) -> None:
-        """After a step that succeeded: what it wrote is what the next one reads."""
+        """See StatePool."""
         self._before, self._after = self._after, self._before
         self.swapped = not self.swapped
 
     def acquire(
         self, row: int, initial: Mapping[str, Array] | None, memories: Mapping[str, Array] | None = None
     ) -> None:
-        """Give a row to a new sequence: zeros, or the state it goes on from and the memories it has."""
+        """See StatePool."""
         for name, array in self._before.items():
             array[row] = 0 if initial is None else initial[name]
         for name, array in self._memories.items():
             array[row] = 0 if memories is None else memories[name]
 
     def fork(self, rows: npt.NDArray[np.intp], parents: npt.NDArray[np.intp]) -> None:
-        """Let each of `rows` go on from the state of the row in the same place of `parents`. [r] each
-
-        Memories stay: a sequence's rows all have the same.
-        """
+        """See StatePool."""
         for array in self._before.values():
             array[rows] = array[parents]  # the right side is copied first: rows may trade places
 
     def release(self, row: int, last: int) -> None:
-        """Take a row back: the last active row moves into its place, and what is free holds zeros again."""
+        """See StatePool."""
         for array in (*self._before.values(), *self._memories.values()):
             if row != last:
                 array[row] = array[last]
@@ -81,20 +135,20 @@ class StatePool:
             array[last] = 0
 
     def gather(self, rows: npt.NDArray[np.intp]) -> dict[str, Array]:
-        """A copy of what the next step of these rows reads. [r, ...] each"""
+        """See StatePool."""
         return {name: array[rows] for name, array in self._before.items()}
 
-    def scatter(self, rows: npt.NDArray[np.intp], states: Mapping[str, Array]) -> None:
-        """Let these rows go on from other states. [r, ...] each"""
+    def scatter(self, rows: npt.NDArray[np.intp], states: Mapping[str, Tensor]) -> None:
+        """See StatePool."""
         for name, array in self._before.items():
             array[rows] = states[name]
 
     def blank(self) -> dict[str, Array]:
-        """One row of zeros of every state."""
+        """See StatePool."""
         return {name: np.zeros_like(array[0]) for name, array in self._before.items()}
 
     def snapshot(self, row: int) -> dict[str, Array]:
-        """A copy of one row of every state."""
+        """See StatePool."""
         return {name: array[row].copy() for name, array in self._before.items()}
 
 

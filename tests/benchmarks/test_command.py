@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.server import left_out
+from service.engine.device import CUDA
+from service.engine.runner import reason_against
 
 SHAPE = ["--streams", "2", "--seconds", "0.5", "--warmup", "0.1", "--rounds", "1", "--max-tokens", "9"]
 
@@ -27,12 +29,27 @@ def test_command_measures_both_sides_and_writes_every_run(tiny_bundle, tmp_path,
     assert opened["arrivals"] >= opened["result"]["generations"] > 0
     assert opened["rate"] == pytest.approx(0.2 * content["capacity_tokens_per_second"] / 9)
     assert content["capacity_tokens_per_second"] > 0
-    assert "times naive fp32" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "times naive fp32" in told
+    assert "(fp32) on cpu" in told
 
 
 def test_command_says_in_one_sentence_that_there_is_no_bundle(tmp_path, capsys):
     assert main(["--bundle", str(tmp_path / "nothing" / "1")]) == 1
     assert capsys.readouterr().err == f"benchmarks: manifest.json: there is no such file in {tmp_path}/nothing/1\n"
+
+
+def test_command_measures_on_cuda_or_says_why_not_and_never_on_the_cpu_instead(tiny_bundle, capsys, monkeypatch):
+    monkeypatch.setenv("CAROUSEL_PROVIDERS", "cpu")
+    reason = reason_against(CUDA)
+    status = main(["--bundle", str(tiny_bundle), *SHAPE, "--providers", "cuda"])
+    told = capsys.readouterr()
+    if reason is None:
+        assert status == 0
+        assert "(fp32) on cuda" in told.out
+    else:
+        assert (status, told.out) == (1, "")
+        assert told.err == f"benchmarks: cannot measure on cuda: {reason}\n"
 
 
 @pytest.mark.parametrize("side", ["litserve", "bentoml"])

@@ -38,8 +38,31 @@ def run(*command: str) -> str:
 
 
 def test_compose_file_is_valid_with_every_profile():
-    services = run(tool("docker-compose"), "--profile", "redis", "config", "--services").split()
-    assert sorted(services) == ["carousel", "grafana", "prometheus", "redis"]
+    profiles = ("--profile", "redis", "--profile", "gpu")
+    services = run(tool("docker-compose"), *profiles, "config", "--services").split()
+    assert sorted(services) == ["carousel", "carousel-gpu", "grafana", "prometheus", "redis"]
+
+
+def test_compose_gives_a_gpu_to_the_one_service_that_asks_for_cuda():
+    merged = yaml.safe_load(run(tool("docker-compose"), "--profile", "gpu", "config"))["services"]
+    (device,) = merged["carousel-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert merged["carousel-gpu"]["environment"].pop("CAROUSEL_PROVIDERS") == "cuda"
+    assert merged["carousel-gpu"]["environment"] == merged["carousel"]["environment"]
+    assert merged["carousel-gpu"]["build"]["args"] == {"EXTRA": "gpu"}
+    assert "ARG EXTRA=\n" in DOCKERFILE
+    assert "gpu" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    published = [str(port) for name in merged for port in merged[name].get("ports", [])]
+    assert len(set(published)) == len(published), "two services on one port"
+
+
+def test_gpu_build_is_that_of_the_same_onnxruntime():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (base,) = (entry for entry in project["dependencies"] if entry.startswith("onnxruntime"))
+    (gpu,) = project["optional-dependencies"]["gpu"]
+    assert gpu == base.replace("onnxruntime", "onnxruntime-gpu[cuda,cudnn]")
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    assert pins["onnxruntime-gpu"] == pins["onnxruntime"]
 
 
 def test_compose_with_keys_is_valid_and_gives_each_its_file():
@@ -85,7 +108,8 @@ def test_compose_service_is_confined(name):
 
 def test_compose_sets_only_settings_that_there_are():
     names = {f"CAROUSEL_{field.upper()}" for field in Settings.model_fields}
-    assert set(COMPOSE["services"]["carousel"]["environment"]) <= names
+    for service in ("carousel", "carousel-gpu"):
+        assert set(COMPOSE["services"][service]["environment"]) <= names
     assert set(re.findall(r"CAROUSEL_\w+", DOCKERFILE)) <= names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from functools import partial
@@ -10,8 +11,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from service.engine.runner import Step, StepArrays
-from service.engine.sequence import BeamParameters, FinishReason, Floats
+from service.engine.device import CUDA, Device, DeviceArray, Tensor
+from service.engine.runner import Step, StepArrays, reason_against
+from service.engine.sequence import Array, BeamParameters, FinishReason, Floats
 from service.engine.state_pool import StateSpec
 
 MODULUS = 9973
@@ -33,6 +35,42 @@ def logits_of(state: int, vocabulary: int, levels: int = 0) -> Floats:
 def attention_of(state: int) -> Floats:
     """Where a step looked that led to this state. <float32>[4, 5]"""
     return np.random.default_rng(state).random((4, 5)).astype(np.float32)
+
+
+def view_of(tensor: Tensor) -> Array:
+    """Rows where they lie. A device's memory can be looked at here, as it is the host's."""
+    if not isinstance(tensor, DeviceArray):
+        return tensor
+    assert tensor.device.memory == "cpu"
+    size = tensor.shape[0] * tensor.row_bytes
+    return np.frombuffer((ctypes.c_char * size).from_address(tensor.address), tensor.dtype).reshape(tensor.shape)
+
+
+@pytest.fixture(scope="session")
+def view() -> Callable[[Tensor], Array]:
+    return view_of
+
+
+@pytest.fixture(scope="session")
+def cpu_device() -> Device:
+    """A device whose memory is the host's: all that is done for a GPU is done for it."""
+    return Device("cpu", "CPUExecutionProvider")
+
+
+@pytest.fixture(scope="session")
+def cuda() -> Device:
+    """The GPU."""
+    reason = reason_against(CUDA)
+    if reason is not None:
+        pytest.skip(reason)
+    return CUDA
+
+
+@pytest.fixture(params=["cpu_device", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> Device:
+    """The device whose memory is the host's; the GPU, where there is one."""
+    found: Device = request.getfixturevalue(request.param)
+    return found
 
 
 class FakeRunner:
@@ -63,14 +101,18 @@ class FakeRunner:
 
     def _step(self, arrays: StepArrays) -> None:
         self.steps += 1
-        before, after, logits = arrays.before, arrays.after, arrays.outputs
+        before, after, memories = (
+            {name: view_of(tensor) for name, tensor in part.items()}
+            for part in (arrays.before, arrays.after, arrays.memories)
+        )
+        logits = arrays.outputs
         for row, token in enumerate(arrays.ids.tolist()):
             state = int(before["state.a"][row, 0])
             assert (before["state.b"][row] == state).all(), "states of different rows were mixed"
             new = fold(state, token)
-            if arrays.memories:
-                context = int(arrays.memories["memory.a"][row, 0])
-                assert all((memory[row] == context).all() for memory in arrays.memories.values()), "memories were mixed"
+            if memories:
+                context = int(memories["memory.a"][row, 0])
+                assert all((memory[row] == context).all() for memory in memories.values()), "memories were mixed"
                 new = fold(new, context)
             if arrays.attention is not None:
                 arrays.attention[row] = attention_of(new)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.direct_frames import FRAME_WRITER
 
@@ -38,10 +39,32 @@ class ChunkWriter:
 
 
 class ChunkProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which leaves a ChunkWriter in the scope of each request."""
+    """uvicorn's HTTP protocol, which leaves a ChunkWriter in the scope of each request.
+
+    It also tells a request that its client has left when another was pipelined behind it, which uvicorn would not.
+    """
+
+    _running: RequestResponseCycle | None = None
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
         scope: Scope = self.scope  # type: ignore[assignment]  # servers may add keys
         scope[FRAME_WRITER] = ChunkWriter(self, scope)
+
+    def on_headers_complete(self) -> None:
+        """A request has come. One that waits its turn does not stop the reading: the client's end must be seen."""
+        super().on_headers_complete()
+        if len(self.pipeline) == 1:
+            self.flow.resume_reading()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left, or is made to."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)

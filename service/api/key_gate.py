@@ -9,7 +9,7 @@ from service.api.connection import say_goodbye
 from service.api.handlers import error_response
 from service.api.handshake import accept, key_of
 from service.errors import RequestError, ServiceError
-from service.keys.caller import CALLER, Caller
+from service.keys.caller import CALLER, EVERYBODY, Caller
 from service.keys.keyring import Keyring
 from service.observability.metrics import Metrics
 from service.observability.requests import RequestRecord, finish, record_of
@@ -35,6 +35,10 @@ class KeyGate:
         if kind == "lifespan" or (kind == "http" and scope["path"] in OPEN_PATHS):
             await self._app(scope, receive, send)
             return
+        # Not who sent the request before on the same connection, from whose task a pipelined one is started.
+        CALLER.set(EVERYBODY)
+        if kind == "http":
+            record_of(scope).caller = EVERYBODY
         try:
             caller = self._identify(scope)
             if kind == "http":

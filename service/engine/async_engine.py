@@ -248,15 +248,18 @@ class AsyncEngine:
 
     def _break(self, reason: str) -> None:
         self._failure = reason
-        self._post(self._core.fail_all(reason))
+        with contextlib.suppress(Exception):  # its tables may be what is broken
+            self._post(self._core.fail_all(reason))
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._fail_streams, reason)
 
     def _fail_streams(self, reason: str) -> None:
         """End the streams of sequences that the core never heard of."""
-        for stream in self._streams.values():
+        for sequence, stream in self._streams.items():
             stream.put(FinishEvent(FinishReason.FAILED, reason))
+            if sequence.on_end is not None:
+                sequence.on_end(sequence)
         self._streams.clear()
 
 

@@ -128,6 +128,8 @@ class Encoder:
         self.max_batch = 1
         self._waiting: deque[_Job] = deque()
         self._ready: deque[_Ready] = deque()
+        self._ready_at = 0.0
+        """When the first of those that are ready was."""
         self._closing = False
         self._failure: str | None = None
         self._wake = threading.Condition()
@@ -231,9 +233,13 @@ class Encoder:
             self._wake.wait_for(lambda: self._closing or self._waiting or self._ready)
             if self._closing:
                 return []
-            if self._waiting and len(self._ready) < self.max_batch:
+            if self._waiting and len(self._ready) < self.max_batch and not self._overdue():
                 return self._waiting.popleft()
             return [self._ready.popleft() for _ in range(min(self.max_batch, len(self._ready)))]
+
+    def _overdue(self) -> bool:
+        """Whether the first image that is ready has waited for others as long as a call may take."""
+        return bool(self._ready) and self._clock() - self._ready_at > SHORT_CALL_SECONDS
 
     def _prepare(self, job: _Job) -> None:
         try:
@@ -243,6 +249,8 @@ class Encoder:
             return
         with self._wake:
             if not self._closing:  # nobody need be woken: this thread looks for work next
+                if not self._ready:
+                    self._ready_at = self._clock()
                 self._ready.append((job, image))
                 return
         self._post(self._deliver, [job], [EncoderStopped(self.failure)], None)

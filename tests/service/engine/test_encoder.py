@@ -124,10 +124,29 @@ async def test_worker_that_breaks_stops_the_others_and_nobody_waits_for_ever(gra
             await encoder.encode(partial(image, 1))
 
 
+async def test_image_that_is_ready_does_not_wait_for_slow_ones_to_be_prepared(graph):
+    now = [0.0]
+
+    def slow(value):
+        now[0] += 0.5
+        return image(value)
+
+    async with running(graph, max_batch=16, clock=lambda: now[0]) as encoder:
+        first = await held(graph, encoder)
+        jobs = [
+            asyncio.ensure_future(encoder.encode(partial(make, value)))
+            for value, make in enumerate([image, *[slow] * 5])
+        ]
+        await asyncio.sleep(0)  # each runs until it waits for its result
+        graph.gate.set()
+        await asyncio.gather(first, *jobs)
+    assert graph.batches[:2] == [[99], [0, 1]]  # with the one that was being prepared, not with all
+
+
 async def test_images_that_wait_are_encoded_together_in_order(graph):
     reports = []
     ticks = iter(range(100))
-    async with running(graph, max_batch=4, on_batch=reports.append, clock=lambda: float(next(ticks))) as encoder:
+    async with running(graph, max_batch=4, on_batch=reports.append, clock=lambda: next(ticks) / 1024) as encoder:
         first = await held(graph, encoder)
         rest = await waiting(encoder, *range(10))
         graph.gate.set()
@@ -136,7 +155,7 @@ async def test_images_that_wait_are_encoded_together_in_order(graph):
             assert_encoding(encoding, value)
     assert graph.batches == [[99], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert [report.images for report in reports] == [1, 4, 4, 2]
-    assert [report.seconds for report in reports] == [1.0] * 4
+    assert [report.seconds for report in reports] == [1 / 1024] * 4
 
 
 async def test_cancelled_image_leaves_the_queue(graph):

@@ -10,14 +10,18 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service.api import captions, catalogue, completions, handlers, health, probability, sessions, stream, trace
+from service.api import repository as repository_routes
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
+from service.api.drain_gate import DrainGate
 from service.api.key_gate import KeyGate
+from service.drain import Drain
 from service.images import ImageReader
 from service.keys.keyring import Keyring
 from service.memories import open_memories
 from service.observability.metrics import Metrics
 from service.observability.requests import RequestObserver
+from service.reloads import Reloads
 from service.repository import Repository
 from service.settings import Settings
 
@@ -37,23 +41,28 @@ def create_app(settings: Settings) -> FastAPI:
     """
     keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file)
     metrics = Metrics()
-    context = Context(settings, Repository(settings, metrics), metrics, open_memories(settings, metrics), ImageReader())
+    repository, drain = Repository(settings, metrics), Drain()
+    reloads = Reloads(repository, settings.repository, metrics, settings.watch_seconds)
+    memories = open_memories(settings, metrics)
+    context = Context(settings, repository, metrics, memories, ImageReader(), drain, reloads)
 
-    metrics.ready.set_function(lambda: context.ready and not context.failures)
+    metrics.ready.set_function(lambda: not context.unready)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
         try:
-            context.repository.start()
+            repository.start()
             gc.collect()
             gc.freeze()  # what lives as long as the server need not be looked through for garbage again and again
-            context.ready = True
+            reloads.start()
+            context.started = True
             yield
         finally:
-            context.ready = False
-            await context.repository.close()
-            await context.memories.close()
+            context.started = False
+            await reloads.close()
+            await repository.close()
+            await memories.close()
             context.images.close()
 
     app = FastAPI(
@@ -67,9 +76,13 @@ def create_app(settings: Settings) -> FastAPI:
     # The busiest are found first. Not include_router: its routes are looked for twice.
     for part in (trace, probability, completions, stream, captions, sessions, catalogue, health):
         app.router.routes.extend(part.router.routes)
+    if settings.admin_key is not None:
+        app.router.routes.extend(repository_routes.router.routes)
     handlers.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_image_bytes=settings.max_image_body_bytes)
     if keyring is not None:
-        app.add_middleware(KeyGate, keyring=keyring, metrics=metrics)
+        admin_paths = None if settings.admin_key is None else repository_routes.PREFIX
+        app.add_middleware(KeyGate, keyring=keyring, metrics=metrics, admin_paths=admin_paths)
+    app.add_middleware(DrainGate, drain=drain, metrics=metrics)
     app.add_middleware(RequestObserver, metrics=metrics)
     return app

@@ -210,7 +210,8 @@ class Generation:
         """
         if self._stream is None:
             self.start(taker)
-        stream = self._stream
+        # The stream knows this generation: a circle would keep both, and the model, until the garbage is collected.
+        stream, self._stream = self._stream, None
         assert stream is not None
         while isinstance(event := await stream.get(), TokenEvent):
             end = stream.ended_with

@@ -1,12 +1,13 @@
-"""The models being served: the newest version of each model in the repository, opened, verified and warm."""
+"""The models being served, each opened, verified and warm: at first the newest version in the repository of each."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +20,7 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
 from service.engine.device import CUDA, Device
 from service.engine.device_pool import DevicePool
-from service.engine.encoder import Encoder
+from service.engine.encoder import Encoder, EncoderReport
 from service.engine.runner import OnnxEncoder, OnnxPrefillRunner, OnnxRunner, RunnerBroken, reason_against
 from service.engine.state_pool import StateSpec
 from service.errors import RequestError
@@ -38,7 +39,7 @@ ENCODER_THREADS = 1
 last bits of some operators depend on how a batch is split among threads (service/README.md has figures)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ServedModel:
     """One model: its bundle, what runs it, its metrics, what its memories are checked against, and the beginnings of
     prompts whose state is known."""
@@ -51,6 +52,8 @@ class ServedModel:
     metrics: ModelMetrics
     identity: ModelIdentity
     prefixes: Prefixes
+    load_seconds: float
+    """To verify, open and warm it up."""
 
     @property
     def failure(self) -> str | None:
@@ -122,7 +125,7 @@ def _row(tensor: TensorSpec) -> StateSpec:
 
 
 class Repository:
-    """Opens the newest version of every model and finds models by name.
+    """Opens models, finds them by name, and lets one version take over from another.
 
     Raises:
         BundleError: the repository is missing or empty, or a bundle must not be served.
@@ -137,15 +140,42 @@ class Repository:
         metrics.state_cache_bytes.set_function(lambda: self._prefix_cache.bytes)
         root = settings.repository
         self.models = {name: self._open_newest(root, name) for name in model_names(root)}
+        self.retiring: dict[asyncio.Task[None], ServedModel] = {}
+        """Served no more, with requests that still run."""
         if not self.models:
             raise BundleNotFound(f"{root} holds no <model>/<version>/ directory; publish one with python -m export")
 
     def start(self) -> None:
         """Start every engine and encoder. Called on the event loop."""
         for model in self.models.values():
-            model.engine.start()
-            if model.encoder is not None:
-                model.encoder.start()
+            _start(model)
+
+    def serve(self, model: ServedModel) -> None:
+        """Give new requests this version from now on; that which they were given runs to its end.
+
+        Between finding a model and taking a place in its engine nobody awaits anything: so all who have found the old
+        one have a place in it.
+        """
+        _start(model)
+        if model.name in self.models:
+            self.withdraw(model.name)
+        self.models[model.name] = model
+
+    def withdraw(self, name: str) -> None:
+        """Give nobody this model any more; its requests run to their end."""
+        model = self.models.pop(name)
+        task = asyncio.create_task(self._retire(model), name=f"retire-{name}-{model.bundle.version}")
+        self.retiring[task] = model
+        task.add_done_callback(self.retiring.pop)
+
+    async def _retire(self, model: ServedModel) -> None:
+        """Wait until nothing of a model runs, then close it and forget its prompts."""
+        await model.engine.vacated()
+        await _close(model)
+        others = [other for other in (*self.models.values(), *self.retiring.values()) if other is not model]
+        if all(model.bundle.digest != other.bundle.digest for other in others):
+            model.prefixes.drop()
+        logger.info("%s version %d has ended", model.name, model.bundle.version)
 
     def get(self, name: str) -> ServedModel:
         """The model of that name.
@@ -155,47 +185,63 @@ class Repository:
         """
         model = self.models.get(name)
         if model is None:
-            served = ", ".join(sorted(self.models))
+            served = ", ".join(sorted(self.models)) or "none"
             raise RequestError("unknown_model", f"no model {name[:100]!r} is served; served are: {served}")
         return model
 
     async def close(self) -> None:
         """Stop every engine and encoder."""
-        for model in self.models.values():
-            if model.encoder is not None:
-                await model.encoder.close()
-            await model.engine.close()
+        models = [*self.models.values(), *self.retiring.values()]
+        for task in list(self.retiring):
+            task.cancel()
+        for model in models:
+            await _close(model)
 
     def _open_newest(self, root: Path, name: str) -> ServedModel:
         version = versions(root, name)[-1]
         try:
-            return self._open(root / name / str(version))
+            return self.open(root / name / str(version))
         except (BundleError, RunnerBroken) as error:
             raise type(error)(f"{name} version {version} cannot be served: {error}") from None
 
-    def _open(self, path: Path) -> ServedModel:
+    def open(self, path: Path, served: ServedModel | None = None) -> ServedModel:
+        """What serves the bundle at `<repository>/<model>/<version>`: verified, warm and not yet started.
+
+        Takes as long as it takes, and may run on a thread.
+
+        Args:
+            path: of the bundle.
+            served: what serves the model now; given back where the bundle is no other, and it runs.
+
+        Raises:
+            BundleError: the bundle must not be served.
+            RunnerBroken: a graph does not run.
+        """
         started = time.perf_counter()
         bundle = open_bundle(path)
+        same = served is not None and (served.bundle.version, served.bundle.digest) == (bundle.version, bundle.digest)
+        if served is not None and same and served.failure is None:
+            return served
         threads = self._settings.intra_op_threads or step_threads(bundle, os.cpu_count() or 1)
         core = self._on_device(bundle, "steps", partial(open_core, bundle, threads, self._settings.max_rows))
-        metrics = ModelMetrics(self._metrics, bundle.model, bundle.version)
+
+        def encoded(report: EncoderReport) -> None:
+            metrics.encoded(report)
+
+        encoder = self._on_device(bundle, "encoder", partial(self._open_encoder, bundle, encoded))
+        metrics = ModelMetrics(self._metrics, bundle.model, bundle.version)  # of what is refused nothing is measured
         engine = AsyncEngine(
             core,
             max_waiting=self._settings.max_waiting,
             on_step=metrics.step,
             name=f"engine-{bundle.model}",
         )
-        metrics.watch(engine)
-        encoder = self._on_device(bundle, "encoder", partial(self._open_encoder, bundle, metrics))
-        seconds = time.perf_counter() - started
-        manifest = bundle.manifest
-        labels = (bundle.model, str(bundle.version))
-        self._metrics.model_load_seconds.labels(*labels).set(seconds)
-        self._metrics.model_info.labels(*labels, manifest.task, manifest.precision, bundle.digest).set(1)
-        logger.info("serving %s version %d, loaded in %.2f s", bundle.model, bundle.version, seconds)
         identity = ModelIdentity.of(bundle)
         prefixes = Prefixes(self._prefix_cache, identity.digest, metrics.looked_up)
-        return ServedModel(bundle.model, bundle, engine, encoder, metrics, identity, prefixes)
+        seconds = time.perf_counter() - started
+        logger.info("loaded %s version %d in %.2f s", bundle.model, bundle.version, seconds)
+        bundle = replace(bundle, files={})  # onnxruntime has read them: there is no need to keep them twice
+        return ServedModel(bundle.model, bundle, engine, encoder, metrics, identity, prefixes, seconds)
 
     def _on_device(self, bundle: Bundle, part: str, open_on: Callable[[Device | None], Opened]) -> Opened:
         """A part of a model, opened on the device that there is, and on the CPU if it cannot run there."""
@@ -207,7 +253,9 @@ class Repository:
                 logger.warning("the %s of %s cannot run on %s and runs on the CPU: %s", part, name, provider, error)
         return open_on(None)
 
-    def _open_encoder(self, bundle: Bundle, metrics: ModelMetrics, device: Device | None) -> Encoder | None:
+    def _open_encoder(
+        self, bundle: Bundle, on_batch: Callable[[EncoderReport], None], device: Device | None
+    ) -> Encoder | None:
         if bundle.encoder is None:
             return None
         states = frozenset(spec.name for spec in bundle.step.states)
@@ -217,9 +265,23 @@ class Repository:
             bundle.image_codec.preprocessing.shape,
             states,
             workers=os.cpu_count() or 1,
-            on_batch=metrics.encoded,
+            on_batch=on_batch,
             name=f"encoder-{bundle.model}",
         )
         encoder.warm_up()
         logger.info("%s encodes up to %d images in one call", bundle.model, encoder.max_batch)
         return encoder
+
+
+def _start(model: ServedModel) -> None:
+    model.engine.start()
+    if model.encoder is not None:
+        model.encoder.start()
+    model.metrics.begin(model.engine, model.bundle, model.load_seconds)
+
+
+async def _close(model: ServedModel) -> None:
+    if model.encoder is not None:
+        await model.encoder.close()
+    await model.engine.close()
+    model.metrics.end(model.engine)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import signal
 import socket
+from types import FrameType
 
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -13,6 +17,7 @@ from service.api.direct_frames import FRAME_WRITER
 from service.api.message_limit import MESSAGE_LIMIT
 from service.app import create_app
 from service.chunks import ChunkProtocol
+from service.drain import Drain
 from service.settings import Settings
 
 logger = logging.getLogger("carousel")
@@ -23,6 +28,10 @@ site its URL, which may name a session. (HSTS is for whoever speaks TLS.)"""
 
 LINGER_SECONDS = 5.0
 """How long a socket whose application has ended may take to send what is buffered."""
+
+
+FAREWELL_SECONDS = 3.0
+"""How long those who are ended when the grace is over may take to be told."""
 
 
 class StreamProtocol(WebSocketsSansIOProtocol):
@@ -60,7 +69,20 @@ class StreamProtocol(WebSocketsSansIOProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says where it listens once it does."""
+    """uvicorn's server, which says where it listens once it does, and lets what runs finish before it stops.
+
+    uvicorn's own would stop listening and close every WebSocket at once.
+
+    Args:
+        config: uvicorn's.
+        drain: the application's.
+        grace_seconds: how long what runs may go on.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, grace_seconds: float) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._grace_seconds = grace_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Bind, and say so."""
@@ -69,11 +91,41 @@ class Server(uvicorn.Server):
             for listening in server.sockets:
                 logger.info("ready on http://%s:%d (/docs describes the API)", *listening.getsockname()[:2])
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, and stop. Until what runs has ended the server listens, so that it can say that it is not ready."""
+        drain = self._drain
+        drain.begin()
+        logger.info("shutting down: %d requests and sockets may go on for %g s", len(drain), self._grace_seconds)
+        if not await drain.quiet(self._grace_seconds):
+            logger.warning(
+                "the grace of %g s is over: %d requests and sockets are ended", self._grace_seconds, len(drain)
+            )
+            drain.end()
+            if not await drain.quiet(FAREWELL_SECONDS):
+                self._abort()
+                await drain.quiet(FAREWELL_SECONDS)
+        late = asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._abort)  # who reads nothing more
+        await super().shutdown(sockets)
+        late.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins to drain; the second does at once what it would do to any process."""
+        if self.should_exit:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+            os._exit(128 + sig)  # to a container's first process the kernel does nothing by default
+        super().handle_exit(sig, frame)
+
+    def _abort(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
 
 def create_server(settings: Settings) -> Server:
     """The server, not yet running."""
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         http=ChunkProtocol,
@@ -83,8 +135,8 @@ def create_server(settings: Settings) -> Server:
         access_log=False,
         proxy_headers=False,  # nothing here asks where a client is
         log_config=None,
-        timeout_graceful_shutdown=settings.shutdown_grace_seconds,
         server_header=False,
         headers=HEADERS,
     )
-    return Server(config)
+    context = app.state.context
+    return Server(config, context.drain, settings.shutdown_grace_seconds)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.keys.admin import MIN_ADMIN_KEY_CHARACTERS
 from service.sessions.tokens import MIN_KEY_BYTES
 
 Providers = Literal["cpu", "cuda"]
@@ -74,11 +75,22 @@ class Settings(BaseSettings):
         Path | None,
         Field(description="API keys, hashed, with tenants and limits (`python -m service key`); none asks for no key."),
     ] = None
+    admin_key: Annotated[
+        SecretStr | None,
+        Field(
+            description="Key for `/v1/repository`, where models are loaded and unloaded, at least 32 characters; none "
+            "turns these routes off."
+        ),
+    ] = None
+    watch_seconds: Annotated[
+        float,
+        Field(
+            ge=0, allow_inf_nan=False, description="How often the repository is looked at for new versions; 0 is never."
+        ),
+    ] = 0
     shutdown_grace_seconds: Annotated[
         int,
-        Field(
-            ge=0, description="How long open HTTP requests may go on after SIGTERM; WebSockets are closed with 1012."
-        ),
+        Field(ge=0, description="How long requests and streams may go on after SIGTERM, before they are ended."),
     ] = 10
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severe log line that is written.")
@@ -96,6 +108,16 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"a key has {shortest} bytes; give at least {MIN_KEY_BYTES} random ones (openssl rand -hex 32)"
                 )
+        return value
+
+    @field_validator("admin_key")
+    @classmethod
+    def _long_admin_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < MIN_ADMIN_KEY_CHARACTERS:
+            raise ValueError(
+                f"has {len(value.get_secret_value())} characters; give at least {MIN_ADMIN_KEY_CHARACTERS} random ones "
+                "(openssl rand -hex 32)"
+            )
         return value
 
     @field_validator("redis_url")

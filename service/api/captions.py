@@ -24,10 +24,11 @@ from service.attention_picture import attention_svg
 from service.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
 from service.engine.async_engine import Admission
 from service.engine.encoder import Encoding
+from service.engine.sequence import FinishReason
 from service.errors import RequestError, ServiceError
 from service.generation import Finished, admit
 from service.images import ImageReader
-from service.observability.requests import CANCELLED, record_of
+from service.observability.requests import record_of
 from service.repository import ServedModel
 
 router = APIRouter(prefix="/v1/models/{model}/captions", tags=["captions"], route_class=PlainRoute)
@@ -87,6 +88,7 @@ async def captions(request: Request, model: str) -> Response:
     served = find_model(request, model, "captioning")
     images = context_of(request).images
     asked = await read_asked(request)
+    served = find_model(request, model, "captioning")  # there may be another version by now
     parameters = _parameters(asked.fields, served)
     if not asked.fields.stream:
         return JSONResponse(await while_connected(request, _captions(served, images, asked, parameters)))
@@ -97,6 +99,7 @@ async def captions(request: Request, model: str) -> Response:
         place = places.enter_context(admit(served))
         work = _begin(served, place, images, asked, parameters, overflowed)
         stream = await while_connected(request, work)
+        places.enter_context(context_of(request).drain.ending(stream.cancel))
         return EventStream(_events(request, served, stream), places.pop_all(), overflowed)
 
 
@@ -112,6 +115,8 @@ async def attention(request: Request, model: str) -> Response:
     served = find_model(request, model, "captioning")
     check_attention(served)
     asked = await read_asked(request)
+    served = find_model(request, model, "captioning")  # there may be another version by now
+    check_attention(served)
     if len(asked.files) > 1 or asked.fields.n > 1 or asked.fields.stream:
         raise RequestError("invalid_request", "the picture is of one image and its best caption: no n, no stream")
     parameters = _parameters(asked.fields.model_copy(update={"attention": True}), served)
@@ -206,14 +211,14 @@ async def _begin(
 
 async def _events(request: Request, model: ServedModel, stream: CaptionStream) -> AsyncIterator[bytes]:
     """The stream's events. An error after the first byte is the last of them."""
-    record = record_of(request.scope)
+    record, drain = record_of(request.scope), context_of(request).drain
     yield sse(frames.accepted(record.request_id, model, prompt_tokens=0))
     try:
         async for event in stream.events():
             if isinstance(event, Finished):
-                if event.reason.value == "cancelled":
-                    record.outcome = CANCELLED
                 yield sse(frames.finished(event))
+                if event.reason is FinishReason.CANCELLED:  # nobody else cancels it
+                    raise drain.refusal()
             else:
                 yield f"data: {frames.token_json(event)}\n\n".encode()
     except ServiceError as error:

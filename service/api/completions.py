@@ -148,6 +148,8 @@ class Completion:
         """The answer as events. An error after the first byte is the last event, without [DONE]."""
         usages: list[Usage] = []
         shown = [len(echo) for echo in self._echoes]
+        drain, cut_off = context_of(request).drain, False
+        places.enter_context(drain.ending(self._cancel))
         try:
             for index, echo in enumerate(self._echoes):
                 if echo:
@@ -155,6 +157,7 @@ class Completion:
             async for index, event in _merge([generation.events() for generation in self._generations]):
                 if isinstance(event, Finished):
                     usages.append(event.usage)
+                    cut_off |= event.reason is FinishReason.CANCELLED
                     await self._keep(index, event)
                     yield self._event([self._choice(index, "", None, event.reason)], **self._told)
                 elif event.text or self._body.logprobs is not None:
@@ -162,12 +165,18 @@ class Completion:
                     shown[index] += len(event.text)
                     yield self._event([self._choice(index, event.text, logprobs, None)])
             await places.aclose()  # whoever reads the end may ask again at once
+            if cut_off:  # nobody else cancels it
+                raise drain.refusal()
             if (self._body.stream_options or {}).get("include_usage"):
                 yield self._event([], usage=self._usage(usages))
             yield b"data: [DONE]\n\n"
         except ServiceError as error:
             record_of(request.scope).outcome = error.code
             yield sse(error.body())
+
+    def _cancel(self) -> None:
+        for generation in self._generations:
+            generation.cancel()
 
     def _taker(self, request: Request) -> TokenFrames | None:
         """What sends the tokens of a single choice as they come: the event of a text, written around it."""

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import TypeAdapter, ValidationError
 
+from models.step import Task
 from service.api import frames
 from service.api.context import Context
 from service.api.handlers import validation_message
@@ -23,6 +24,7 @@ from service.engine.async_engine import Admission
 from service.errors import RequestError, ServiceError
 from service.generation import Finished, admit
 from service.keys.caller import current_caller
+from service.observability.metrics import UNKNOWN
 from service.observability.requests import CANCELLED, RequestRecord, finish
 from service.repository import ServedModel
 
@@ -46,18 +48,30 @@ class Cancellable(Protocol):
 
 
 class Connection(ABC):
-    """One socket. Tasks say what frames they take and what is done about them."""
+    """One socket. Tasks say what frames they take and what is done about them.
 
-    def __init__(self, websocket: WebSocket, model: ServedModel, context: Context) -> None:
+    Args:
+        websocket: accepted.
+        name: of the model.
+        task: of the model.
+        context: the application's parts.
+    """
+
+    def __init__(self, websocket: WebSocket, name: str, task: Task, context: Context) -> None:
         self.websocket = websocket
-        self.model = model
         self.context = context
+        self._name = name
+        self._model_task = task
+        self._model: ServedModel | None = None
+        """Only while a generation runs: an idle socket must not keep a version in memory that is served no more."""
         self._task: asyncio.Task[None] | None = None
         self._generation: Cancellable | None = None
         self._started = False
         self._cancelled = False
         """Whether a cancel has come since the last generation began, which may still be preparing."""
-        self._overflowed = asyncio.Event()
+        self._overflowed = False
+        self._alarm = asyncio.Event()
+        """Set when `run` has something to see to that is neither a frame nor a generation's end."""
 
     @abstractmethod
     def parse(self, message: Any) -> Any:
@@ -67,26 +81,38 @@ class Connection(ABC):
     def begin(self, request: Any) -> Work | None:
         """The generation that a frame asks for, while none runs; None where it only says how the next one is to be."""
 
+    @property
+    def model(self) -> ServedModel:
+        """The version that the running generation found."""
+        assert self._model is not None
+        return self._model
+
     async def run(self) -> None:
         """Serve frames until the socket closes or an error ends it."""
-        overflowed = asyncio.ensure_future(self._overflowed.wait())
+        alarm = asyncio.ensure_future(self._alarm.wait())
         frame = asyncio.ensure_future(self.websocket.receive())
         try:
-            while True:
-                waiting = {frame, overflowed} | ({self._task} if self._task is not None else set())
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if overflowed.done():
-                    raise ServiceError(
-                        "slow_reader", "the stream was not read fast enough; read each event as it comes"
-                    )
-                if self._task is not None and self._task.done():
-                    task, self._task = self._task, None
-                    task.result()
-                if frame.done():
-                    message, frame = frame.result(), asyncio.ensure_future(self.websocket.receive())
-                    if message["type"] == "websocket.disconnect":
-                        return
-                    await self._handle(message)
+            with self.context.drain.listening(self._drain):
+                while True:
+                    waiting = {frame, alarm} | ({self._task} if self._task is not None else set())
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    if alarm.done():
+                        self._alarm.clear()
+                        alarm = asyncio.ensure_future(self._alarm.wait())
+                    if self._overflowed:
+                        raise ServiceError(
+                            "slow_reader", "the stream was not read fast enough; read each event as it comes"
+                        )
+                    if self._task is not None and self._task.done():
+                        task, self._task = self._task, None
+                        task.result()
+                    if self._task is None and self.context.drain.begun:
+                        raise self.context.drain.refusal()
+                    if frame.done():
+                        message, frame = frame.result(), asyncio.ensure_future(self.websocket.receive())
+                        if message["type"] == "websocket.disconnect":
+                            return
+                        await self._handle(message)
         except ServiceError as error:
             await self._stop_generation()
             await say_goodbye(self.websocket, error)
@@ -100,9 +126,9 @@ class Connection(ABC):
             )
         finally:
             await self._stop_generation()
-            for waiter in (frame, overflowed):
+            for waiter in (frame, alarm):
                 waiter.cancel()
-            await asyncio.gather(frame, overflowed, return_exceptions=True)
+            await asyncio.gather(frame, alarm, return_exceptions=True)
 
     async def _handle(self, message: Any) -> None:
         """Act on one frame."""
@@ -123,6 +149,8 @@ class Connection(ABC):
                 )
             task, self._task = self._task, None
             task.result()
+        if self.context.drain.begun:
+            raise self.context.drain.refusal()
         work = self.begin(request)
         if work is not None:
             self._started, self._cancelled = True, False
@@ -154,7 +182,8 @@ class Connection(ABC):
 
         def end() -> None:
             record.outcome = "slow_reader"
-            self._overflowed.set()
+            self._overflowed = True
+            self._alarm.set()
 
         return end
 
@@ -167,17 +196,42 @@ class Connection(ABC):
         record.outcome = CANCELLED if event.reason.value == "cancelled" else "ok"
         await self.send({**frames.finished(event), **told})
 
+    def _drain(self) -> None:
+        """The server shuts down: what runs may go on until the grace is over, and is then ended like a cancel does."""
+        self._alarm.set()
+        if self.context.drain.over:
+            self._cancelled = True
+            if self._generation is not None:
+                self._generation.cancel()
+
     def _record(self, outcome: str) -> RequestRecord:
-        return RequestRecord(
-            model=self.model.name, version=str(self.model.bundle.version), endpoint=ENDPOINT, outcome=outcome
-        )
+        served = self.context.repository.models.get(self._name)
+        version = UNKNOWN if served is None else str(served.bundle.version)
+        return RequestRecord(model=self._name, version=version, endpoint=ENDPOINT, outcome=outcome)
+
+    def _find_model(self) -> ServedModel:
+        """The version that is served now: a generation takes what it finds, whatever the one before it ran on.
+
+        Raises:
+            RequestError: unknown_model, or wrong_task where the new version has another task.
+        """
+        model = self.context.repository.get(self._name)
+        task = model.bundle.manifest.task
+        if task != self._model_task:
+            raise RequestError(
+                "wrong_task",
+                f"{model.name} is a {task} model now and was a {self._model_task} model when this socket was opened; "
+                "open another one",
+            )
+        return model
 
     async def _generate(self, work: Work) -> None:
         """Run one generation, and record its end."""
         record = self._record(CANCELLED)
         try:
             current_caller().admit()  # a socket's generations count as requests, each when it begins
-            with admit(self.model) as admission:
+            self._model = model = self._find_model()
+            with admit(model) as admission:
                 await work(admission, record)
         except ServiceError as error:
             record.outcome = error.code
@@ -188,7 +242,7 @@ class Connection(ABC):
             record.outcome = "internal_error"
             raise
         finally:
-            self._generation = None
+            self._generation = self._model = None
             finish(self.context.metrics, record)
 
     async def _stop_generation(self) -> None:

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from starlette.requests import HTTPConnection
 
 from models.step import Task
+from service.drain import Drain
 from service.errors import RequestError
 from service.images import ImageReader
 from service.memories import Memories
 from service.observability.metrics import Metrics
 from service.observability.requests import record_of
+from service.reloads import Reloads
 from service.repository import Repository, ServedModel
 from service.settings import Settings
+
+SERVER = "the server"
 
 
 @dataclass(slots=True)
@@ -25,8 +29,20 @@ class Context:
     metrics: Metrics
     memories: Memories
     images: ImageReader
-    ready: bool = False
-    """Whether models are loaded and warm and the server is not shutting down."""
+    drain: Drain
+    reloads: Reloads
+    started: bool = False
+    """Whether models are loaded and warm, and their engines run."""
+
+    @property
+    def unready(self) -> dict[str, str]:
+        """Why work should go to another server, by what is not ready: a model's name, or SERVER."""
+        reasons = self.failures
+        if self.drain.begun or not self.started:
+            reasons[SERVER] = "is shutting down" if self.drain.begun else "is starting"
+        elif not self.repository.models:
+            reasons[SERVER] = "serves no model"
+        return reasons
 
     @property
     def failures(self) -> dict[str, str]:

@@ -7,7 +7,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from service.api.catalogue import ERRORS
-from service.api.context import context_of
+from service.api.context import SERVER, context_of
+from service.errors import Unavailable
 
 router = APIRouter(tags=["health"])
 
@@ -22,10 +23,7 @@ async def livez(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 when every model is loaded, warm and able to run and the server is not shutting down, else 503."""
     context = context_of(request)
-    failures = context.failures
-    if not context.ready:
-        failures["server"] = "is starting or shutting down"
-    return _report(failures)
+    return _report(context.unready, "shutting_down" if context.drain.begun else "model_unavailable")
 
 
 @router.get("/metrics", summary="Prometheus metrics", responses=ERRORS)
@@ -34,7 +32,10 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(context_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _report(failures: dict[str, str]) -> Response:
+def _report(failures: dict[str, str], code: str = "model_unavailable") -> Response:
+    """The one shape of errors, and beside it why each model that fails does."""
     if failures:
-        return JSONResponse({"status": "failing", "failures": failures}, 503)
+        message = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        models = {name: reason for name, reason in failures.items() if name != SERVER}
+        return JSONResponse({**Unavailable(code, message).body(), **({"failures": models} if models else {})}, 503)
     return JSONResponse({"status": "ok"})

@@ -21,18 +21,20 @@ OPEN_PATHS = frozenset({"/livez", "/readyz"})
 class KeyGate:
     """ASGI middleware that knows a request's caller and counts the request, before anything of its body is read.
 
+    Paths of admins (`admin_paths` and below, None where there are none) ask for another key themselves.
     What runs behind it finds the caller with `current_caller`. Generations on a socket are counted where they run.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, metrics: Metrics, *, admin_paths: str | None = None) -> None:
         self._app = app
         self._keyring = keyring
         self._metrics = metrics
+        self._admin_paths = admin_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
         kind = scope["type"]
-        if kind == "lifespan" or (kind == "http" and scope["path"] in OPEN_PATHS):
+        if kind == "lifespan" or (kind == "http" and (scope["path"] in OPEN_PATHS or self._is_admins(scope["path"]))):
             await self._app(scope, receive, send)
             return
         # Not who sent the request before on the same connection, from whose task a pipelined one is started.
@@ -55,6 +57,10 @@ class KeyGate:
             return
         CALLER.set(caller)  # of this request's task, and of those that it begins
         await self._app(scope, receive, send)
+
+    def _is_admins(self, path: str) -> bool:
+        first = self._admin_paths
+        return first is not None and (path == first or path.startswith(f"{first}/"))
 
     def _identify(self, scope: Scope) -> Caller:
         key = key_of(scope)

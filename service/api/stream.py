@@ -21,17 +21,16 @@ async def stream(websocket: WebSocket, model: str) -> None:
     """Stream generations or captions over one socket (README: "WebSocket")."""
     context = context_of(websocket)
     try:
-        served = find_model(websocket, model)
-        captions = served.bundle.manifest.task == "captioning"
-        if not captions:
+        task = find_model(websocket, model).bundle.manifest.task
+        if task != "captioning":
             find_model(websocket, model, "language")
     except ServiceError as error:
         await accept(websocket)
         finish(context.metrics, RequestRecord(endpoint=ENDPOINT, outcome=error.code))
         await say_goodbye(websocket, error)
         return
-    if captions:
+    if task == "captioning":
         allow_messages_of(websocket, context.settings.max_image_body_bytes)
     await accept(websocket)
-    connection: type[Connection] = CaptionConnection if captions else TextConnection
-    await connection(websocket, served, context).run()
+    connection: type[Connection] = CaptionConnection if task == "captioning" else TextConnection
+    await connection(websocket, model, task, context).run()

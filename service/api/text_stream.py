@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import WebSocket
 
+from models.step import Task
 from service.api import frames
 from service.api.connection import Connection, Work
 from service.api.context import Context
@@ -19,18 +20,19 @@ from service.generation import Generation, Token
 from service.memories import MemoryChoice, Recall
 from service.observability.requests import RequestRecord
 from service.prompt import check_uneaten, prompt_ids
-from service.repository import ServedModel
 from service.sessions.memory import NO_IDS
 
 
 class TextConnection(Connection):
     """One socket of a language model. It keeps the memory of its last generation, which a `feed` goes on from."""
 
-    def __init__(self, websocket: WebSocket, model: ServedModel, context: Context) -> None:
-        super().__init__(websocket, model, context)
+    def __init__(self, websocket: WebSocket, name: str, task: Task, context: Context) -> None:
+        super().__init__(websocket, name, task, context)
         self._session: str | None = None
         """The session that the last start named: it is what a feed goes on from."""
         self._memory: Snapshot | None = None
+        self._memory_of = ""
+        """The digest of the version that left it."""
         self._context: Ids = NO_IDS
         """The last ids of the socket's text, which the detokeniser of a `feed` must know."""
 
@@ -62,6 +64,12 @@ class TextConnection(Connection):
         memory, context = recall.snapshot, recall.context
         if isinstance(request, Feed):
             if choice.session is None:
+                if self._memory_of != model.bundle.digest:
+                    raise RequestError(
+                        "model_mismatch",
+                        f"{model.name} version {model.bundle.version} is served now, and another one left the "
+                        "memory of this socket; send start with the whole text",
+                    )
                 memory, context = self._memory, self._context
             elif memory is None:
                 raise RequestError("unknown_session", f"session {choice.session!r} was deleted; send start first")
@@ -90,6 +98,7 @@ class TextConnection(Connection):
                 await self.websocket.send_text(frames.token_json(event))
             else:
                 self._memory, self._context = event.snapshot, generation.context
+                self._memory_of = model.bundle.digest
                 if choice.keeps:
                     assert event.snapshot is not None
                     eaten = event.usage.prompt_tokens + event.usage.completion_tokens

@@ -59,10 +59,13 @@ class AsyncEngine:
     def __init__(
         self, core: EngineCore, *, max_waiting: int, on_step: Callable[[StepReport], None], name: str = "engine"
     ) -> None:
-        self._core = core
+        self._core: EngineCore | None = core
+        """None once closed: whoever still knows the engine then does not keep its memory."""
+        self._scheduler = core.scheduler
         self._max_admitted = core.scheduler.max_rows + max_waiting
         self._on_step = on_step
         self._admitted = 0
+        self._vacant = asyncio.Event()
         self._streams: dict[Sequence, TokenStream] = {}
         self._outbox: list[Command] = []
         """Commands of this iteration of the event loop, which go to the thread together."""
@@ -90,6 +93,7 @@ class AsyncEngine:
             self._wake.notify()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
+        self._core = None
 
     @property
     def failure(self) -> str | None:
@@ -106,12 +110,12 @@ class AsyncEngine:
     @property
     def running(self) -> int:
         """Rows in use, as of now."""
-        return len(self._core.scheduler.running)
+        return len(self._scheduler.running)
 
     @property
     def waiting(self) -> int:
         """Sequences that wait for their rows, as of now."""
-        return len(self._core.scheduler.waiting)
+        return len(self._scheduler.waiting)
 
     @property
     def max_admitted(self) -> int:
@@ -121,7 +125,7 @@ class AsyncEngine:
     @property
     def max_rows(self) -> int:
         """Rows there are."""
-        return self._core.scheduler.max_rows
+        return self._scheduler.max_rows
 
     def admit(self, rows: int = 1) -> Admission:
         """Take a place for one sequence, before anything expensive is done for it.
@@ -146,6 +150,14 @@ class AsyncEngine:
     def leave(self, rows: int) -> None:
         """Give a place back (Admission does it)."""
         self._admitted -= rows
+        if not self._admitted:
+            self._vacant.set()
+
+    async def vacated(self) -> None:
+        """Wait until every place has been left."""
+        while self._admitted:
+            self._vacant.clear()
+            await self._vacant.wait()
 
     def submit(self, sequence: Sequence, on_overflow: Callable[[], None], sink: TokenSink | None) -> TokenStream:
         """Start a sequence (through an Admission)."""
@@ -204,32 +216,35 @@ class AsyncEngine:
 
     def _run(self) -> None:
         """The thread: until closed, take commands, step, post what came of it."""
+        core = self._core
+        assert core is not None
         try:
             with np.errstate(all="ignore"):  # a row of NaN is that row's failure, not a warning
                 while self._await_work():
-                    self._post(self._core.step())
-            self._post(self._core.fail_all("the server is shutting down"))
+                    self._post(core.step())
+            self._post(core.fail_all("the server is shutting down"))
         except RunnerBroken as error:
-            self._break(f"the model's runner is broken ({error})")
+            self._break(core, f"the model's runner is broken ({error})")
         except BaseException as error:  # nothing may end this thread without its streams being told
             logger.exception("the engine's thread failed")
-            self._break(f"the engine failed ({type(error).__name__})")
+            self._break(core, f"the engine failed ({type(error).__name__})")
 
     def _await_work(self) -> bool:
         """Sleep until there is something to do; False once closing."""
+        core = self._core
+        assert core is not None
         with self._wake:
             self._wake.wait_for(
                 lambda: (
-                    self._closing
-                    or (self._undelivered < MAX_UNDELIVERED_STEPS and (self._commands or not self._core.idle))
+                    self._closing or (self._undelivered < MAX_UNDELIVERED_STEPS and (self._commands or not core.idle))
                 )
             )
             commands, self._commands = self._commands, []
         for verb, sequence in commands:
             if verb == "add":
-                self._core.add(sequence)
+                core.add(sequence)
             else:
-                self._core.cancel(sequence)
+                core.cancel(sequence)
         return not self._closing
 
     def _post(self, output: StepOutput) -> None:
@@ -246,10 +261,10 @@ class AsyncEngine:
         except RuntimeError:  # the loop is closed: nobody listens any more
             self._closing = True
 
-    def _break(self, reason: str) -> None:
+    def _break(self, core: EngineCore, reason: str) -> None:
         self._failure = reason
         with contextlib.suppress(Exception):  # its tables may be what is broken
-            self._post(self._core.fail_all(reason))
+            self._post(core.fail_all(reason))
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._fail_streams, reason)

@@ -120,7 +120,8 @@ class Encoder:
         clock: Callable[[], float] = time.perf_counter,
         name: str = "encoder",
     ) -> None:
-        self._graph = graph
+        self._graph: EncoderGraph | None = graph
+        """None once closed."""
         self._image_shape = image_shape
         self._states = states
         self._on_batch = on_batch
@@ -167,6 +168,7 @@ class Encoder:
         for thread in self._threads:
             if thread.is_alive():
                 await asyncio.to_thread(thread.join)
+        self._graph = None
         self._refuse_waiting()
 
     @property
@@ -261,6 +263,7 @@ class Encoder:
         Raises:
             RunnerBroken: it fails for every image, and for an image of zeros too.
         """
+        assert self._graph is not None
         try:
             return self._split(len(images), self._graph(images))
         except Exception as error:
@@ -289,6 +292,7 @@ class Encoder:
             RunnerBroken: it fails.
         """
         images = np.zeros((count, *self._image_shape), np.float32)
+        assert self._graph is not None
         started = self._clock()
         try:
             self._graph(images)

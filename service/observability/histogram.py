@@ -8,7 +8,7 @@ there is nothing to lock.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
@@ -67,6 +67,13 @@ class Histogram(Collector):
         if series is None:
             series = self._series[values] = Series(self._bounds)
         return series
+
+    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
+        """Forget the series that have these labels, whatever their others are."""
+        wanted = [(self._labels.index(name), value) for name, value in labels.items()]
+        for values in list(self._series):
+            if all(values[place] == value for place, value in wanted):
+                del self._series[values]
 
     def describe(self) -> Iterator[Metric]:
         """The metric without its series."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
+from models.bundle import Bundle
 from service.engine.async_engine import Admission, AsyncEngine
 from service.engine.encoder import EncoderReport
 from service.engine.sequence import Sequence, StepReport
@@ -19,6 +20,11 @@ ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
 IMAGE_BUCKETS = (1, 2, 4, 8, 16)
 UNKNOWN = "unknown"
 """The model label of a request for a model that is not served: a client cannot make labels."""
+
+RETIRED_VERSIONS = 8
+"""So many versions that are no longer served keep their counters and histograms: their last requests have not been
+scraped, or have not even been counted, when they are let go. Then they are forgotten, or each reload would leave some
+hundred series behind."""
 
 _MODEL = ("model", "version")
 
@@ -95,8 +101,59 @@ class Metrics:
         self.model_load_seconds = Gauge(
             "carousel_model_load_seconds", "Time to verify, open and warm a model up.", _MODEL, registry=registry
         )
-
+        self.model_reloads = Counter(
+            "carousel_model_reloads_total",
+            "Versions that were to be served while the server runs, by result: ok or refused.",
+            ("model", "result"), registry=registry,
+        )  # fmt: skip
+        self._gauges = (self.rows, self.queue_depth, self.model_info, self.model_load_seconds)
+        self._records = (
+            self.requests, self.request_seconds, self.queue_seconds, self.time_to_first_token_seconds,
+            self.inter_token_seconds, self.step_seconds, self.engine_overhead_seconds, self.step_rows, self.tokens,
+            self.shed, self.encoder_seconds, self.encoder_images, self.state_cache_query_tokens,
+            self.state_cache_hit_tokens,
+        )  # fmt: skip
+        """What else has a series for each version."""
+        self._engines: dict[tuple[str, str], list[AsyncEngine]] = {}
+        """Those that run, by model and version: more than one while a version makes room for itself, opened anew."""
+        self._retired: dict[tuple[str, str], None] = {}
+        """Versions without an engine, the longest so first."""
         self._ends: dict[tuple[str, str, str, str], tuple[Counter, Series]] = {}
+
+    def keep(self, labels: tuple[str, str]) -> None:
+        """Forget nothing of a version that is about to be served."""
+        self._retired.pop(labels, None)
+
+    def watch(self, labels: tuple[str, str], engine: AsyncEngine) -> None:
+        """Read an engine's occupancy whenever the metrics are collected: a gauge that is set can go stale."""
+        self.keep(labels)
+        engines = self._engines.setdefault(labels, [])
+        engines.append(engine)
+        self.rows.labels(*labels, "active").set_function(lambda: sum(one.running for one in engines))
+        self.rows.labels(*labels, "free").set_function(lambda: sum(one.max_rows - one.running for one in engines))
+        self.queue_depth.labels(*labels).set_function(lambda: sum(one.waiting for one in engines))
+
+    def unwatch(self, labels: tuple[str, str], engine: AsyncEngine) -> None:
+        """An engine has ended: with the last of a version its gauges go."""
+        engines = self._engines.get(labels, [])
+        if engine not in engines:
+            return  # it had not begun
+        engines.remove(engine)
+        if engines:
+            return
+        del self._engines[labels]
+        for gauge in self._gauges:
+            gauge.remove_by_labels(_named(labels))
+        self._retired[labels] = None
+        if len(self._retired) > RETIRED_VERSIONS:
+            self._forget(next(iter(self._retired)))
+
+    def _forget(self, labels: tuple[str, str]) -> None:
+        del self._retired[labels]
+        for metric in self._records:
+            metric.remove_by_labels(_named(labels))
+        for end in [end for end in self._ends if end[:2] == labels]:
+            del self._ends[end]
 
     def request_ended(self, model: str, version: str, endpoint: str, outcome: str, seconds: float) -> None:
         """Count a request and how long it took. Labels are resolved once: looking them up costs more than counting."""
@@ -119,6 +176,7 @@ class ModelMetrics:
 
     def __init__(self, metrics: Metrics, model: str, version: int) -> None:
         labels = (model, str(version))
+        metrics.keep(labels)
         self._metrics = metrics
         self._labels = labels
         self.queue_seconds = metrics.queue_seconds.labels(*labels)
@@ -139,11 +197,17 @@ class ModelMetrics:
         self.shed_full = metrics.shed.labels(*labels, "full")
         self.shed_slow_reader = metrics.shed.labels(*labels, "slow_reader")
 
-    def watch(self, engine: AsyncEngine) -> None:
-        """Read the engine's occupancy whenever the metrics are collected: a gauge that is set can go stale."""
-        self._metrics.rows.labels(*self._labels, "active").set_function(lambda: engine.running)
-        self._metrics.rows.labels(*self._labels, "free").set_function(lambda: engine.max_rows - engine.running)
-        self._metrics.queue_depth.labels(*self._labels).set_function(lambda: engine.waiting)
+    def begin(self, engine: AsyncEngine, bundle: Bundle, load_seconds: float) -> None:
+        """The model is served from now on."""
+        metrics, manifest = self._metrics, bundle.manifest
+        metrics.watch(self._labels, engine)
+        metrics.model_load_seconds.labels(*self._labels).set(load_seconds)
+        metrics.model_info.remove_by_labels(_named(self._labels))  # the same version may have had other bytes
+        metrics.model_info.labels(*self._labels, manifest.task, manifest.precision, bundle.digest).set(1)
+
+    def end(self, engine: AsyncEngine) -> None:
+        """The model is served no more, and nothing of it runs."""
+        self._metrics.unwatch(self._labels, engine)
 
     def queued(self, place: Admission, sequence: Sequence) -> None:
         """Record how long a sequence that has run waited for its row."""
@@ -168,3 +232,7 @@ class ModelMetrics:
         """Record one batch of images."""
         self._encoder_seconds.observe(report.seconds)
         self._encoder_images.observe(report.images)
+
+
+def _named(labels: tuple[str, str]) -> dict[str, str]:
+    return dict(zip(_MODEL, labels, strict=True))

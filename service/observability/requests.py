@@ -32,6 +32,8 @@ class RequestRecord:
     outcome: str = OK
     started_at: float = field(default_factory=time.perf_counter)
     caller: Caller = field(default_factory=current_caller)
+    answered: bool = False
+    """Whether an answer has begun: then its status can no longer be another."""
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -100,6 +102,7 @@ class RequestObserver:
         async def watch(message: Message) -> None:
             nonlocal complete
             if message["type"] == "http.response.start":
+                record.answered = True
                 message["headers"] = [*message["headers"], (b"x-request-id", record.request_id.encode())]
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)

@@ -35,6 +35,8 @@ class RunningServer:
 
     port: int
     context: Context
+    stop: Callable[[], None]
+    """What a SIGTERM does: it begins to shut down."""
 
     @property
     def url(self) -> str:
@@ -61,13 +63,18 @@ def running(settings: Settings) -> Iterator[RunningServer]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     assert started.wait(60), "the server did not start"
+
+    def stop() -> None:
+        server.should_exit = True
+
     try:
         yield RunningServer(
             server.servers[0].sockets[0].getsockname()[1],
             server.config.app.state.context,  # type: ignore[union-attr]
+            stop,
         )
     finally:
-        server.should_exit = True
+        stop()
         thread.join(30)
         assert not thread.is_alive(), "the server did not stop"
 

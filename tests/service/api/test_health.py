@@ -5,7 +5,6 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
-from websockets.exceptions import ConnectionClosed
 
 from service.engine.runner import OnnxRunner
 
@@ -125,16 +124,6 @@ def test_defect_is_one_500_and_counted(run_server, outcomes, eventually, monkeyp
         assert (error["code"], code) == ("internal_error", 4500)
         eventually(lambda: outcomes(server) == {"internal_error": 2})
         assert client.post("/v1/completions", json={"model": "tiny", "prompt": "a"}).status_code == 200
-
-
-def test_shutdown_ends_running_streams(run_server, connect):
-    with run_server(shutdown_grace_seconds=1) as server:
-        stream = connect(server)
-        stream.start("abc", max_tokens=60_000)
-        assert stream.receive()["type"] == "accepted"
-    with pytest.raises(ConnectionClosed) as caught:
-        stream.rest()
-    assert caught.value.rcvd.code == 1012  # service restart
 
 
 def _fail_steps(monkeypatch, condition: Callable[[list[int]], bool], message: str) -> None:

@@ -1,0 +1,121 @@
+"""What the repository holds and what is served of it; load and unload. For who has the admin key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
+
+from service.api.context import context_of
+from service.api.handshake import key_of
+from service.api.messages import ErrorBody
+from service.keys.admin import check_admin
+from service.repository import ServedModel
+
+PREFIX = "/v1/repository"
+
+
+class AdminRoute(APIRoute):
+    """A route that asks for the admin key before anything else; an API key is no help."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request to this route's path."""
+        admin_key = context_of(Request(scope)).settings.admin_key
+        assert admin_key is not None, "the routes are there where the key is"
+        check_admin(key_of(scope), admin_key.get_secret_value())
+        await super().handle(scope, receive, send)
+
+
+router = APIRouter(
+    prefix=PREFIX,
+    tags=["repository"],
+    route_class=AdminRoute,
+    responses={status: {"model": ErrorBody} for status in (401, 403)},
+)
+_REFUSED: dict[int | str, dict[str, type[ErrorBody]]] = {status: {"model": ErrorBody} for status in (404, 422, 503)}
+
+
+class LoadRequest(BaseModel):
+    """Which version to serve."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[
+        int | None, Field(ge=1, strict=True, description="An older one rolls back; the newest where none is given.")
+    ] = None
+
+
+class Serving(BaseModel):
+    """What a model's new requests are given; null where it is not served any more."""
+
+    model: str
+    version: int | None
+    digest: str | None
+
+
+class RefusedVersion(BaseModel):
+    """A version that was not loaded, and why."""
+
+    version: int
+    reason: str
+
+
+class RepositoryModel(BaseModel):
+    """One model: in the repository, served, or both."""
+
+    model: str
+    published: Annotated[list[int], Field(description="Versions in the repository, ascending.")]
+    served: Annotated[int | None, Field(description="The version that new requests are given.")]
+    digest: Annotated[str | None, Field(description="Of the version served.")]
+    failure: Annotated[str | None, Field(description="Why the version served does not run.")]
+    ending: Annotated[list[int], Field(description="Versions served before, with requests that still run.")]
+    refused: Annotated[RefusedVersion | None, Field(description="What was to be loaded last and was refused.")]
+
+
+class RepositoryList(BaseModel):
+    """All models."""
+
+    models: list[RepositoryModel]
+
+
+@router.get("", summary="What the repository holds and what is served")
+async def get_repository(request: Request) -> RepositoryList:
+    """Each model with its versions, on disk and in memory."""
+    context = context_of(request)
+    published = await context.reloads.published()
+    serving, refusals = context.repository.models, context.reloads.refusals
+    ending: dict[str, list[int]] = {}
+    for model in context.repository.retiring.values():
+        ending.setdefault(model.name, []).append(model.bundle.version)
+    found = []
+    for name in sorted({*published, *serving, *ending}):
+        served, refusal = serving.get(name), refusals.get(name)
+        found.append(
+            RepositoryModel(
+                model=name,
+                published=published.get(name, []),
+                served=None if served is None else served.bundle.version,
+                digest=None if served is None else served.bundle.digest,
+                failure=None if served is None else served.failure,
+                ending=sorted(ending.get(name, [])),
+                refused=None if refusal is None else RefusedVersion(version=refusal.version, reason=refusal.reason),
+            )
+        )
+    return RepositoryList(models=found)
+
+
+@router.post("/models/{model}/load", summary="Serve a version of a model", responses=_REFUSED)
+async def load(request: Request, model: str, options: LoadRequest | None = None) -> Serving:
+    """Load, verify and warm a version, then give it to new requests; those that run end on the version they have."""
+    served: ServedModel = await context_of(request).reloads.load(model, None if options is None else options.version)
+    return Serving(model=served.name, version=served.bundle.version, digest=served.bundle.digest)
+
+
+@router.post("/models/{model}/unload", summary="Serve a model no more", responses=_REFUSED)
+async def unload(request: Request, model: str) -> Serving:
+    """New requests find no such model; those that run end by themselves."""
+    served = await context_of(request).reloads.unload(model)
+    return Serving(model=served.name, version=None, digest=None)

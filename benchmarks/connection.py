@@ -106,7 +106,7 @@ class Connection(asyncio.Protocol, ABC):
         """The event loop's."""
         self._transport = cast(asyncio.Transport, transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, _exc: Exception | None) -> None:
         """The event loop's: whoever waits is told."""
         self._lost = True
         self._closed.set()

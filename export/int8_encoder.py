@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from export.int8_product import Floats
 from models.encoder import IMAGE
@@ -63,8 +63,8 @@ def build_int8_encoder(encoder: bytes, images: Floats) -> bytes:
     return bytes(rounded.SerializeToString(deterministic=True))
 
 
-class _Images(CalibrationDataReader):  # type: ignore[misc]
-    """One image after another, as the quantiser asks for them."""
+class _Images:
+    """One image after another, as the quantiser asks for them: a CalibrationDataReader is whatever has `get_next`."""
 
     def __init__(self, images: Floats) -> None:
         self._feeds: Iterator[dict[str, Floats]] = ({IMAGE: image[None]} for image in images)

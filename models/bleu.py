@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 
@@ -19,9 +20,10 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[
         references: of the same images, in the same order, one or more each.
     """
     most = max(map(len, references))
-    streams = [[(of_image[n] if n < len(of_image) else None) for of_image in references] for n in range(most)]
+    # Any: None stands for no reference, which sacrebleu takes and does not say in its types.
+    streams: list[list[Any]] = [[(own[n] if n < len(own) else None) for own in references] for n in range(most)]
     scorer = BLEU(tokenize="none", smooth_method="none", max_ngram_order=ORDERS)
-    counted = scorer.corpus_score(captions, streams)  # type: ignore[arg-type]  # None, which it allows, is not in its type
+    counted = scorer.corpus_score(captions, streams)
     precisions = [right / all_ if all_ else 0.0 for right, all_ in zip(counted.counts, counted.totals, strict=True)]
     one, two, three, four = (
         100.0 * counted.bp * math.prod(precisions[:order]) ** (1.0 / order) for order in range(1, ORDERS + 1)

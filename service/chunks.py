@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from starlette.types import Scope
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -49,7 +51,7 @@ class ChunkProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        scope: Scope = self.scope  # type: ignore[assignment]  # servers may add keys
+        scope = cast(Scope, self.scope)  # as ASGI has it: servers may add keys
         scope[FRAME_WRITER] = ChunkWriter(self, scope)
 
     def on_headers_complete(self) -> None:

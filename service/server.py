@@ -8,8 +8,10 @@ import os
 import signal
 import socket
 from types import FrameType
+from typing import cast
 
 import uvicorn
+from starlette.types import Scope
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.protocol import State
 
@@ -42,8 +44,9 @@ class StreamProtocol(WebSocketsSansIOProtocol):
 
     async def run_asgi(self) -> None:
         """Run the application; soon after its end, drop the connection whatever is still unsent."""
-        self.scope[MESSAGE_LIMIT] = self._allow_messages_of  # type: ignore[literal-required]  # servers may add keys
-        self.scope[FRAME_WRITER] = self  # type: ignore[literal-required]
+        scope = cast(Scope, self.scope)  # as ASGI has it: servers may add keys
+        scope[MESSAGE_LIMIT] = self._allow_messages_of
+        scope[FRAME_WRITER] = self
         await super().run_asgi()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 

@@ -38,7 +38,7 @@ class Words(litserve.LitAPI):
         super().__init__(**options)
         self._bundle = bundle
 
-    def setup(self, device: str) -> None:  # noqa: ARG002
+    def setup(self, _device: str) -> None:
         """Open the bundle, in the worker's process."""
         self._codec = open_bundle(self._bundle).text_codec
         self._graph = StepGraph(open_bundle(self._bundle))

@@ -18,7 +18,7 @@ from service.engine.device import Device, DeviceArray, Tensor, address_of
 from service.engine.plan import Rows
 from service.engine.runner import RunnerBroken, open_session
 from service.engine.sequence import Array
-from service.engine.state_pool import StateSpec, zeros
+from service.engine.state_pool import Buffers, StateSpec, zeros
 
 MOVE_GRAPH = Path(__file__).with_name("move_rows.onnx")
 """A Gather and a ScatterND of opset 17, no weights: int32[n, W] `rows`, int32[m, W] `source`, int64[k] `from` and
@@ -46,7 +46,7 @@ class RowMover:
         self._session.run_with_iobinding(binding)
 
 
-class DevicePool:
+class DevicePool(Buffers[DeviceArray]):
     """A StatePool in a device's memory. The last row of each array, beyond those of sequences, is zeros for ever.
 
     Raises:
@@ -67,31 +67,14 @@ class DevicePool:
         self._move = RowMover(device)
         self._zeros = max_rows
         try:
-            self._before = _filled(device, zeros(states, max_rows + 1))
-            self._after = _filled(device, zeros(states, max_rows + 1))
-            self._memories = _filled(device, zeros(memories, max_rows + 1))
+            before = _filled(device, zeros(states, max_rows + 1))
+            after = _filled(device, zeros(states, max_rows + 1))
+            held = _filled(device, zeros(memories, max_rows + 1))
             self._gathered = _filled(device, zeros(states, max_rows))
             self._single = _filled(device, zeros(states, 1))
         except Exception as error:  # onnxruntime has no root error of its own
             raise RunnerBroken(f"no memory for {max_rows} rows on the device ({error})") from None
-        self.swapped = False
-
-    def before(self, rows: slice) -> dict[str, DeviceArray]:
-        """See StatePool."""
-        return {name: array[rows] for name, array in self._before.items()}
-
-    def after(self, rows: slice) -> dict[str, DeviceArray]:
-        """See StatePool."""
-        return {name: array[rows] for name, array in self._after.items()}
-
-    def memories(self, rows: slice) -> dict[str, DeviceArray]:
-        """See StatePool."""
-        return {name: array[rows] for name, array in self._memories.items()}
-
-    def swap(self) -> None:
-        """See StatePool."""
-        self._before, self._after = self._after, self._before
-        self.swapped = not self.swapped
+        super().__init__(before, after, held)
 
     def acquire(
         self, row: int, initial: Mapping[str, Array] | None, memories: Mapping[str, Array] | None = None

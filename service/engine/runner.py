@@ -225,8 +225,7 @@ class Softmax:
 
 PREFILL_THREADS = 1
 """Of a prefill call's operators. Its products are so short that handing parts of them to other threads costs about what
-it gains: with two threads on two busy cores a prompt took 1.2 times as long and 1.7 times the processor time. The other
-cores have the event loop to run."""
+it gains, and the other cores have the event loop to run."""
 
 
 class OnnxPrefillRunner:
@@ -325,7 +324,6 @@ def open_session(
     options.log_severity_level = 4 if provider != CPU_PROVIDER else 3  # what fails is told below, once
     # Threads that spin while they wait for work take a core from the event loop, which has the last step's tokens to
     # send. And a thread that gets its core late should find little left to do, instead of all others waiting for it.
-    # Together 1.2 times as many tokens/s at 64 streams in int8, 1.15 at one (benchmarks/README.md has the command).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.dynamic_block_base", "4")
     if provider != CPU_PROVIDER and whole:

@@ -212,7 +212,7 @@ def _bucket_sums(weights: Floats) -> Doubles:
     whole, rest = _buckets(weights)
     count = whole.shape[1]
     sums = np.empty((len(weights), count + (rest.shape[1] > 0)), np.float32)
-    # Not sum(): it takes four times as long.
+    # Not sum(), which is slow over a last axis this short.
     np.einsum("bij->bi", whole, out=sums[:, :count])
     if rest.shape[1]:
         np.einsum("bi->b", rest, out=sums[:, count])

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.device import Tensor
+from service.engine.device import DeviceArray, Tensor
 from service.engine.sequence import Array
+
+Held = TypeVar("Held", Array, DeviceArray)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +87,24 @@ class StatePool(Protocol):
         ...
 
 
-class HostPool:
-    """A StatePool of numpy arrays."""
+class Buffers(Generic[Held]):
+    """What every StatePool holds: two arrays for each state, which change places, and one for each memory."""
 
-    def __init__(self, states: Mapping[str, StateSpec], memories: Mapping[str, StateSpec], max_rows: int) -> None:
-        self._before = zeros(states, max_rows)
-        self._after = zeros(states, max_rows)
-        self._memories = zeros(memories, max_rows)
+    def __init__(self, before: dict[str, Held], after: dict[str, Held], memories: dict[str, Held]) -> None:
+        self._before: dict[str, Held] = before
+        self._after: dict[str, Held] = after
+        self._memories: dict[str, Held] = memories
         self.swapped = False
 
-    def before(self, rows: slice) -> dict[str, Array]:
+    def before(self, rows: slice) -> dict[str, Held]:
         """See StatePool."""
         return {name: array[rows] for name, array in self._before.items()}
 
-    def after(self, rows: slice) -> dict[str, Array]:
+    def after(self, rows: slice) -> dict[str, Held]:
         """See StatePool."""
         return {name: array[rows] for name, array in self._after.items()}
 
-    def memories(self, rows: slice) -> dict[str, Array]:
+    def memories(self, rows: slice) -> dict[str, Held]:
         """See StatePool."""
         return {name: array[rows] for name, array in self._memories.items()}
 
@@ -110,6 +112,13 @@ class HostPool:
         """See StatePool."""
         self._before, self._after = self._after, self._before
         self.swapped = not self.swapped
+
+
+class HostPool(Buffers[Array]):
+    """A StatePool of numpy arrays."""
+
+    def __init__(self, states: Mapping[str, StateSpec], memories: Mapping[str, StateSpec], max_rows: int) -> None:
+        super().__init__(zeros(states, max_rows), zeros(states, max_rows), zeros(memories, max_rows))
 
     def acquire(
         self, row: int, initial: Mapping[str, Array] | None, memories: Mapping[str, Array] | None = None

@@ -93,9 +93,13 @@ class Connection(asyncio.Protocol, ABC):
         """Whether another generation can run on it."""
         return not self._lost and not self._transport.is_closing()
 
+    def hang_up(self) -> None:
+        """Close, and wait for nothing."""
+        self._transport.close()
+
     async def close(self) -> None:
         """Hang up, in the middle of a generation too."""
-        self._transport.close()
+        self.hang_up()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._closed.wait()
@@ -136,7 +140,7 @@ class Connection(asyncio.Protocol, ABC):
         if self._previous is None:
             self._fail(GenerationFailed("empty"))
         elif self._end is not None and not self._end.done():
-            self._recorder.finished(now)
+            self._recorder.finished(now, self._asked)
             self._end.set_result(None)
 
     def _fail(self, failure: GenerationFailed) -> None:

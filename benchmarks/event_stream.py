@@ -25,6 +25,7 @@ class EventStream(Connection):
     _chunked: bool | None = None
     """Of the answer that is being read; None before its head."""
     _status = 0
+    _told_when = False
     _length = 0
 
     async def _begin(self) -> None:
@@ -61,6 +62,7 @@ class EventStream(Connection):
     def _read_head(self, head: bytes) -> None:
         self._status = int(head.split(b" ", 2)[1])
         self._chunked = b"transfer-encoding: chunked" in head
+        self._told_when = b"\r\nretry-after: " in head
         _, named, length = head.partition(b"content-length:")
         self._length = int(length.split(b"\r", 1)[0]) if named else 0
 
@@ -100,6 +102,8 @@ class EventStream(Connection):
         try:
             error = json.loads(body)["error"]
             code, retryable = error["code"], error["retryable"]
+            if retryable and not self._told_when:
+                code, retryable = "no_retry_after", False  # to say "later" and not when is half an answer
         except (ValueError, KeyError, TypeError):
             pass  # a peer has errors of its own shape
         self._fail(GenerationFailed(code, retryable=retryable))

@@ -27,6 +27,8 @@ from benchmarks.websocket import WebSocket
 MAX_STREAMS = 4096
 MAX_SECONDS = 3600.0
 MAX_ARRIVALS = 100_000
+MAX_IDLE_SECONDS = 3.0
+"""How long an idle connection is kept: a server that closes it meanwhile (uvicorn after 5 s) would lose a request."""
 SPARE_FILES = 200
 """Beside the sockets of the load: libraries, pipes, logs."""
 MAX_CONSECUTIVE_FAILURES = 20
@@ -239,7 +241,7 @@ async def open_loop(
     recorder = Recorder(start, start + window.seconds)
     cpu = process_time()
     running: set[asyncio.Task[None]] = set()
-    idle: list[Connection] = []
+    idle: list[tuple[Connection, float]] = []
     for number, arrival in enumerate(arrivals):
         await asyncio.sleep(max(0.0, began + arrival - perf_counter()))
         if len(running) >= MAX_STREAMS:
@@ -257,16 +259,19 @@ async def open_loop(
             recorder.failed("unfinished", shed=False)
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
-    await asyncio.gather(*(connection.close() for connection in idle))
+    await asyncio.gather(*(connection.close() for connection, _ in idle))
     return recorder.result(cpu / window.total_seconds)
 
 
-async def _arrival(target: Target, request: str, asked: float, recorder: Recorder, idle: list[Connection]) -> None:
+async def _arrival(
+    target: Target, request: str, asked: float, recorder: Recorder, idle: list[tuple[Connection, float]]
+) -> None:
     connection: Connection | None = None
     try:
         while idle and connection is None:
-            connection = idle.pop()
-            if not connection.usable:
+            connection, since = idle.pop()
+            if not connection.usable or perf_counter() - since > MAX_IDLE_SECONDS:
+                connection.hang_up()
                 connection = None
         if connection is None:
             connection = await target.connect(recorder)
@@ -278,4 +283,4 @@ async def _arrival(target: Target, request: str, asked: float, recorder: Recorde
             await connection.close()
         raise
     if connection is not None and connection.usable:
-        idle.append(connection)
+        idle.append((connection, perf_counter()))

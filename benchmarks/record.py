@@ -49,6 +49,8 @@ class LoadResult:
     """Every other failure of the whole run, by code."""
     client_cpu: float
     """Processor seconds that the load generator itself used per second of the window: near 1, it measures itself."""
+    whole: Latency = Latency(0, None, None)
+    """Of the generations that finished inside the window, counted as a first token is."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -73,6 +75,7 @@ class Recorder:
         self._first = array("d")
         self._gaps = array("d")
         self._refusals = array("d")
+        self._whole = array("d")
         self._errors: Counter[str] = Counter()
 
     def measure(self, start: float, end: float) -> None:
@@ -91,10 +94,11 @@ class Recorder:
             self._tokens += 1
             self._gaps.append(at - previous)
 
-    def finished(self, at: float) -> None:
-        """A generation came to its end."""
+    def finished(self, at: float, asked: float = math.nan) -> None:
+        """A generation that was asked for at `asked` came to its end."""
         if self._start <= at < self._end:
             self._generations += 1
+            self._whole.append(at - asked)
 
     def failed(self, code: str, *, shed: bool, seconds: float | None = None) -> None:
         """A generation was refused, `seconds` after it was asked for, or broke off."""
@@ -117,4 +121,5 @@ class Recorder:
             refusal=Latency.of(self._refusals),
             errors=dict(self._errors),
             client_cpu=client_cpu,
+            whole=Latency.of(self._whole),
         )

@@ -15,6 +15,7 @@ from service.api.body_limit import BodyLimit
 from service.api.context import Context
 from service.api.drain_gate import DrainGate
 from service.api.key_gate import KeyGate
+from service.api.load_gate import LoadGate
 from service.drain import Drain
 from service.images import ImageReader
 from service.keys.keyring import Keyring
@@ -80,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.router.routes.extend(repository_routes.router.routes)
     handlers.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_image_bytes=settings.max_image_body_bytes)
+    app.add_middleware(LoadGate, repository=context.repository)
     if keyring is not None:
         admin_paths = None if settings.admin_key is None else repository_routes.PREFIX
         app.add_middleware(KeyGate, keyring=keyring, metrics=metrics, admin_paths=admin_paths)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.step import ATTENTION
-from service.engine.async_engine import Admission, EngineStopped
+from service.engine.admission import Admission, EngineStopped
 from service.engine.encoder import Encoding
 from service.engine.sequence import (
     BeamParameters,
@@ -146,7 +146,7 @@ class CaptionStream:
         yield Finished(event.reason, text, Usage(0, shown), None)
 
     def _overflowed(self) -> None:
-        self._model.metrics.shed_slow_reader.inc()
+        self._model.metrics.shed["slow_reader"].inc()
         self._on_overflow()
 
 

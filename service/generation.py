@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from models.codec.text import CONTEXT_TOKENS
-from service.engine.async_engine import Admission, EngineFull, EngineStopped
+from service.engine.admission import Admission, EngineFull, EngineStopped
+from service.engine.queue_time import INTERACTIVE, Urgency, retry_after_seconds
 from service.engine.sequence import (
     Alternative,
     FinishEvent,
@@ -85,23 +87,45 @@ class Finished:
     snapshot: Snapshot | None
 
 
-def admit(model: ServedModel, rows: int = 1) -> Admission:
+def admit(model: ServedModel, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> Admission:
     """Take a place in the model's engine for a sequence of so many rows, of which the engine has at least as many.
+
+    Args:
+        model: the model.
+        rows: of the sequence.
+        urgency: how it waits, and how long it may take.
+        queued: places that the same request has taken already.
 
     Raises:
         Unavailable: capacity_exceeded or model_unavailable.
     """
-    try:
-        place = model.engine.admit(rows)
-    except EngineFull as error:
-        model.metrics.shed_full.inc()
-        raise Unavailable("capacity_exceeded", f"{model.name}: {error}; try again later", 1) from None
-    except EngineStopped as error:
-        raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
+    with refusals(model):
+        place = model.engine.admit(rows, urgency, queued=queued)
     caller = current_caller()
     if caller.metered:
         place.on_end = lambda sequence: caller.spend(sequence.eaten + sequence.sampled)
     return place
+
+
+def admit_many(
+    places: ExitStack | AsyncExitStack, model: ServedModel, count: int, urgency: Urgency, rows: int = 1
+) -> list[Admission]:
+    """So many places for one request, which `places` gives back; raises what `admit` raises."""
+    return [places.enter_context(admit(model, rows, urgency, queued=place * rows)) for place in range(count)]
+
+
+@contextmanager
+def refusals(model: ServedModel) -> Iterator[None]:
+    """Turn the engine's refusal of a place into the error that a client is told, and count it."""
+    try:
+        yield
+    except EngineFull as error:
+        model.metrics.shed[error.reason].inc()
+        seconds = retry_after_seconds(error.wait_seconds)
+        message = f"{model.name}: {error}; try again in {seconds} s"
+        raise Unavailable("capacity_exceeded", message, seconds) from None
+    except EngineStopped as error:
+        raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
 
 
 class Generation:
@@ -236,7 +260,7 @@ class Generation:
         return Token(count, event.token, text, event.logprob, event.alternatives)
 
     def _overflowed(self) -> None:
-        self._model.metrics.shed_slow_reader.inc()
+        self._model.metrics.shed["slow_reader"].inc()
         self._on_overflow()
 
 
@@ -255,7 +279,7 @@ async def run_quietly(model: ServedModel, admission: Admission, sequence: Sequen
     """Run a sequence of which nothing is told before its end, to that.
 
     Raises:
-        ServiceError: step_failed or model_unavailable.
+        ServiceError: step_failed, deadline_exceeded or model_unavailable.
     """
     try:
         event = await admission.start(sequence).get()
@@ -270,6 +294,9 @@ def raise_for(model: ServedModel, event: FinishEvent) -> None:
     """Turn an end that is a failure into the error that a client is told."""
     if event.reason is FinishReason.SLOW_READER:
         raise ServiceError("slow_reader", f"the stream was not read fast enough: {event.detail}")
+    if event.reason is FinishReason.DEADLINE:
+        model.metrics.shed["deadline"].inc()
+        raise ServiceError("deadline_exceeded", f"{model.name}: {event.detail}; ask for less, or for more time")
     if event.reason is FinishReason.FAILED:
         if model.engine.failure is not None:
             raise Unavailable("model_unavailable", f"{model.name}: {model.engine.failure}", 1)

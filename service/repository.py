@@ -235,6 +235,8 @@ class Repository:
             max_waiting=self._settings.max_waiting,
             on_step=metrics.step,
             name=f"engine-{bundle.model}",
+            max_wait_seconds=self._settings.max_wait_seconds,
+            deadline_seconds=self._settings.deadline_seconds,
         )
         identity = ModelIdentity.of(bundle)
         prefixes = Prefixes(self._prefix_cache, identity.digest, metrics.looked_up)

@@ -18,8 +18,8 @@ from websockets.protocol import State
 from service.api.direct_frames import FRAME_WRITER
 from service.api.message_limit import MESSAGE_LIMIT
 from service.app import create_app
-from service.chunks import ChunkProtocol
 from service.drain import Drain
+from service.http_protocol import limited
 from service.settings import Settings
 
 logger = logging.getLogger("carousel")
@@ -131,7 +131,7 @@ def create_server(settings: Settings) -> Server:
         app,
         host=settings.host,
         port=settings.port,
-        http=ChunkProtocol,
+        http=limited(settings.max_connections, app.state.context.metrics.connection_refused),
         ws=StreamProtocol,
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # token frames are too small to gain and too many to pay

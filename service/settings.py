@@ -30,6 +30,20 @@ class Settings(BaseSettings):
     max_waiting: Annotated[
         int, Field(ge=0, le=1_000_000, description="Requests that may wait for a row of a model; more get a 503.")
     ] = 1024
+    max_wait_seconds: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Longest that a request may be expected to wait for a row; what would wait longer gets a 503.",
+        ),
+    ] = 10.0
+    deadline_seconds: Annotated[
+        float,
+        Field(gt=0, description="Longest that a request may take once it is let in; then it ends with a 504."),
+    ] = 600.0
+    max_connections: Annotated[
+        int, Field(ge=1, description="Open connections, HTTP and WebSocket together; one more gets a 503.")
+    ] = 4096
     intra_op_threads: Annotated[
         int,
         Field(ge=0, le=1024, description="Threads of one onnxruntime operator; 0 is one per core, but one in int8."),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
-from service.api.messages import Cancel, Message, SamplingFields, check_top_k
+from service.api.messages import Cancel, SamplingFields, UrgencyFields, check_top_k
 from service.captioning import CaptionParameters, check_attention
 from service.engine.sequence import BeamParameters
 from service.repository import ServedModel
@@ -20,7 +20,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 Base64 = Annotated[str, Field(description="An image file in base64, or as a data URI of it. Nothing is ever fetched.")]
 
 
-class CaptionFields(SamplingFields):
+class CaptionFields(SamplingFields, UrgencyFields):
     """How to caption, and what to tell. What is left out is the model's default (its manifest's `decoding`)."""
 
     temperature: Annotated[
@@ -106,7 +106,7 @@ class StreamSampling(SamplingFields):
     """The `sampling` object of a captioning model's stream."""
 
 
-class CaptionStart(Message):
+class CaptionStart(UrgencyFields):
     """Caption the image given here; without one, the next binary frame, in this way."""
 
     type: Literal["start"]

@@ -10,7 +10,7 @@ from service.api.caption_messages import CaptionStart, CaptionStreamMessage
 from service.api.connection import Connection, Work
 from service.api.messages import Cancel
 from service.captioning import CaptionStream
-from service.engine.async_engine import Admission
+from service.engine.admission import Admission
 from service.errors import RequestError
 from service.generation import Finished
 from service.images import ImageFile
@@ -35,8 +35,10 @@ class CaptionConnection(Connection):
         """A caption, unless its image is still to come."""
         if isinstance(request, bytes):
             start, self._next = self._next, GREEDY
+            self.urgency = start.urgency
             return partial(self._send_events, start, request)
         if request.image is not None:
+            self.urgency = request.urgency
             return partial(self._send_events, request, request.image)
         self._next = request
         return None

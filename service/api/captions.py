@@ -22,11 +22,11 @@ from service.api.plain_route import PlainRoute
 from service.api.probability import ERRORS
 from service.attention_picture import attention_svg
 from service.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
-from service.engine.async_engine import Admission
+from service.engine.admission import Admission
 from service.engine.encoder import Encoding
 from service.engine.sequence import FinishReason
 from service.errors import RequestError, ServiceError
-from service.generation import Finished, admit
+from service.generation import Finished, admit, admit_many
 from service.images import ImageReader
 from service.observability.requests import record_of
 from service.repository import ServedModel
@@ -96,7 +96,7 @@ async def captions(request: Request, model: str) -> Response:
         raise RequestError("invalid_request", f"stream is for one image, and there are {len(asked.files):,}")
     async with AsyncExitStack() as places:
         overflowed = asyncio.Event()
-        place = places.enter_context(admit(served))
+        place = places.enter_context(admit(served, urgency=asked.fields.urgency))
         work = _begin(served, place, images, asked, parameters, overflowed)
         stream = await while_connected(request, work)
         places.enter_context(context_of(request).drain.ending(stream.cancel))
@@ -137,9 +137,10 @@ async def _captions(
 ) -> dict[str, Any]:
     with ExitStack() as places:
         # As many rows as there are at most, and as are free: a large request takes turns instead of everybody's place.
-        free = min(model.engine.max_rows, model.engine.max_admitted - model.engine.admitted)
+        urgency = asked.fields.urgency
+        free = min(model.engine.max_rows, model.engine.max_admitted(batch=urgency.batch) - model.engine.admitted)
         wanted = min(len(asked.files), max(1, free // parameters.rows))
-        admissions = [places.enter_context(admit(model, parameters.rows)) for _ in range(wanted)]
+        admissions = admit_many(places, model, wanted, urgency, parameters.rows)
         encodings = await _encodings(model, images, asked)
         found = await _find_all(model, admissions, encodings, parameters)
     return {
@@ -227,7 +228,7 @@ async def _events(request: Request, model: ServedModel, stream: CaptionStream) -
 
 
 async def _picture(model: ServedModel, images: ImageReader, asked: Asked, parameters: CaptionParameters) -> str:
-    with admit(model, parameters.rows) as place:
+    with admit(model, parameters.rows, asked.fields.urgency) as place:
         encoding = await images.encode(model, asked.files[0])
         (best,) = await find_captions(model, place, encoding, parameters)
     maps = np.zeros((0, 1, 1), np.float32) if best.attention is None else best.attention

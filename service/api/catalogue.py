@@ -10,7 +10,10 @@ from service.api.context import context_of, find_model
 from service.api.messages import ErrorBody
 from service.repository import ServedModel
 
-ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {status: {"model": ErrorBody} for status in (401, 429)}
+ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
+    status: {"model": ErrorBody} for status in (401, 413, 429, 500, 503)
+}
+"""Of every route: what stands before it may refuse."""
 BEAM = {"beam_width", "length_penalty"}
 """Decoding defaults that are of captions only."""
 

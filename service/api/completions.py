@@ -24,7 +24,7 @@ from service.api.messages import CompletionsRequest, check_top_k
 from service.api.probability import ERRORS
 from service.engine.sequence import FinishReason
 from service.errors import RequestError, ServiceError
-from service.generation import Collector, Finished, Generation, Token, Usage, admit
+from service.generation import Collector, Finished, Generation, Token, Usage, admit_many
 from service.memories import Memories, Recall
 from service.observability.requests import record_of
 from service.prompt import check_uneaten, prompt_ids
@@ -79,13 +79,14 @@ class Completion:
         self._echoes: list[str] = []
         self.overflowed = asyncio.Event()
         """Set when the client has read the events too slowly and the generation was ended."""
-        wanted, most = len(body.prompts) * (body.n or 1), model.engine.max_admitted
+        urgency = body.urgency
+        wanted, most = len(body.prompts) * (body.n or 1), model.engine.max_admitted(batch=urgency.batch)
         if wanted > most:
             raise RequestError(
                 "invalid_request", f"prompts times n is {wanted:,}; {model.name} runs at most {most:,} at once"
             )
         # Places are taken before any prompt is tokenised.
-        self._admissions = [places.enter_context(admit(model)) for _ in range(wanted)]
+        self._admissions = admit_many(places, model, wanted, urgency)
 
     async def prepare(self) -> None:
         """Tokenise, and refuse what must be refused before a byte is answered."""

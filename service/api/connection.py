@@ -20,7 +20,8 @@ from service.api import frames
 from service.api.context import Context
 from service.api.handlers import validation_message
 from service.api.messages import Cancel
-from service.engine.async_engine import Admission
+from service.engine.admission import Admission
+from service.engine.queue_time import INTERACTIVE
 from service.errors import RequestError, ServiceError
 from service.generation import Finished, admit
 from service.keys.caller import current_caller
@@ -64,6 +65,8 @@ class Connection(ABC):
         self._model_task = task
         self._model: ServedModel | None = None
         """Only while a generation runs: an idle socket must not keep a version in memory that is served no more."""
+        self.urgency = INTERACTIVE
+        """Of the generation that a frame asks for; `begin` sets it."""
         self._task: asyncio.Task[None] | None = None
         self._generation: Cancellable | None = None
         self._started = False
@@ -231,7 +234,7 @@ class Connection(ABC):
         try:
             current_caller().admit()  # a socket's generations count as requests, each when it begins
             self._model = model = self._find_model()
-            with admit(model) as admission:
+            with admit(model, urgency=self.urgency) as admission:
                 await work(admission, record)
         except ServiceError as error:
             record.outcome = error.code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
@@ -11,22 +13,27 @@ from service.api.context import SERVER, context_of
 from service.errors import Unavailable
 
 router = APIRouter(tags=["health"])
+_HEALTH: dict[int | str, dict[str, Any]] = {
+    413: ERRORS[413],
+    500: ERRORS[500],
+    503: {"description": "Which models fail, and why."},
+}
 
 
-@router.get("/livez", summary="Whether the process and its engine threads are alive")
+@router.get("/livez", summary="Whether the process and its engine threads are alive", responses=_HEALTH)
 async def livez(request: Request) -> Response:
     """200 while the event loop answers and every engine's thread runs, else 503."""
     return _report(context_of(request).failures)
 
 
-@router.get("/readyz", summary="Whether models are loaded and warm")
+@router.get("/readyz", summary="Whether models are loaded and warm", responses=_HEALTH)
 async def readyz(request: Request) -> Response:
     """200 when every model is loaded, warm and able to run and the server is not shutting down, else 503."""
     context = context_of(request)
     return _report(context.unready, "shutting_down" if context.drain.begun else "model_unavailable")
 
 
-@router.get("/metrics", summary="Prometheus metrics", responses=ERRORS)
+@router.get("/metrics", summary="Prometheus metrics", responses={200: {"content": {"text/plain": {}}}, **ERRORS})
 async def metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format."""
     return Response(generate_latest(context_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

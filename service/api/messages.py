@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from models.manifest import Manifest
+from service.engine.queue_time import Urgency
 from service.engine.sequence import SamplingParameters
 from service.memories import MemoryChoice
 
@@ -70,6 +72,23 @@ class CacheFields(Message):
             description="Prompts with different salts never share a cached state.",
         ),
     ] = None
+
+
+class UrgencyFields(Message):
+    """Who goes first, and when it is too late."""
+
+    priority: Annotated[
+        Literal["interactive", "batch"], Field(description="Batch waits as long as anything interactive does.")
+    ] = "interactive"
+    timeout_seconds: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="How long it may take; then it ends with deadline_exceeded."),
+    ] = None
+
+    @property
+    def urgency(self) -> Urgency:
+        """The fields."""
+        return Urgency(self.priority == "batch", math.inf if self.timeout_seconds is None else self.timeout_seconds)
 
 
 class MemoryTold(BaseModel):
@@ -158,7 +177,7 @@ class TextOrTokens(Message):
         return self.text if self.text is not None else self.tokens or []
 
 
-class NextTokenRequest(MemoryFields, CacheFields):
+class NextTokenRequest(MemoryFields, CacheFields, UrgencyFields):
     """Ask for the most probable next tokens, after a text or after what a memory holds."""
 
     text: str | None = None
@@ -177,11 +196,11 @@ class NextTokenRequest(MemoryFields, CacheFields):
         return self.text if self.text is not None else self.tokens
 
 
-class ScoreRequest(TextOrTokens, MemoryFields):
+class ScoreRequest(TextOrTokens, MemoryFields, UrgencyFields):
     """Ask how probable a text is."""
 
 
-class CompletionsRequest(SamplingFields, MemoryFields, CacheFields):
+class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyFields):
     """OpenAI's completions, with top_k, min_p, repetition_penalty and a memory besides.
 
     Clients send fields of OpenAI's that are not offered here; they may, with the value that asks for nothing.
@@ -222,7 +241,7 @@ class CompletionsRequest(SamplingFields, MemoryFields, CacheFields):
         return list(texts) if texts else [[entry for entry in self.prompt if isinstance(entry, int)]]
 
 
-class StreamPrompt(Message):
+class StreamPrompt(UrgencyFields):
     """What `start` and `feed` have in common."""
 
     prompt: str | None = None

@@ -31,7 +31,7 @@ from service.repository import ServedModel
 from service.sessions.memory import NO_IDS
 
 ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 409, 410, 413, 422, 429, 500, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 409, 410, 413, 422, 429, 500, 503, 504)
 }
 router = APIRouter(prefix="/v1/models/{model}", tags=["probabilities"], route_class=JsonRoute)
 
@@ -54,7 +54,7 @@ async def score(request: Request, model: str, body: ScoreRequest) -> Response:
 
 async def _next_token(model: ServedModel, memories: Memories, body: NextTokenRequest) -> NextTokenResponse:
     codec = model.bundle.text_codec
-    with admit(model) as admission:
+    with admit(model, urgency=body.urgency) as admission:
         prompt = NO_IDS if body.prompt is None else await prompt_ids(model, body.prompt)
         sampling = SamplingParameters(max_tokens=1, temperature=0.0, alternatives=min(body.top, codec.vocabulary_size))
         async with memories.recall(model.identity, body.memory) as recall:
@@ -101,7 +101,7 @@ async def _next_token(model: ServedModel, memories: Memories, body: NextTokenReq
 
 
 async def _score(model: ServedModel, memories: Memories, body: ScoreRequest) -> str:
-    with admit(model) as admission:
+    with admit(model, urgency=body.urgency) as admission:
         prompt = await prompt_ids(model, body.prompt)
         async with memories.recall(model.identity, body.memory) as recall:
             if len(prompt) < 2 and recall.before is None:

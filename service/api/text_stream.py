@@ -13,7 +13,7 @@ from service.api.connection import Connection, Work
 from service.api.context import Context
 from service.api.direct_frames import token_frames
 from service.api.messages import DEFAULT_MAX_TOKENS, Cancel, Feed, Start, StreamMessage, check_top_k
-from service.engine.async_engine import Admission
+from service.engine.admission import Admission
 from service.engine.sequence import Ids, Snapshot
 from service.errors import RequestError
 from service.generation import Generation, Token
@@ -46,6 +46,7 @@ class TextConnection(Connection):
         """A generation from the beginning, or from where the last one ended."""
         if isinstance(request, Feed) and self._memory is None:
             self.refuse("out_of_order", "feed came before any generation on this socket; send start first")
+        self.urgency = request.urgency
         return partial(self._send_events, request)
 
     async def _send_events(self, request: Start | Feed, admission: Admission, record: RequestRecord) -> None:

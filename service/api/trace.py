@@ -20,10 +20,10 @@ from service.api.disconnect import all_or_none, while_connected
 from service.api.json_route import JsonRoute
 from service.api.probability import ERRORS
 from service.api.trace_messages import LearnersRequest, LearnersResponse, TraceBody, TraceFields, TraceResponse
-from service.engine.async_engine import Admission
+from service.engine.admission import Admission
 from service.engine.sequence import Ids
 from service.errors import RequestError
-from service.generation import admit, run_quietly
+from service.generation import admit_many, run_quietly
 from service.mastery import mastery_svg
 from service.memories import MAX_MARKS, Memories, Recall
 from service.prefixes import FROM_ZEROS
@@ -100,7 +100,7 @@ async def _trace(model: ServedModel, memories: Memories, body: TraceBody) -> byt
     with ExitStack() as places:
         # As many rows as there are at most: a large request takes turns instead of everybody's place.
         wanted = min(len(learners), model.engine.max_rows)
-        admissions = [places.enter_context(admit(model)) for _ in range(wanted)]
+        admissions = admit_many(places, model, wanted, body.urgency)
         asked = [_check(model, fields, f"learners.{place}." if many else "") for place, fields in enumerate(learners)]
         _check_sessions(learners)
         async with AsyncExitStack() as held:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from service.api.messages import CacheFields, MemoryFields, MemoryTold, Message
+from service.api.messages import CacheFields, MemoryFields, MemoryTold, UrgencyFields
 
 MAX_LEARNERS = 1000
 MAX_SKILLS = 10_000
@@ -36,7 +36,7 @@ class TraceFields(MemoryFields, CacheFields):
     ] = "error"
 
 
-class TraceRequest(TraceFields):
+class TraceRequest(TraceFields, UrgencyFields):
     """A request for one learner."""
 
 
@@ -46,7 +46,7 @@ class Learner(TraceFields):
     id: Annotated[str | int | None, Field(description="Comes back with the answer.")] = None
 
 
-class LearnersRequest(Message):
+class LearnersRequest(UrgencyFields):
     """A request for many learners: all are answered, or none is and nothing is kept."""
 
     learners: Annotated[list[Learner], Field(min_length=1, max_length=MAX_LEARNERS, fail_fast=True)]

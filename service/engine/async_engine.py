@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Literal
 
 import numpy as np
 
+from service.engine.admission import Admission, BeamTooWide, EngineFull, EngineStopped, WaitTooLong
 from service.engine.core import EngineCore
+from service.engine.queue_time import INTERACTIVE, QueueTime, Urgency
 from service.engine.runner import RunnerBroken
 from service.engine.sequence import FinishEvent, FinishReason, Sequence, StepOutput, StepReport, TokenEvent
 from service.engine.token_stream import TokenSink, TokenStream
@@ -34,35 +36,37 @@ at each of its tokens. This many at most."""
 Command = tuple[Literal["add", "cancel"], Sequence]
 
 
-class EngineFull(Exception):
-    """As many sequences run and wait as may."""
-
-
-class BeamTooWide(Exception):
-    """A beam asks for more rows than the engine has: waiting would not help."""
-
-
-class EngineStopped(Exception):
-    """The engine does not run: it was closed, or its runner is broken."""
-
-
 class AsyncEngine:
     """An EngineCore on a thread of its own. Every method but the thread's belongs to the event loop.
 
     Args:
         core: the engine, warm.
         max_waiting: sequences that may wait for a row; a beam counts as many as it is wide.
+            Half of the places to wait in are not for batch sequences.
         on_step: called on the event loop with each step's report.
         name: of the thread.
+        max_wait_seconds: nobody is let in who is to wait longer for a row, by the pace of those who ended last.
+        deadline_seconds: from a place's taking on, after which its sequence is ended.
     """
 
     def __init__(
-        self, core: EngineCore, *, max_waiting: int, on_step: Callable[[StepReport], None], name: str = "engine"
+        self,
+        core: EngineCore,
+        *,
+        max_waiting: int,
+        on_step: Callable[[StepReport], None],
+        name: str = "engine",
+        max_wait_seconds: float = math.inf,
+        deadline_seconds: float = math.inf,
     ) -> None:
         self._core: EngineCore | None = core
         """None once closed: whoever still knows the engine then does not keep its memory."""
         self._scheduler = core.scheduler
         self._max_admitted = core.scheduler.max_rows + max_waiting
+        self._max_batch_admitted = core.scheduler.max_rows + (max_waiting + 1) // 2
+        self._max_wait_seconds = max_wait_seconds
+        self._deadline_seconds = deadline_seconds
+        self._queue_time = QueueTime(core.scheduler.max_rows)
         self._on_step = on_step
         self._admitted = 0
         self._vacant = asyncio.Event()
@@ -115,37 +119,50 @@ class AsyncEngine:
     @property
     def waiting(self) -> int:
         """Sequences that wait for their rows, as of now."""
-        return len(self._scheduler.waiting)
+        return len(self._scheduler.waiting) + len(self._scheduler.waiting_batch)
 
-    @property
-    def max_admitted(self) -> int:
+    def max_admitted(self, *, batch: bool = False) -> int:
         """Places there are: rows, and rows waited for."""
-        return self._max_admitted
+        return self._max_batch_admitted if batch else self._max_admitted
 
     @property
     def max_rows(self) -> int:
         """Rows there are."""
         return self._scheduler.max_rows
 
-    def admit(self, rows: int = 1) -> Admission:
+    def admit(self, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> Admission:
         """Take a place for one sequence, before anything expensive is done for it.
 
         Args:
             rows: that the sequence will have, each a place.
+            urgency: how it waits, and how long it may take.
+            queued: places that the same request has taken already: it does not wait for others on account of them.
 
         Raises:
-            EngineFull: all places are taken, or fewer are free.
+            EngineFull: all places are taken, or fewer are free, or (WaitTooLong) a row would come too late.
             EngineStopped: the engine does not run.
             BeamTooWide: there are not so many rows.
         """
-        if self.failure is not None:
-            raise EngineStopped(self.failure)
         if rows > self.max_rows:
             raise BeamTooWide(f"the beam is {rows:,} rows wide; allowed are {self.max_rows:,}")
-        if self._admitted + rows > self._max_admitted:
-            raise EngineFull(f"{self._admitted:,} requests run and wait; allowed are {self._max_admitted:,}")
+        self.check_room(rows, urgency, queued=queued)
         self._admitted += rows
-        return Admission(self, rows)
+        return Admission(self, rows, urgency, self._deadline_seconds)
+
+    def check_room(self, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> None:
+        """Hold that `admit` would take a place now. It raises what that raises."""
+        if self.failure is not None:
+            raise EngineStopped(self.failure)
+        ahead = self._admitted - queued
+        if not urgency.batch:
+            ahead -= len(self._scheduler.waiting_batch)
+        wait_seconds = self._queue_time.wait_seconds(ahead + rows)
+        most = self.max_admitted(batch=urgency.batch)
+        if self._admitted + rows > most:
+            raise EngineFull(f"{self._admitted:,} requests run and wait; allowed are {most:,}", wait_seconds)
+        longest = min(self._max_wait_seconds, self._deadline_seconds, urgency.timeout_seconds)
+        if wait_seconds > longest:
+            raise WaitTooLong(f"a row would be free in {wait_seconds:.3g} s; allowed are {longest:.3g}", wait_seconds)
 
     def leave(self, rows: int) -> None:
         """Give a place back (Admission does it)."""
@@ -174,6 +191,13 @@ class AsyncEngine:
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence: its row is free after at most one more step."""
         if sequence in self._streams:
+            self._command("cancel", sequence)
+
+    def expire(self, sequence: Sequence, detail: str) -> None:
+        """End a sequence whose time is over, and tell its reader at once."""
+        stream = self._streams.get(sequence)
+        if stream is not None and not stream.finished:
+            stream.put(FinishEvent(FinishReason.DEADLINE, detail))
             self._command("cancel", sequence)
 
     def _command(self, verb: Literal["add", "cancel"], sequence: Sequence) -> None:
@@ -209,6 +233,8 @@ class AsyncEngine:
                 streams[sequence].put_token(event, sequence in last)
         for sequence, end in output.finished:
             streams.pop(sequence).put(end)
+            if sequence.joined_at is not None:
+                self._queue_time.ended(time.perf_counter() - sequence.joined_at)
             if sequence.on_end is not None:
                 sequence.on_end(sequence)
         for report in reports:
@@ -276,46 +302,3 @@ class AsyncEngine:
             if sequence.on_end is not None:
                 sequence.on_end(sequence)
         self._streams.clear()
-
-
-class Admission:
-    """A place in the engine for one sequence; a context manager that ends the sequence when it is left."""
-
-    def __init__(self, engine: AsyncEngine, rows: int) -> None:
-        self._engine = engine
-        self._rows = rows
-        self._sequence: Sequence | None = None
-        self.on_end: Callable[[Sequence], None] | None = None
-        """Called with each sequence that has this place, once it has ended; later than the place, perhaps."""
-        self.admitted_at = time.perf_counter()
-
-    def start(
-        self, sequence: Sequence, on_overflow: Callable[[], None] = lambda: None, sink: TokenSink | None = None
-    ) -> TokenStream:
-        """Submit the sequence that the place was taken for.
-
-        Args:
-            sequence: what to run.
-            on_overflow: called when its reader has fallen too far behind and the sequence was ended.
-            sink: takes tokens past the stream while its reader waits.
-        """
-        if self._engine.failure is not None:
-            raise EngineStopped(self._engine.failure)
-        assert sequence.rows == self._rows, "a place was taken for another number of rows"
-        self._sequence = sequence
-        sequence.on_end = self.on_end
-        return self._engine.submit(sequence, on_overflow, sink)
-
-    def cancel(self) -> None:
-        """End the sequence early; its stream still gets a FinishEvent."""
-        if self._sequence is not None:
-            self._engine.cancel(self._sequence)
-
-    def __enter__(self) -> Admission:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-        self._engine.leave(self._rows)

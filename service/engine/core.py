@@ -101,7 +101,8 @@ class EngineCore:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to run and nothing to tell."""
-        return not (self.scheduler.running or self.scheduler.waiting or self._finished)
+        scheduler = self.scheduler
+        return not (scheduler.running or scheduler.waiting or scheduler.waiting_batch or self._finished)
 
     def step(self) -> StepOutput:
         """Let waiting sequences join, take every row one id forward, and tell what came of it.
@@ -146,8 +147,8 @@ class EngineCore:
         """End every sequence, running and waiting."""
         while self.scheduler.running:
             self._finish(len(self.scheduler.running) - 1, FinishReason.FAILED, detail)
-        while self.scheduler.waiting:
-            self._finished.append((self.scheduler.waiting.popleft(), FinishEvent(FinishReason.FAILED, detail)))
+        for sequence in self.scheduler.withdraw_all():
+            self._finished.append((sequence, FinishEvent(FinishReason.FAILED, detail)))
         return StepOutput(None, self._take_finished(), None)
 
     def _run(self, n: int) -> Ended:

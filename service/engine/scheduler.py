@@ -1,4 +1,4 @@
-"""Who is in the batch: a queue of sequences that wait and a compact list of sequences that run.
+"""Who is in the batch: two queues of sequences that wait and a compact list of sequences that run.
 
 Iteration-level scheduling (Yu et al., OSDI 2022) of recurrent cells (Gao et al., EuroSys 2018): sequences join and
 leave between steps. A sequence's memory is one row of constant size (a beam's: one a hypothesis), so there is nothing
@@ -18,23 +18,29 @@ class Scheduler:
     def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
         self.waiting: deque[Sequence] = deque()
+        self.waiting_batch: deque[Sequence] = deque()
+        """Those that are `batch`: the first of them joins when none of the others waits."""
         self.running: list[Sequence] = []
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, first come first served: while the first waits for as many rows as it needs, so do all.
+
+        Batch sequences have a queue of their own, behind the other.
 
         Raises:
             ValueError: it needs more rows than there are.
         """
         if sequence.rows > self.max_rows:
             raise ValueError(f"the beam is {sequence.rows:,} rows wide; allowed are {self.max_rows:,}")
-        self.waiting.append(sequence)
+        self._queue(sequence).append(sequence)
 
     def admit(self) -> list[tuple[range, Sequence]]:
         """Let waiting sequences into free rows; returns who joined, with the rows."""
         joined = []
-        while self.waiting and len(self.running) + (count := self.waiting[0].rows) <= self.max_rows:
-            sequence = self.waiting.popleft()
+        while (queue := self.waiting or self.waiting_batch) and len(self.running) + (
+            count := queue[0].rows
+        ) <= self.max_rows:
+            sequence = queue.popleft()
             first = len(self.running)
             joined.append((range(first, first + count), sequence))
             self.running += [sequence] * count
@@ -57,7 +63,17 @@ class Scheduler:
     def withdraw(self, sequence: Sequence) -> bool:
         """Take a waiting sequence out of the queue; False if it does not wait."""
         try:
-            self.waiting.remove(sequence)
+            self._queue(sequence).remove(sequence)
         except ValueError:
             return False
         return True
+
+    def withdraw_all(self) -> list[Sequence]:
+        """Take all waiting sequences out of the queues, in the order in which they would have joined."""
+        withdrawn = [*self.waiting, *self.waiting_batch]
+        self.waiting.clear()
+        self.waiting_batch.clear()
+        return withdrawn
+
+    def _queue(self, sequence: Sequence) -> deque[Sequence]:
+        return self.waiting_batch if sequence.batch else self.waiting

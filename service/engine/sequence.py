@@ -78,6 +78,7 @@ class FinishReason(Enum):
     CANCELLED = "cancelled"
     FAILED = "failed"
     SLOW_READER = "slow_reader"
+    DEADLINE = "deadline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class Sequence:
         looks: after how many ids of the prompt to take a copy of the state, ascending, each less than N.
         eaten: how many ids of the prompt `snapshot` has eaten already; they are fed to nobody, and count as seen.
         on_end: called on the event loop when it has ended, in whatever way, if it was ever submitted.
+        batch: whether it waits for a row for as long as any sequence waits that is not batch.
 
     The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken (`eaten`), how
     many it has sampled (a beam: how long its hypotheses grew), what it weighed, read and, being `whole`, said, and the
@@ -139,6 +141,7 @@ class Sequence:
     looks: tuple[int, ...] = ()
     on_end: Callable[[Sequence], None] | None = None
     whole: bool = False
+    batch: bool = False
     joined_at: float | None = None
     eaten: int = 0
     sampled: int = 0

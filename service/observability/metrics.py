@@ -5,7 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from models.bundle import Bundle
-from service.engine.async_engine import Admission, AsyncEngine
+from service.engine.admission import Admission
+from service.engine.async_engine import AsyncEngine
 from service.engine.encoder import EncoderReport
 from service.engine.sequence import Sequence, StepReport
 from service.observability.histogram import Histogram, Series
@@ -25,6 +26,9 @@ RETIRED_VERSIONS = 8
 """So many versions that are no longer served keep their counters and histograms: their last requests have not been
 scraped, or have not even been counted, when they are let go. Then they are forgotten, or each reload would leave some
 hundred series behind."""
+
+SHED_REASONS = ("full", "wait", "deadline", "slow_reader")
+"""No place was free; a row would have come too late; the request's time was over; events were not read fast enough."""
 
 _MODEL = ("model", "version")
 
@@ -65,7 +69,8 @@ class Metrics:
             registry=registry,
         )
         self.shed = Counter(
-            "carousel_shed_total", "Requests refused or ended for capacity, by reason: full or slow_reader.",
+            "carousel_shed_total",
+            "Requests refused or ended for capacity, by reason: full, wait, deadline, slow_reader or connections.",
             (*_MODEL, "reason"), registry=registry,
         )  # fmt: skip
         self.encoder_seconds = self._histogram("carousel_encoder_seconds", "One batch of images in the encoder.")
@@ -155,6 +160,10 @@ class Metrics:
         for end in [end for end in self._ends if end[:2] == labels]:
             del self._ends[end]
 
+    def connection_refused(self) -> None:
+        """Count a connection that was one too many: nobody knows what it would have asked for."""
+        self.shed.labels(UNKNOWN, UNKNOWN, "connections").inc()
+
     def request_ended(self, model: str, version: str, endpoint: str, outcome: str, seconds: float) -> None:
         """Count a request and how long it took. Labels are resolved once: looking them up costs more than counting."""
         labels = (model, version, endpoint, outcome)
@@ -194,8 +203,7 @@ class ModelMetrics:
         self._generated_tokens = metrics.tokens.labels(*labels, "generated")
         self._encoder_seconds = metrics.encoder_seconds.labels(*labels)
         self._encoder_images = metrics.encoder_images.labels(*labels)
-        self.shed_full = metrics.shed.labels(*labels, "full")
-        self.shed_slow_reader = metrics.shed.labels(*labels, "slow_reader")
+        self.shed = {reason: metrics.shed.labels(*labels, reason) for reason in SHED_REASONS}
 
     def begin(self, engine: AsyncEngine, bundle: Bundle, load_seconds: float) -> None:
         """The model is served from now on."""

@@ -119,6 +119,6 @@ class RequestObserver:
             if not complete and record.outcome == OK:
                 record.outcome = CANCELLED
             route = scope.get("route")
-            record.endpoint = getattr(route, "path", UNKNOWN)
+            record.endpoint = getattr(route, "path", record.endpoint)
             if record.endpoint not in ("/metrics", "/livez", "/readyz"):
                 finish(self._metrics, record)

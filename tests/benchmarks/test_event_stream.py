@@ -28,8 +28,8 @@ def lines(tokens):
     return HEAD + b"".join(events) + b"0\r\n\r\n"
 
 
-def refusal(status, body):
-    return b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+def refusal(status, body, headers=b""):
+    return b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n%s\r\n%s" % (status, len(body), headers, body)
 
 
 class Wire:
@@ -112,7 +112,8 @@ FULL = b'{"error": {"code": "capacity_exceeded", "message": "full", "retryable":
 @pytest.mark.parametrize(
     ("answer", "shed", "errors"),
     [
-        (refusal(503, FULL), 3, {}),
+        (refusal(503, FULL, b"Retry-After: 2\r\n"), 3, {}),
+        (refusal(503, FULL), 0, {"no_retry_after": 3}),
         (refusal(503, b"busy"), 3, {}),
         (refusal(422, b'{"error": {"code": "invalid", "message": "no", "retryable": false}}'), 0, {"invalid": 3}),
         (refusal(500, b""), 0, {"http_500": 3}),

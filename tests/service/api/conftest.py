@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
@@ -82,6 +83,35 @@ def client(server) -> Iterator[httpx.Client]:
     """An HTTP client of the session's server."""
     with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as instance:
         yield instance
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., list[Any]]:
+    """Examples of a strategy, the same in every run.
+
+    All are drawn before the first is sent: the server, in this process, draws random numbers of its own, and Hypothesis
+    watches over who does while it draws.
+    """
+
+    def examples(strategy: hypothesis.strategies.SearchStrategy[Any], count: int) -> list[Any]:
+        drawn: list[Any] = []
+
+        @hypothesis.settings(
+            max_examples=count,
+            derandomize=True,
+            deadline=None,
+            database=None,
+            phases=[hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(strategy)
+        def note(example: Any) -> None:
+            drawn.append(example)
+
+        note()
+        return drawn
+
+    return examples
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from contextlib import ExitStack, asynccontextmanager
 import numpy as np
 import pytest
 
-from service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine, BeamTooWide, EngineFull, EngineStopped
+from service.engine.admission import BeamTooWide, EngineFull, EngineStopped
+from service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine
 from service.engine.core import EngineCore
 from service.engine.sequence import (
     BeamParameters,

@@ -1,0 +1,111 @@
+"""`python -m benchmarks.overload`: what happens to those who are let in when far more come than the server can serve.
+
+Two runs on one process of the service, over keep-alive HTTP. At capacity: a closed loop of as many streams as there are
+rows, so that every row is busy and nobody waits. Overload: arrivals that do not wait for one another, at a multiple of
+what the closed loop got; they are let in or refused. (A closed loop that is refused would ask again at once and measure
+how fast it can ask.) A refusal without Retry-After counts as a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import uvloop
+
+from benchmarks.load import (
+    Generation,
+    LoadFailed,
+    LoadRefused,
+    Window,
+    allow_connections,
+    closed_loop,
+    open_loop,
+    poisson_arrivals,
+)
+from benchmarks.record import Latency, LoadResult
+from benchmarks.server import ServerFailed, running
+from benchmarks.words import words_bundle
+from models.bundle import open_bundle
+from models.errors import CarouselError
+from service.settings import Settings
+
+PROMPT_TOKENS = 4
+MAX_TOKENS = 128
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and return the exit status: 0, or 1 with one sentence on stderr."""
+    options = _parser().parse_args(arguments)
+    os.environ["CAROUSEL_MAX_WAIT_SECONDS"] = str(options.max_wait)  # the service's
+    rows = Settings().max_rows
+    try:
+        allow_connections(4096)
+        bundle = open_bundle(words_bundle("int8"))
+        prompt = random.Random(0).choices(range(bundle.text_codec.vocabulary_size), k=PROMPT_TOKENS)
+        generation = Generation(tuple(prompt), MAX_TOKENS)
+        window = Window(options.seconds, options.warmup)
+        with running("carousel", bundle.path) as websocket:
+            target = replace(websocket, wire="completions")
+            busy = uvloop.run(closed_loop(target, generation, rows, Window(options.capacity_seconds, options.warmup)))
+            rate = options.times * busy.tokens_per_second / MAX_TOKENS
+            arrivals = poisson_arrivals(rate, window.total_seconds, seed=0)
+            flooded = uvloop.run(open_loop(target, generation, arrivals, window))
+    except (CarouselError, LoadRefused, LoadFailed, ServerFailed) as error:
+        print(f"overload: {error}", file=sys.stderr)
+        return 1
+    print(f"{rows} rows; at capacity: {rows} streams; overload: {rate:,.0f} arrivals/s for {options.seconds:g} s")
+    print(text(busy, flooded))
+    return 0
+
+
+def text(busy: LoadResult, flooded: LoadResult) -> str:
+    """The table, and what became of those who were refused."""
+    lines = [
+        "|                   | at capacity, p50 |      p99 | overload, p50 |      p99 | p99, times |",
+        "|-------------------|-----------------:|---------:|--------------:|---------:|-----------:|",
+    ]
+    for name, at, over in (
+        ("first token", busy.first_token, flooded.first_token),
+        ("between tokens", busy.inter_token, flooded.inter_token),
+        ("whole generation", busy.whole, flooded.whole),
+    ):
+        lines.append(
+            f"| {name:<17} | {_ms(at.p50_seconds):>16} | {_ms(at.p99_seconds):>8} | {_ms(over.p50_seconds):>13} | "
+            f"{_ms(over.p99_seconds):>8} | {_times(at, over):>10} |"
+        )
+    lines.append(f"tokens/s: {busy.tokens_per_second:,.0f} at capacity, {flooded.tokens_per_second:,.0f} in overload")
+    lines.append(
+        f"refused: {flooded.shed:,}, p50 {_ms(flooded.refusal.p50_seconds)}, p99 {_ms(flooded.refusal.p99_seconds)}; "
+        f"finished: {flooded.generations:,}; failed: {flooded.failed} {dict(flooded.errors) or ''}".rstrip()
+    )
+    lines.append(f"client CPU: {busy.client_cpu:.0%} at capacity, {flooded.client_cpu:.0%} in overload")
+    return "\n".join(lines)
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:,.1f} ms"
+
+
+def _times(at: Latency, over: Latency) -> str:
+    if not at.p99_seconds or over.p99_seconds is None:
+        return "-"
+    return f"{over.p99_seconds / at.p99_seconds:.2f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description="More requests than rows.")
+    parser.add_argument("--times", type=float, default=5.0, help="arrivals, as a multiple of capacity")
+    parser.add_argument("--max-wait", type=float, default=0.25, help="CAROUSEL_MAX_WAIT_SECONDS of the service")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of overload that are measured")
+    parser.add_argument("--capacity-seconds", type=float, default=10.0, help="of the closed loop before")
+    parser.add_argument("--warmup", type=float, default=3.0, help="seconds before each whose figures are dropped")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

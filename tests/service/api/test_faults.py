@@ -1,0 +1,176 @@
+"""What breaks around a running service: files, clocks, the event loop, clients that come only to vanish.
+
+No other request may fail, nothing may leak, and readiness must tell the truth. (A runner that raises or is broken:
+test_health.py; an engine's thread that is killed: test_async_engine.py; Redis gone and back: test_shared_sessions.py.)
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import httpx
+import numpy as np
+import pytest
+
+from service.engine.async_engine import MAX_UNDELIVERED_STEPS
+from service.engine.runner import OnnxRunner
+
+CLIENTS = int(os.environ.get("VANISHING_CLIENTS", "1000"))
+"""`VANISHING_CLIENTS=10000 pytest tests/service/api/test_faults.py -k vanish` for more."""
+
+
+@pytest.fixture
+def http(run_server):
+    """A server of the test's own, with an HTTP client."""
+
+    def start(**settings):
+        server = stack.enter_context(run_server(**settings))
+        return server, stack.enter_context(httpx.Client(base_url=server.url, timeout=60, trust_env=False))
+
+    with ExitStack() as stack:
+        yield start
+
+
+def test_bundle_deleted_under_a_running_service_fails_no_request(http, all_models, tmp_path, connect, picture):
+    repository = shutil.copytree(all_models, tmp_path / "models")
+    server, client = http(repository=repository)
+    running = connect(server)
+    running.start("abc", max_tokens=2_000, seed=1)
+    assert running.receive()["type"] == "accepted"
+    shutil.rmtree(repository)
+    assert running.rest()[-1]["reason"] == "length"
+    assert client.post("/v1/models/tiny/score", json={"text": "abcabc" * 30}).status_code == 200
+    assert client.post("/v1/models/tutor/trace", json={"attempts": [{"skill": 0, "correct": True}]}).status_code == 200
+    assert client.post("/v1/models/scenes/captions", files={"image": picture()}).status_code == 200
+    assert client.get("/v1/models/tiny").status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+
+def test_numbers_that_are_not_finite_fail_their_own_request(http, connect, monkeypatch, refused):
+    class Runner(OnnxRunner):
+        def bind(self, arrays):
+            step = super().bind(arrays)
+
+            def spoil() -> None:
+                step()
+                arrays.outputs[arrays.ids == 12] = np.nan  # 12 is 'k'
+
+            return spoil
+
+    monkeypatch.setattr("service.repository.OnnxRunner", Runner)
+    server, client = http()
+    fields = {"max_tokens": 600, "temperature": 0}  # which never samples 'k'
+    expected = connect(server).generate("abc", **fields)[1:]
+    neighbour = connect(server)
+    neighbour.start("abc", **fields)
+    for path, body in {
+        "/v1/models/tiny/next-token": {"text": "aak"},
+        "/v1/models/tiny/score": {"text": "akb"},
+        "/v1/completions": {"model": "tiny", "prompt": "aak"},
+    }.items():
+        refused(client.post(path, json=body), 500, "step_failed", retryable=True)
+    failing = connect(server)
+    failing.start("aak")
+    assert failing.refusal()[0]["code"] == "step_failed"
+    assert neighbour.rest()[1:] == expected
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("jump_seconds", [86_400.0, -86_400.0])
+def test_clock_that_jumps_ends_no_session_and_no_stream(http, connect, monkeypatch, jump_seconds):
+    server, client = http()
+    body = {"session": "ada", "attempts": [{"skill": 0, "correct": True}]}
+    assert client.post("/v1/models/tutor/trace", json=body).status_code == 200
+    running = connect(server)
+    running.start("abc", max_tokens=2_000, seed=1)
+    assert running.receive()["type"] == "accepted"
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + jump_seconds)
+    assert client.post("/v1/models/tutor/trace", json=body).status_code == 200
+    session = client.get("/v1/models/tutor/sessions/ada").json()
+    assert session["steps"] == 2
+    assert 0 < session["expires_in_seconds"] <= 3_600
+    token = client.post("/v1/models/tutor/trace", json={**body, "session": None, "return_state": True}).json()["state"]
+    monkeypatch.undo()
+    body = {"state": token, "attempts": body["attempts"]}
+    assert client.post("/v1/models/tutor/trace", json=body).status_code == 200
+    assert running.rest()[-1]["reason"] == "length"
+
+
+def test_event_loop_that_is_blocked_holds_the_engine_back_and_loses_nothing(http, connect, eventually):
+    server, client = http()
+    engine = server.context.repository.models["tiny"].engine
+    expected = connect(server).generate("abc", max_tokens=3_000, seed=1)[1:]
+    running = connect(server)
+    running.start("abc", max_tokens=3_000, seed=1)
+    assert running.receive()["type"] == "accepted"
+    blocked, release = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        release.wait(60)
+
+    engine._loop.call_soon_threadsafe(block)
+    try:
+        assert blocked.wait(60)
+        eventually(lambda: engine._undelivered == MAX_UNDELIVERED_STEPS or engine.running == 0)
+        assert engine.running == 1, "the stream was over before the loop was blocked"
+    finally:
+        release.set()
+    assert running.rest() == expected
+    assert client.get("/readyz").status_code == 200
+
+
+def test_clients_that_connect_and_vanish_leave_nothing(http, connect, eventually):
+    server, client = http(max_connections=CLIENTS + 100)
+    engine = server.context.repository.models["tiny"].engine
+    assert client.get("/readyz").status_code == 200
+    files = len(os.listdir("/proc/self/fd"))
+    neighbour = connect(server)
+    neighbour.start("abc", max_tokens=4_000, seed=1)
+    post = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 80\r\n\r\n"
+    )
+    body = b'{"model": "tiny", "prompt": "abc", "max_tokens": 4000, "stream": true, "n": 1}'.ljust(80)
+    upgrade = (
+        b"GET /v1/models/tiny/stream HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    said = [b"", b"\x16\x03\x01", post[:40], post, post + body[:30], post + body, upgrade[:50], upgrade]
+
+    def vanish(number: int) -> None:
+        with socket.create_connection(("127.0.0.1", server.port), 60) as one:
+            one.sendall(said[number % len(said)])
+            if random.Random(number).random() < 0.7:  # without a goodbye
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(vanish, range(CLIENTS)))
+    assert neighbour.rest()[-1]["reason"] == "length"
+    eventually(lambda: (engine.admitted, engine.running) == (0, 0))
+    neighbour.socket.close()
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= files + 2)
+    assert client.get("/readyz").status_code == 200
+    assert client.post("/v1/completions", json={"model": "tiny", "prompt": "a"}).status_code == 200
+
+
+def test_sessions_made_as_fast_as_can_be_are_bounded_and_all_answered(http):
+    server, client = http(max_sessions=500)
+    attempts = [{"skill": 1, "correct": True}]
+    for batch in range(4):
+        learners = [{"session": f"learner-{batch}-{number}", "attempts": attempts} for number in range(1_000)]
+        response = client.post("/v1/models/tutor/trace", json={"learners": learners})
+        assert response.status_code == 200, response.text[:300]
+        assert len(response.json()["learners"]) == 1_000
+    registry = server.context.metrics.registry
+    assert registry.get_sample_value("carousel_sessions") == 500
+    assert registry.get_sample_value("carousel_sessions_evicted_total", {"reason": "lru"}) == 3_500
+    assert client.get("/v1/models/tutor/sessions/learner-3-999").json()["steps"] == 1
+    assert client.get("/v1/models/tutor/sessions/learner-0-0").status_code in (404, 410)

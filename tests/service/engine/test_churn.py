@@ -1,0 +1,233 @@
+"""Many operations in any order: no row ever meets another's numbers, and all rows are free at the end.
+
+The fake runner's rows are stamped: a row's state is its whole history folded into one number, and it is checked at each
+step that all parts of a row's state, and its memories, carry the same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from service.engine.core import EngineCore
+from service.engine.runner import RunnerBroken
+from service.engine.sequence import (
+    BeamParameters,
+    FinishEvent,
+    FinishReason,
+    Readout,
+    SamplingParameters,
+    Sequence,
+    Snapshot,
+)
+
+VOCABULARY = 23
+MAX_ROWS = 13
+LONG = 90  # tokens of a prompt that the prefill graph takes
+
+
+@dataclass(eq=False)
+class Asked:
+    """One sequence, what it should be told, and what it was told."""
+
+    sequence: Sequence
+    history: list[int]  # everything that its memory has eaten, pending ids and prompt included
+    context: int | None
+    tokens: list[int] = field(default_factory=list)
+    end: FinishEvent | None = None
+
+
+class Churn:
+    """Sequences of every kind, joined, left, cancelled and failed at random."""
+
+    def __init__(self, runner, prefill, states_of, beam_oracle, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.runner = runner
+        self.core = EngineCore(runner, MAX_ROWS, prefill=prefill)
+        self._states_of = states_of
+        self._beam_oracle = beam_oracle
+        self.open: dict[Sequence, Asked] = {}
+        self.snapshots: list[tuple[Snapshot, list[int], int | None]] = []
+        """To go on from: a memory, what it has seen, and the context that it was made in."""
+        self.reasons: dict[str, int] = {}
+        self.resumed = 0
+
+    def join(self) -> None:
+        """A new sequence of any kind, from the beginning or from a memory."""
+        random = self.random
+        length = int(random.integers(20, LONG)) if random.random() < 0.1 else int(random.integers(2, 9))
+        prompt = random.integers(0, VOCABULARY, length)
+        context = int(random.integers(0, 50)) if self.runner.memories else None
+        kind = random.choice(["sample", "score", "read", "beam"], p=[0.6, 0.15, 0.15, 0.1])
+        options, history = {}, prompt.tolist()
+        if self.snapshots and random.random() < 0.3:
+            snapshot, before, context = self.snapshots[random.integers(len(self.snapshots))]
+            options["snapshot"] = snapshot
+            history = before + history
+            prompt = np.concatenate([snapshot.pending, prompt])
+            self.resumed += 1
+        if context is not None:
+            options["memories"] = {
+                "memory.a": np.full(7, context, np.float32),
+                "memory.b": np.full((1, 2), context, np.int64),
+            }
+        if kind == "beam":
+            options["beam"] = BeamParameters(int(random.integers(1, 5)), int(random.integers(1, 6)), end=0)
+            sampling = None
+        elif kind == "sample":
+            sampling = SamplingParameters(max_tokens=int(random.integers(1, 12)), temperature=0.0)
+            options["keep_state"] = bool(random.random() < 0.4)
+            options["keep_prompt"] = options["keep_state"] and bool(random.random() < 0.5)
+            options["looks"] = tuple(sorted({int(place) for place in random.integers(1, len(prompt), 2)}))
+        else:
+            sampling = None
+            if kind == "read":
+                options["readout"] = Readout(prompt, last=int(random.integers(1, 5)))
+        sequence = Sequence(prompt, sampling, batch=bool(random.random() < 0.3), **options)
+        self.open[sequence] = Asked(sequence, history, context)
+        self.core.add(sequence)
+
+    def cancel(self) -> None:
+        """End somebody who runs or waits, or has been told nothing yet."""
+        everybody = list(self.open)
+        if everybody:
+            self.core.cancel(everybody[self.random.integers(len(everybody))])
+
+    def step(self) -> None:
+        """One step of everybody; a runner that is broken fails all, and is mended."""
+        try:
+            output = self.core.step()
+        except RunnerBroken as error:
+            self.runner.fault = lambda state, token: None
+            output = self.core.fail_all(str(error))
+        if output.batch is not None:
+            for sequence, token in zip(output.batch.sequences, output.batch.tokens, strict=True):
+                self.open[sequence].tokens.append(token)
+        for sequence, end in output.finished:
+            asked = self.open.pop(sequence)
+            asked.end = end
+            self.check(asked)
+
+    def check(self, asked: Asked) -> None:
+        """Everything that it was told follows from its own history."""
+        sequence, end = asked.sequence, asked.end
+        assert end is not None
+        self.reasons[end.reason.value] = self.reasons.get(end.reason.value, 0) + 1
+        states = self._states_of(asked.history, asked.context)
+        if sequence.sampling is not None:
+            state, expected = states[-1], []
+            for _ in asked.tokens:
+                expected.append(int(self.runner.logits_of(state).argmax()))
+                state = self._states_of([expected[-1]], asked.context, state)[0]
+            assert asked.tokens == expected
+            if end.reason is FinishReason.LENGTH:
+                assert len(expected) == sequence.sampling.max_tokens
+        first = len(asked.history) - len(sequence.prompt)
+        for eaten, looked in sequence.looked.items():
+            assert looked["state.a"][0] == states[first + eaten - 1], "a look at another row"
+        if end.snapshot is not None and end.reason is not FinishReason.FAILED:
+            self.keep(asked, end.snapshot)
+        if end.reason is FinishReason.STOP and sequence.quiet:
+            outputs = [self.runner.logits_of(state) for state in states[first:]]
+            if sequence.readout is None:
+                assert end.logprobs is not None
+                for place, logprob in enumerate(end.logprobs):
+                    logits = outputs[place].astype(np.float64)
+                    target = sequence.prompt[place + 1]
+                    assert abs(logprob - (logits[target] - np.log(np.exp(logits).sum()))) < 1e-4
+            else:
+                assert end.reading is not None
+                wanted = [row[target] for row, target in zip(outputs, sequence.prompt, strict=True)]
+                np.testing.assert_array_equal(end.reading.values, wanted)
+                np.testing.assert_array_equal(end.reading.outputs, outputs[-sequence.readout.last :])
+        if sequence.beam is not None and end.hypotheses:
+            best = self._beam_oracle(asked.history, sequence.beam, context=asked.context)[0]
+            assert end.hypotheses[0].tokens == best[0]
+            assert end.hypotheses[0].logprob == pytest.approx(best[1], abs=1e-4)
+
+    def keep(self, asked: Asked, snapshot: Snapshot) -> None:
+        """A memory holds what its sequence has seen, and nobody else's; it may be gone on from."""
+        seen = asked.history + ([] if asked.sequence.keep_prompt else asked.tokens)
+        if asked.sequence.keep_prompt and asked.sequence.prompt_snapshot is None:
+            return  # it ended within its prompt: what it holds then is what it had eaten
+        pending = snapshot.pending.tolist()
+        assert seen[len(seen) - len(pending) :] == pending
+        eaten = seen[: len(seen) - len(pending)]
+        state = self._states_of(eaten, asked.context)[-1] if eaten else 0
+        assert snapshot.state["state.a"][0] == state
+        assert (snapshot.state["state.b"] == state).all(), "a memory of two rows"
+        if pending and len(seen) < 300:
+            self.snapshots = [*self.snapshots[-20:], (snapshot, seen, asked.context)]
+
+    @property
+    def clean(self) -> bool:
+        """No row is taken, and none holds what somebody left."""
+        scheduler, pool = self.core.scheduler, self.core._pool
+        everything = slice(MAX_ROWS)
+        arrays = [*pool.before(everything).values(), *pool.memories(everything).values()]
+        return not (scheduler.running or scheduler.waiting or scheduler.waiting_batch) and not any(
+            array.any() for array in arrays
+        )
+
+
+class FoldingPrefill:
+    """A prefill graph that does to a row's state what steps do."""
+
+    def __init__(self, states_of, random):
+        self._states_of = states_of
+        self._random = random
+        self.calls = 0
+
+    def __call__(self, ids, states):
+        self.calls += 1
+        if self._random.random() < 0.05:
+            raise ValueError("the prefill graph failed")
+        folded = np.array(
+            [
+                self._states_of(row, None, int(state))[-1]
+                for row, state in zip(ids.tolist(), states["state.a"][:, 0], strict=True)
+            ],
+            np.float32,
+        )
+        return {"state.a": folded[:, None], "state.b": np.broadcast_to(folded[:, None, None], (len(ids), 2, 3))}
+
+
+@pytest.mark.parametrize("prefilled", [False, True], ids=["memories", "prefill"])
+@pytest.mark.parametrize("operations", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_random_joins_leaves_cancels_and_faults_never_mix_rows(
+    make_runner, states_after, beam_oracle, operations, prefilled
+):
+    random = np.random.default_rng(operations)
+    runner = make_runner(looks=not prefilled)
+    prefill = FoldingPrefill(states_after, random) if prefilled else None
+    churn = Churn(runner, prefill, states_after, beam_oracle, seed=operations + prefilled)
+
+    def fault(state, token):
+        """One state in some hundreds makes a step raise, another spoils what it says."""
+        if state % 499 == 3:
+            return ValueError("fault")
+        return np.nan if state % 503 == 5 else None
+
+    def broken(state, token):
+        return ValueError("the device is gone")
+
+    done = {"join": 0, "cancel": 0, "step": 0, "break": 0}
+    with np.errstate(all="ignore"):
+        while sum(done.values()) < operations:
+            many = len(churn.open) > 2 * MAX_ROWS
+            verb = random.choice(list(done), p=[0.02, 0.1, 0.8795, 0.0005] if many else [0.4, 0.08, 0.5195, 0.0005])
+            done[verb] += 1
+            runner.fault = broken if verb == "break" else fault
+            getattr(churn, "step" if verb == "break" else verb)()
+        runner.fault = fault
+        while not churn.core.idle:
+            churn.step()
+    assert not churn.open, "somebody was never told the end"
+    assert churn.clean
+    assert set(churn.reasons) == {"stop", "length", "cancelled", "failed"}
+    assert min(churn.reasons.values()) > operations / 1_000
+    assert churn.resumed > operations / 100
+    if prefill is not None:
+        assert prefill.calls > operations / 1_000

@@ -297,6 +297,10 @@ def raise_for(model: ServedModel, event: FinishEvent) -> None:
     if event.reason is FinishReason.DEADLINE:
         model.metrics.shed["deadline"].inc()
         raise ServiceError("deadline_exceeded", f"{model.name}: {event.detail}; ask for less, or for more time")
+    if event.reason is FinishReason.CROWDED_OUT:
+        model.metrics.shed["wait"].inc()
+        message = f"{model.name}: {event.detail}; try again later"
+        raise Unavailable("capacity_exceeded", message, retry_after_seconds(model.engine.held_seconds))
     if event.reason is FinishReason.FAILED:
         if model.engine.failure is not None:
             raise Unavailable("model_unavailable", f"{model.name}: {model.engine.failure}", 1)

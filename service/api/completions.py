@@ -149,13 +149,15 @@ class Completion:
         """The answer as events. An error after the first byte is the last event, without [DONE]."""
         usages: list[Usage] = []
         shown = [len(echo) for echo in self._echoes]
-        drain, cut_off = context_of(request).drain, False
+        drain, begun, cut_off = context_of(request).drain, False, False
         places.enter_context(drain.ending(self._cancel))
         try:
             for index, echo in enumerate(self._echoes):
                 if echo:
+                    begun = True
                     yield self._event([self._choice(index, echo, None, None)])
             async for index, event in _merge([generation.events() for generation in self._generations]):
+                begun = True
                 if isinstance(event, Finished):
                     usages.append(event.usage)
                     cut_off |= event.reason is FinishReason.CANCELLED
@@ -172,6 +174,8 @@ class Completion:
                 yield self._event([], usage=self._usage(usages))
             yield b"data: [DONE]\n\n"
         except ServiceError as error:
+            if not begun:
+                raise
             record_of(request.scope).outcome = error.code
             yield sse(error.body())
 

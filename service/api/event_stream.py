@@ -20,6 +20,7 @@ FAREWELL_SECONDS = 2.0
 class EventStream(StreamingResponse):
     """Server-sent events; gives the engine's places and the session back however the response ends.
 
+    The head goes with the first event: an error before it is answered with a status of its own.
     A client that does not read at all leaves the response stuck in a send: after an overflow it is cut off.
     """
 
@@ -46,6 +47,16 @@ class EventStream(StreamingResponse):
                 overflow.cancel()
                 response.cancel()
                 await asyncio.gather(response, overflow, return_exceptions=True)
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the head and the body."""
+        events = aiter(self.body_iterator)
+        first = await anext(events)
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        async for event in events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def sse(value: dict[str, Any]) -> bytes:

@@ -72,10 +72,10 @@ class Admission:
         if self._engine.failure is not None:
             raise EngineStopped(self._engine.failure)
         assert sequence.rows == self._rows, "a place was taken for another number of rows"
-        self._sequence = sequence
+        first, self._sequence = self._sequence is None, sequence
         sequence.on_end = self.on_end
         sequence.batch = self._batch
-        stream = self._engine.submit(sequence, on_overflow, sink)
+        stream = self._engine.submit(sequence, on_overflow, sink, first=first)
         if self._timer is None and self._allowed_seconds < math.inf:
             left = self._allowed_seconds - (time.perf_counter() - self.admitted_at)
             self._timer = asyncio.get_running_loop().call_later(max(0.0, left), self._expire)
@@ -100,4 +100,4 @@ class Admission:
         if self._timer is not None:
             self._timer.cancel()
         self.cancel()
-        self._engine.leave(self._rows)
+        self._engine.leave(self._rows, started=self._sequence is not None)

@@ -11,15 +11,15 @@ import contextlib
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
-from service.engine.admission import Admission, BeamTooWide, EngineFull, EngineStopped, WaitTooLong
+from service.engine.admission import Admission, BeamTooWide, EngineFull, EngineStopped
 from service.engine.core import EngineCore
-from service.engine.queue_time import INTERACTIVE, QueueTime, Urgency
+from service.engine.places import Places
+from service.engine.queue_time import INTERACTIVE, Urgency
 from service.engine.runner import RunnerBroken
 from service.engine.sequence import FinishEvent, FinishReason, Sequence, StepOutput, StepReport, TokenEvent
 from service.engine.token_stream import TokenSink, TokenStream
@@ -62,13 +62,9 @@ class AsyncEngine:
         self._core: EngineCore | None = core
         """None once closed: whoever still knows the engine then does not keep its memory."""
         self._scheduler = core.scheduler
-        self._max_admitted = core.scheduler.max_rows + max_waiting
-        self._max_batch_admitted = core.scheduler.max_rows + (max_waiting + 1) // 2
-        self._max_wait_seconds = max_wait_seconds
+        self._places = Places(core.scheduler, max_waiting, min(max_wait_seconds, deadline_seconds))
         self._deadline_seconds = deadline_seconds
-        self._queue_time = QueueTime(core.scheduler.max_rows)
         self._on_step = on_step
-        self._admitted = 0
         self._vacant = asyncio.Event()
         self._streams: dict[Sequence, TokenStream] = {}
         self._outbox: list[Command] = []
@@ -109,7 +105,7 @@ class AsyncEngine:
     @property
     def admitted(self) -> int:
         """Places that were taken and have not been left: one for each row that a sequence has or waits for."""
-        return self._admitted
+        return self._places.taken
 
     @property
     def running(self) -> int:
@@ -123,7 +119,12 @@ class AsyncEngine:
 
     def max_admitted(self, *, batch: bool = False) -> int:
         """Places there are: rows, and rows waited for."""
-        return self._max_batch_admitted if batch else self._max_admitted
+        return self._places.most(batch=batch)
+
+    @property
+    def held_seconds(self) -> float:
+        """How long a row is held in the mean, which is how long a round of the queue takes."""
+        return self._places.queue_time.held_seconds
 
     @property
     def max_rows(self) -> int:
@@ -146,38 +147,52 @@ class AsyncEngine:
         if rows > self.max_rows:
             raise BeamTooWide(f"the beam is {rows:,} rows wide; allowed are {self.max_rows:,}")
         self.check_room(rows, urgency, queued=queued)
-        self._admitted += rows
+        self._came(rows)
+        self._places.take(rows)
         return Admission(self, rows, urgency, self._deadline_seconds)
 
     def check_room(self, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> None:
         """Hold that `admit` would take a place now. It raises what that raises."""
         if self.failure is not None:
             raise EngineStopped(self.failure)
-        ahead = self._admitted - queued
-        if not urgency.batch:
-            ahead -= len(self._scheduler.waiting_batch)
-        wait_seconds = self._queue_time.wait_seconds(ahead + rows)
-        most = self.max_admitted(batch=urgency.batch)
-        if self._admitted + rows > most:
-            raise EngineFull(f"{self._admitted:,} requests run and wait; allowed are {most:,}", wait_seconds)
-        longest = min(self._max_wait_seconds, self._deadline_seconds, urgency.timeout_seconds)
-        if wait_seconds > longest:
-            raise WaitTooLong(f"a row would be free in {wait_seconds:.3g} s; allowed are {longest:.3g}", wait_seconds)
+        try:
+            self._places.check(rows, urgency, queued=queued)
+        except EngineFull:
+            self._came(rows)
+            raise
 
-    def leave(self, rows: int) -> None:
+    def _came(self, rows: int) -> None:
+        """Note that somebody asked for rows. When that begins a flood, those who wait too long for it are ended."""
+        if self._places.came(rows):
+            waiting = [sequence for sequence, stream in self._streams.items() if not stream.finished]
+            for sequence, wait_seconds in list(self._places.crowded_out(waiting)):
+                detail = f"more come than can be served, and a row would be free in {wait_seconds:.3g} s"
+                self._end(sequence, FinishEvent(FinishReason.CROWDED_OUT, detail))
+
+    def leave(self, rows: int, *, started: bool) -> None:
         """Give a place back (Admission does it)."""
-        self._admitted -= rows
-        if not self._admitted:
+        self._places.leave(rows, started=started)
+        if not self._places.taken:
             self._vacant.set()
 
     async def vacated(self) -> None:
         """Wait until every place has been left."""
-        while self._admitted:
+        while self._places.taken:
             self._vacant.clear()
             await self._vacant.wait()
 
-    def submit(self, sequence: Sequence, on_overflow: Callable[[], None], sink: TokenSink | None) -> TokenStream:
-        """Start a sequence (through an Admission)."""
+    def submit(
+        self, sequence: Sequence, on_overflow: Callable[[], None], sink: TokenSink | None, *, first: bool
+    ) -> TokenStream:
+        """Start a sequence (through an Admission).
+
+        Args:
+            sequence: what to run.
+            on_overflow: called when its reader has fallen too far behind.
+            sink: takes tokens past the stream.
+            first: whether its place had none before.
+        """
+        self._places.submit(sequence.rows, first=first)
 
         def end_slow_reader() -> None:
             self.cancel(sequence)
@@ -197,8 +212,11 @@ class AsyncEngine:
         """End a sequence whose time is over, and tell its reader at once."""
         stream = self._streams.get(sequence)
         if stream is not None and not stream.finished:
-            stream.put(FinishEvent(FinishReason.DEADLINE, detail))
-            self._command("cancel", sequence)
+            self._end(sequence, FinishEvent(FinishReason.DEADLINE, detail))
+
+    def _end(self, sequence: Sequence, event: FinishEvent) -> None:
+        self._streams[sequence].put(event)
+        self._command("cancel", sequence)
 
     def _command(self, verb: Literal["add", "cancel"], sequence: Sequence) -> None:
         """Note a command, and hand all of them over at the end of the event loop's iteration.
@@ -233,11 +251,11 @@ class AsyncEngine:
                 streams[sequence].put_token(event, sequence in last)
         for sequence, end in output.finished:
             streams.pop(sequence).put(end)
-            if sequence.joined_at is not None:
-                self._queue_time.ended(time.perf_counter() - sequence.joined_at)
+            self._places.ended(sequence)
             if sequence.on_end is not None:
                 sequence.on_end(sequence)
         for report in reports:
+            self._places.queue_time.stepped(report.step_seconds)
             self._on_step(report)
 
     def _run(self) -> None:
@@ -301,4 +319,5 @@ class AsyncEngine:
             stream.put(FinishEvent(FinishReason.FAILED, reason))
             if sequence.on_end is not None:
                 sequence.on_end(sequence)
+            self._places.ended(sequence)
         self._streams.clear()

@@ -1,17 +1,25 @@
-"""How long a sequence that comes now will wait for a row: what admission and Retry-After are decided by.
+"""When a row will be free for a sequence that comes now: what admission and Retry-After are decided by.
 
-A place in the queue is worth the time that rows are held, over their number: with R rows that are each held for S
-seconds in the mean, one is free every S / R seconds, so who has k ahead waits about k S / R (Little's law,
-L = lambda W, with lambda = R / S). S is mean tokens times step time, measured as a whole.
+A sequence is expected to have its row for p N seconds, where N is how many ids it asks for (its prompt's and those
+that may be sampled) and p the time that those who ended of late had theirs, over what they had asked for. So the ends
+of those who run can be put in order, and who is k-th in the queue has a row at the k-th of them: list scheduling
+(Graham, SIAM J. Appl. Math. 1969). Behind the R-th, for R rows, a round is taken to last as long as a row is held in
+the mean.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from service.engine.sequence import Sequence
 
 SMOOTHING = 0.05
 """Weight of the sequence that ended last in the mean: about the last 20 tell."""
+
+ENDS_SECONDS = 0.005
+"""How old the order of the ends may be: a flood of refusals need not sort for each."""
 
 MAX_RETRY_SECONDS = 60
 
@@ -33,7 +41,7 @@ INTERACTIVE = Urgency()
 
 
 class QueueTime:
-    """The mean time that a row is held, and what follows from it.
+    """Expected ends, from what is seen of those who have ended.
 
     Args:
         rows: that there are.
@@ -41,16 +49,49 @@ class QueueTime:
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self._held_seconds: float | None = None
+        self._pace = 0.0
+        """Seconds that a row is held for each id that is asked for."""
+        self._asked = 0.0
+        """Ids, in the mean of who has ended; 0 before anybody has."""
+        self._ends: list[float] = []
+        self._ends_at = -math.inf
 
-    def ended(self, held_seconds: float) -> None:
-        """Note that a sequence had its rows for so long."""
-        before = self._held_seconds
-        self._held_seconds = held_seconds if before is None else before + SMOOTHING * (held_seconds - before)
+    def stepped(self, seconds: float) -> None:
+        """Note how long a step took: until somebody has ended, each id is taken to need one."""
+        if not self._asked:
+            self._pace = seconds
 
-    def wait_seconds(self, places: int) -> float:
-        """How long the last of so many places, those that have rows among them, waits; 0 before any has ended."""
-        return max(0, places - self._rows) * (self._held_seconds or 0.0) / self._rows
+    def ended(self, held_seconds: float, asked: int) -> None:
+        """Note that a sequence which asked for so many ids had its rows for so long."""
+        weight = SMOOTHING if self._asked else 1.0
+        held = self.held_seconds
+        held += weight * (held_seconds - held)
+        self._asked += weight * (asked - self._asked)
+        self._pace = held / self._asked
+        self._ends_at = -math.inf
+
+    @property
+    def held_seconds(self) -> float:
+        """How long a row is held in the mean; 0 before anybody has ended."""
+        return self._pace * self._asked
+
+    def wait_seconds(self, running: Collection[Sequence], place: int, now: float) -> float:
+        """How long who is at such a place of the queue waits for a row.
+
+        Args:
+            running: who has rows: a sequence stands there once for each of them.
+            place: in the queue, from 1.
+            now: of the clock that `joined_at` is read from.
+        """
+        free = self._rows - len(running)
+        if place <= free:
+            return 0.0
+        if now - self._ends_at > ENDS_SECONDS:
+            joined = ((now if one.joined_at is None else one.joined_at, one.asked) for one in list(running))
+            self._ends, self._ends_at = sorted(at + self._pace * asked for at, asked in joined), now
+        rounds, taken = divmod(place - free - 1, self._rows)
+        held = self.held_seconds
+        return rounds * held + (max(0.0, self._ends[taken] - now) if taken < len(self._ends) else held)
 
 
 def retry_after_seconds(wait_seconds: float) -> int:

@@ -79,6 +79,7 @@ class FinishReason(Enum):
     FAILED = "failed"
     SLOW_READER = "slow_reader"
     DEADLINE = "deadline"
+    CROWDED_OUT = "crowded_out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,8 @@ class Sequence:
     whole: bool = False
     batch: bool = False
     joined_at: float | None = None
+    asked: int = field(init=False)
+    """How many ids it may eat and sample."""
     eaten: int = 0
     sampled: int = 0
     values: list[npt.NDArray[np.float64]] = field(default_factory=list)
@@ -154,6 +157,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         last = len(self.prompt) - 1
+        search = self.sampling or self.beam
+        self.asked = len(self.prompt) - self.eaten + (0 if search is None else search.max_tokens)
         if self.keep_prompt and last not in self.looks:
             self.looks = (*self.looks, last)
 

@@ -190,7 +190,7 @@ def test_captions_beyond_capacity_are_refused_undecoded(run_server, connect, pic
         for files, fields in ([file], {"beam_width": "2"}), ([file] * 60, {"beam_width": "2"}):
             response = client.post(PATH, files=files, data=fields)
             assert (response.status_code, response.json()["error"]["code"]) == (503, "capacity_exceeded")
-            assert response.headers["retry-after"] == "1"
+            assert 1 <= int(response.headers["retry-after"]) <= 60
 
 
 def test_many_images_take_turns_in_what_places_are_free(run_server, picture, captioner):

@@ -151,7 +151,7 @@ def test_request_beyond_capacity_is_refused(run_server, connect, eventually):
         for path, body in requests:
             response = client.post(path, json=body)
             assert response.status_code == 503
-            assert response.headers["retry-after"] == "1"
+            assert 1 <= int(response.headers["retry-after"]) <= 60
             error = response.json()["error"]
             assert (error["code"], error["retryable"]) == ("capacity_exceeded", True)
         refused = connect(server)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import contextmanager
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
+
+from service.engine.runner import OnnxRunner
 
 PATHS = {
     "/v1/completions": "/v1/completions",
@@ -24,12 +29,12 @@ def every_place_taken(server):
     """Of all models: what comes now is refused."""
     engines = [model.engine for model in server.context.repository.models.values()]
     for engine in engines:
-        engine._admitted += engine.max_admitted()
+        engine._places.taken += engine.max_admitted()
     try:
         yield
     finally:
         for engine in engines:
-            engine._admitted -= engine.max_admitted()
+            engine._places.taken -= engine.max_admitted()
 
 
 def sample(server, name, **labels):
@@ -86,8 +91,8 @@ def test_full_model_refuses_nothing_but_what_runs_it(server, client, refused):
 def test_retry_after_tells_how_long_the_queue_is(run_server):
     with run_server(max_rows=2, max_waiting=100, max_wait_seconds=7.0) as server:
         engine = server.context.repository.models["tiny"].engine
-        engine._queue_time.ended(4.0)  # a place in the queue is worth two seconds
-        engine._admitted += 5
+        engine._places.queue_time.ended(4.0, asked=1)  # a round of two takes four seconds
+        engine._places._unstarted += 4
         with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
             response = client.post("/v1/models/tiny/next-token", json={"text": "abc"})
         assert (response.status_code, response.headers["retry-after"]) == (503, "8")
@@ -95,7 +100,7 @@ def test_retry_after_tells_how_long_the_queue_is(run_server):
             "tiny: a row would be free in 8 s; allowed are 7; try again in 8 s"
         )
         assert sample(server, "carousel_shed_total", model="tiny", version="1", reason="wait") == 1
-        engine._admitted -= 5
+        engine._places._unstarted -= 4
 
 
 def test_request_whose_time_is_over_is_a_504(server, client, refused, ended):
@@ -108,6 +113,49 @@ def test_request_whose_time_is_over_is_a_504(server, client, refused, ended):
     body = {"attempts": attempts, "each": True, "timeout_seconds": 1e-6}
     refused(client.post("/v1/models/tutor/trace", json=body), 504, "deadline_exceeded", retryable=True)
     ended(deadline_exceeded=3)
+
+
+def test_stream_that_ends_before_its_first_event_has_a_status_of_its_own(run_server, refused, eventually, monkeypatch):
+    goes_on = threading.Event()
+
+    class Runner(OnnxRunner):
+        def bind(self, arrays):
+            step = super().bind(arrays)
+
+            def held() -> None:
+                goes_on.wait(60)
+                step()
+
+            return held
+
+    monkeypatch.setattr("service.repository.OnnxRunner", Runner)
+    goes_on.set()
+    with ExitStack() as stack:
+        server = stack.enter_context(run_server(max_rows=1))
+        client = stack.enter_context(httpx.Client(base_url=server.url, timeout=60, trust_env=False))
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        stack.callback(goes_on.set)
+
+        def ask(**fields):
+            body = {"model": "tiny", "prompt": "abc", "max_tokens": 9, "stream": True}
+            return client.post("/v1/completions", json={**body, **fields})
+
+        refused(ask(timeout_seconds=1e-6), 504, "deadline_exceeded", retryable=True)
+        goes_on.clear()
+        engine = server.context.repository.models["tiny"].engine
+        runs = pool.submit(ask)
+        eventually(lambda: engine.running == 1)
+        waits = pool.submit(ask)
+        eventually(lambda: engine.waiting == 1 or len(engine._commands) == 1)
+        engine._places.queue_time.ended(1e6, asked=1)  # a row is free in days
+        flood = engine._places._flood
+        flood._before, flood._since, flood._count = True, time.perf_counter(), 10**9
+        refused(ask(timeout_seconds=1.0), 503, "capacity_exceeded", retryable=True)
+        crowded_out = waits.result()
+        assert "more come than can be served" in refused(crowded_out, 503, "capacity_exceeded", retryable=True)
+        assert crowded_out.headers["retry-after"] == "60"
+        goes_on.set()
+        assert runs.result().text.endswith("data: [DONE]\n\n")
 
 
 def test_image_whose_time_is_over_is_a_504(client, picture, refused):

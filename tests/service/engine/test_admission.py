@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from service.engine.scheduler import Scheduler
 from service.engine.sequence import BeamParameters, FinishEvent, FinishReason, SamplingParameters, Sequence, TokenEvent
 
 BATCH = Urgency(batch=True)
+NOW = Urgency()
 ENDLESS = SamplingParameters(max_tokens=10**9, temperature=0.0)
 
 
@@ -74,14 +77,57 @@ def test_batch_takes_half_of_the_places_to_wait_in(make_engine):
         engine.admit()
 
 
-def test_wait_is_the_time_rows_are_held_times_the_places_ahead_over_the_rows():
+def running(*, joined_at, asked, rows=1):
+    tokens = asked - 1
+    beam = None if rows == 1 else BeamParameters(rows, tokens, 0)
+    sampling = SamplingParameters(max_tokens=tokens) if beam is None else None
+    return [Sequence(np.array([1]), sampling, beam=beam, joined_at=joined_at)] * rows
+
+
+def test_nobody_waits_for_a_row_that_is_free():
     queue = QueueTime(rows=4)
-    assert queue.wait_seconds(1_000) == 0  # nobody has ended: nobody knows
-    queue.ended(2.0)
-    assert [queue.wait_seconds(places) for places in (1, 4, 5, 12)] == [0, 0, 0.5, 4.0]
+    queue.ended(2.0, asked=10)
+    assert queue.wait_seconds([], 4, now=0.0) == 0
+    assert queue.wait_seconds(running(joined_at=0.0, asked=10) * 3, 1, now=0.0) == 0
+
+
+def test_wait_is_till_the_expected_ends_in_their_order():
+    queue = QueueTime(rows=4)
+    queue.ended(2.0, asked=10)  # 0.2 s for each id that is asked for
+    rows = running(joined_at=1.0, asked=40) + running(joined_at=3.0, asked=5) + running(joined_at=2.0, asked=30, rows=2)
+    ends = [4.0, 8.0, 8.0, 9.0]
+    assert [queue.wait_seconds(rows, place, now=3.5) for place in (1, 2, 3, 4)] == [end - 3.5 for end in ends]
+    assert queue.wait_seconds(rows, 5, now=3.5) == pytest.approx(
+        0.5 + 2.0
+    )  # after one who waits as well, 2 s in the mean
+    assert queue.wait_seconds(rows, 12, now=3.5) == pytest.approx(5.5 + 2 * 2.0)
+    assert queue.wait_seconds(rows, 1, now=4.5) == 0  # it should have ended already
+
+
+def test_place_behind_one_that_takes_a_free_row_waits_as_long_as_rows_are_held():
+    queue = QueueTime(rows=2)
+    queue.ended(3.0, asked=10)
+    assert queue.wait_seconds(running(joined_at=0.0, asked=10), 2, now=1.0) == pytest.approx(2.0)
+    assert queue.wait_seconds(running(joined_at=0.0, asked=10), 3, now=1.0) == pytest.approx(3.0)
+
+
+def test_until_somebody_has_ended_each_id_is_taken_to_need_a_step():
+    queue = QueueTime(rows=1)
+    rows = running(joined_at=0.0, asked=100)
+    assert queue.wait_seconds(rows, 1, now=0.0) == 0  # nobody knows how long a step takes
+    queue.stepped(0.5)
+    assert queue.wait_seconds(rows, 1, now=1.0) == 49.0
+    queue.ended(10.0, asked=10)
+    queue.stepped(0.5)  # says nothing any more
+    assert queue.wait_seconds(rows, 1, now=2.0) == 98.0
+
+
+def test_what_is_used_of_what_is_asked_for_is_a_mean_that_moves():
+    queue = QueueTime(rows=1)
+    queue.ended(1.0, asked=100)
     for _ in range(200):
-        queue.ended(6.0)
-    assert queue.wait_seconds(5) == pytest.approx(1.5, rel=1e-3)
+        queue.ended(6.0, asked=10)
+    assert queue.wait_seconds(running(joined_at=0.0, asked=20), 1, now=0.0) == pytest.approx(12.0, rel=1e-2)
 
 
 @pytest.mark.parametrize(("wait", "seconds"), [(0.0, 1), (0.2, 1), (1.0, 1), (1.01, 2), (59.5, 60), (1e9, 60)])
@@ -91,14 +137,14 @@ def test_retry_after_is_the_wait_in_whole_seconds_up_to_a_minute(wait, seconds):
 
 def test_request_that_would_wait_too_long_is_refused_at_once(make_engine):
     engine = make_engine(max_rows=2, max_waiting=100, max_wait_seconds=3.0)
-    engine._queue_time.ended(2.0)  # a place in the queue is worth a second
-    for _ in range(5):
+    engine._places.queue_time.ended(2.0, asked=1)  # a round of two takes 2 s
+    for _ in range(4):
         engine.admit()
     with pytest.raises(WaitTooLong, match=r"free in 4 s; allowed are 3$") as refused:
-        engine.admit()
+        engine.admit(rows=2)
     assert refused.value.wait_seconds == 4.0
     assert retry_after_seconds(refused.value.wait_seconds) == 4
-    engine.leave(2)
+    engine.leave(2, started=False)
     with pytest.raises(WaitTooLong, match=r"free in 2 s; allowed are 1.5$"):
         engine.admit(urgency=Urgency(timeout_seconds=1.5))
     engine.admit(urgency=Urgency(timeout_seconds=2.5))
@@ -106,11 +152,67 @@ def test_request_that_would_wait_too_long_is_refused_at_once(make_engine):
 
 def test_places_of_the_same_request_are_not_waited_for(make_engine):
     engine = make_engine(max_rows=1, max_waiting=100, max_wait_seconds=0.5)
-    engine._queue_time.ended(2.0)
+    engine._places.queue_time.ended(2.0, asked=1)
     for place in range(5):
         engine.admit(queued=place)
     with pytest.raises(WaitTooLong):
         engine.admit()
+
+
+async def test_place_whose_sequence_has_ended_is_nobody_to_wait_for(make_engine):
+    engine = make_engine(max_rows=1, max_waiting=100, max_wait_seconds=0.5)
+    engine._places.queue_time.ended(1e6, asked=1)
+    engine.start()
+    try:
+        async with asyncio.timeout(30):
+            with engine.admit() as place:
+                with pytest.raises(WaitTooLong):
+                    engine.check_room()
+                stream = place.start(Sequence(np.array([1]), SamplingParameters(max_tokens=2, temperature=0.0)))
+                await last_event(stream)
+                engine.check_room()
+                again = place.start(waiting())
+                await again.get()
+                with pytest.raises(WaitTooLong):
+                    engine.check_room()
+            await last_event(again)
+            engine.check_room()
+    finally:
+        await engine.close()
+
+
+def flood(engine):
+    """Let the engine see a flood; it begins with the next who comes."""
+    seen = engine._places._flood
+    seen._before, seen._since, seen._count = True, time.perf_counter(), 10**9
+
+
+async def test_flood_ends_who_waits_too_long_but_for_batch(make_engine):
+    engine = make_engine(max_rows=1, max_waiting=100)
+    engine.start()
+    try:
+        async with asyncio.timeout(30):
+            with ExitStack() as places:
+                runs, waits, patient = (places.enter_context(engine.admit(urgency=u)) for u in (NOW, NOW, BATCH))
+                first = runs.start(waiting())
+                await first.get()
+                second, third = waits.start(waiting()), patient.start(waiting())
+                engine._places.queue_time.ended(1e6, asked=1)  # a row is free in years
+                flood(engine)
+                with pytest.raises(WaitTooLong, match="allowed are 1e"):
+                    engine.admit(urgency=Urgency(timeout_seconds=1e8))
+                end = await second.get()
+                assert end.reason is FinishReason.CROWDED_OUT
+                assert "more come than can be served" in end.detail
+                with pytest.raises(WaitTooLong, match=r"allowed are 2e"):
+                    engine.admit()
+                engine.admit(urgency=BATCH).__exit__(None, None, None)
+                assert isinstance(await first.get(), TokenEvent)
+                runs.cancel()
+                await last_event(first)
+                assert isinstance(await third.get(), TokenEvent)
+    finally:
+        await engine.close()
 
 
 async def last_event(stream):

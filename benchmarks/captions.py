@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and return the exit status: 0, or 1 with one sentence on stderr."""
     options = _parser().parse_args(arguments)
     try:
-        bundle = (options.bundle or _shipped()).resolve()
+        bundle = (options.bundle or shipped()).resolve()
         if open_bundle(bundle).encoder is None:
             raise BundleNotFound(f"{bundle} is no captioning bundle; name one with --bundle")
-        images = read_images(options.images) if options.images else draw_images()
+        images = read_images(options.images)[:IMAGES] if options.images else draw_images()
         measure(bundle, images, options)
     except (CarouselError, ServerFailed, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -138,10 +138,11 @@ async def streams(target: Target, images: list[bytes], clients: int, seconds: fl
     return recorder.result()
 
 
-def form(image: bytes) -> bytes:
-    """A request for a greedy caption."""
+def form(image: bytes, beam_width: int = 1) -> bytes:
+    """A request for the best caption of a beam so wide; a greedy one where it is 1."""
     part = "--b\r\ncontent-disposition: form-data; name="
-    return f'{part}"beam_width"\r\n\r\n1\r\n{part}"image"; filename="i"\r\n\r\n'.encode() + image + b"\r\n--b--\r\n"
+    head = f'{part}"beam_width"\r\n\r\n{beam_width}\r\n{part}"image"; filename="i"\r\n\r\n'
+    return head.encode() + image + b"\r\n--b--\r\n"
 
 
 def draw_images() -> list[bytes]:
@@ -156,14 +157,15 @@ def draw_images() -> list[bytes]:
 
 
 def read_images(directory: Path) -> list[bytes]:
-    """The first files of a directory, by name."""
-    paths = sorted(path for path in directory.iterdir() if path.is_file())[:IMAGES]
+    """The files of a directory, by name."""
+    paths = sorted(path for path in directory.iterdir() if path.is_file())
     if not paths:
         raise FileNotFoundError(f"{directory} holds no file; give a directory of images")
     return [path.read_bytes() for path in paths]
 
 
-def _shipped() -> Path:
+def shipped() -> Path:
+    """The newest version of the shipped captioning bundle."""
     newest = versions(REPOSITORY, MODEL)
     if not newest:
         raise BundleNotFound(f"{REPOSITORY} holds no {MODEL}; name a captioning bundle with --bundle")

@@ -58,7 +58,7 @@ class ImageReader:
         assert model.encoder is not None
         preprocessing = model.bundle.image_codec.preprocessing
         try:
-            return await model.encoder.encode(lambda: self._decoded(file, preprocessing.apply))
+            return await model.encoder.encode(lambda: self._decoded(file, preprocessing.read))
         except (ImageTooLarge, ImageRejected) as error:
             raise _refusal(error, where) from None
         except EncoderStopped as error:
@@ -97,7 +97,10 @@ class ImageReader:
             RequestError: invalid_image or image_too_large.
         """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._decoded, file, make)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(
+                self._threads, self._decoded, file, lambda content: make(read_image(content))
+            )
         except (ImageTooLarge, ImageRejected) as error:
             raise _refusal(error, "image") from None
 
@@ -105,9 +108,9 @@ class ImageReader:
         """Take no more images; what is being decoded goes on to its end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _decoded(self, file: ImageFile, make: Callable[[Image], Result]) -> Result:
+    def _decoded(self, file: ImageFile, read: Callable[[bytes], Result]) -> Result:
         with self._turns:
-            return make(read_image(file if isinstance(file, bytes) else _from_base64(file)))
+            return read(file if isinstance(file, bytes) else _from_base64(file))
 
 
 def _refusal(error: ImageTooLarge | ImageRejected, where: str) -> RequestError:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from models.codec.image import Preprocessing
+from training.corpus.album import OpenPicture
 
 
 class PixelImages:
@@ -23,13 +23,13 @@ class PixelImages:
 
     versions = 1
 
-    def __init__(
-        self, names: Sequence[str], open_picture: Callable[[str], Image], preprocessing: Preprocessing
-    ) -> None:
+    def __init__(self, names: Sequence[str], open_picture: OpenPicture, preprocessing: Preprocessing) -> None:
         self._names = names
         self._open = open_picture
         self._preprocessing = preprocessing
 
     def read(self, places: Sequence[int], _versions: Sequence[int]) -> Tensor:
         """Pictures by their place in `names`; there is one version of each. <float32>[N, 3, height, width]"""
-        return torch.from_numpy(np.stack([self._preprocessing.apply(self._open(self._names[at])) for at in places]))
+        preprocessing = self._preprocessing
+        pictures = (self._open(self._names[place], preprocessing.side) for place in places)
+        return torch.from_numpy(np.stack([preprocessing.apply(picture) for picture in pictures]))

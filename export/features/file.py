@@ -102,7 +102,7 @@ def _images(sources: Sequence[Path], preprocessing: Preprocessing, flip: bool) -
     for source in sources:
         for name, content in _contents(source):
             try:
-                image = read_image(content)
+                image = read_image(content, preprocessing.side)
             except ImageRejected as error:
                 raise ImageRejected(f"{source}: {name}: {error}") from None
             yield preprocessing.apply(ImageOps.mirror(image) if flip else image)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, model_validator
@@ -77,15 +76,17 @@ class CaptionFields(SamplingFields, UrgencyFields):
             raise ValueError(f"n is {self.n:,}; allowed are 1 to beam_width, which is {width:,}")
         if self.attention:
             check_attention(model)
-        sampled = self.parameters(manifest, default_max_tokens=manifest.limits.max_new_tokens)
+        sampled = self.parameters(
+            manifest,
+            default_max_tokens=manifest.limits.max_new_tokens,
+            default_temperature=1.0 if sampling else 0.0,
+        )
         check_top_k(sampled.top_k, model.bundle.image_codec.text.vocabulary_size)
         penalty = manifest.decoding.length_penalty if self.length_penalty is None else self.length_penalty
         if width > 1:
             end_id = model.bundle.image_codec.end_id
             beam = BeamParameters(width, sampled.max_tokens, end_id, penalty, self.n)
             return CaptionParameters(beam, penalty, self.attention)
-        if self.temperature is None:
-            sampled = replace(sampled, temperature=1.0 if sampling else 0.0)
         return CaptionParameters(sampled, penalty, self.attention)
 
 

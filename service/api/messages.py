@@ -119,8 +119,21 @@ class SamplingFields(Message):
         int | None, Field(ge=0, lt=2**63, description="The same seed gives the same tokens; none draws one.")
     ] = None
 
-    def parameters(self, manifest: Manifest, *, default_max_tokens: int, alternatives: int = 0) -> SamplingParameters:
+    def parameters(
+        self,
+        manifest: Manifest,
+        *,
+        default_max_tokens: int,
+        default_temperature: float | None = None,
+        alternatives: int = 0,
+    ) -> SamplingParameters:
         """The engine's sampling parameters.
+
+        Args:
+            manifest: of the model.
+            default_max_tokens: where the field is left out.
+            default_temperature: the same; None for the model's.
+            alternatives: to report beside each token.
 
         Raises:
             ValueError: a value that this model does not allow.
@@ -131,14 +144,18 @@ class SamplingFields(Message):
             raise ValueError(
                 f"max_tokens is {max_tokens:,}; allowed are 1 to {limit:,} (manifest limits.max_new_tokens)"
             )
+        if default_temperature is None:
+            default_temperature = defaults.temperature
+        temperature = default_temperature if self.temperature is None else self.temperature
+        # What is greedy needs no seed, and the kernel takes its time for one.
         return SamplingParameters(
             max_tokens=max_tokens,
-            temperature=defaults.temperature if self.temperature is None else self.temperature,
+            temperature=temperature,
             top_k=defaults.top_k if self.top_k is None else self.top_k,
             top_p=defaults.top_p if self.top_p is None else self.top_p,
             min_p=self.min_p or 0.0,
             repetition_penalty=self.repetition_penalty,
-            seed=secrets.randbits(63) if self.seed is None else self.seed,
+            seed=self.seed if self.seed is not None else 0 if temperature == 0.0 else secrets.randbits(63),
             alternatives=alternatives,
         )
 

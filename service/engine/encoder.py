@@ -3,8 +3,9 @@
 Each thread prepares one image after another (decodes it, that is) until a batch is ready or none waits any more, and
 encodes the batch in one call; then it looks again. Any thread encodes what any has prepared: an image that takes long
 to decode holds up one thread, and nobody's batch. How many images a batch is at most is found out by warm_up: on a CPU
-a network gains little by a batch, and the first of its images waits for the last (service/README.md has figures).
-Results come back with one `call_soon_threadsafe` per call.
+a network gains little by a batch, and the first of its images waits for the last (service/README.md has figures). Where
+an image takes so little that threads would mostly be in each other's way they take turns: one works, and another begins
+when that one has been at the same piece of work for long. Results come back with one `call_soon_threadsafe` per call.
 
 Axes: B images of a batch.
 """
@@ -22,27 +23,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.engine.encoder_pace import SHORT_CALL_SECONDS, find_pace
 from service.engine.rows import NOT_FINITE
 from service.engine.runner import RunnerBroken
 from service.engine.sequence import Array, Floats, Ids, Snapshot
 
 logger = logging.getLogger("carousel.encoder")
 
-BATCHES = (1, 4, 16)
-"""Batch sizes that warm_up chooses from."""
-
-WORTH = 1.1
-"""A larger batch is taken if it encodes so many times as many images per second: it makes the first of them wait."""
-
-SHORT_CALL_SECONDS = 0.025
-NO_LOSS = 0.9
-"""Up to so long a call, it is enough if it encodes so many times as many: what is encoded together joins together, and
-then steps together, which is where batches save most."""
-
-REPEATS = 2
-SHORT_REPEATS = 15
-"""Of each batch, of which the quickest call counts; more of short ones, among which the rest of a busy machine makes
-twofold differences."""
+PREPARING_SECONDS = 0.002
+"""Where threads take turns: how long one may prepare an image before the next begins with another."""
 
 NO_IDS: Ids = np.zeros(0, np.int64)
 
@@ -127,6 +116,12 @@ class Encoder:
         self._on_batch = on_batch
         self._clock = clock
         self.max_batch = 1
+        self.in_turns = False
+        """Whether threads take turns."""
+        self._turns: dict[int, float] = {}
+        """Until when each thread that has the turn, by its identity, has it."""
+        self._watched = False
+        """Whether a thread waits for the last of these moments."""
         self._waiting: deque[_Job] = deque()
         self._ready: deque[_Ready] = deque()
         self._ready_at = 0.0
@@ -140,20 +135,13 @@ class Encoder:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def warm_up(self) -> None:
-        """Run the graph on zeros, and find out how many images to encode at a time: `max_batch`.
+        """Run the graph on zeros, and find out how many images to encode at a time, and whether to do so in turns.
 
         Raises:
             RunnerBroken: it fails.
         """
-        best = 0.0
-        for count in BATCHES:
-            seconds = self._time(count)
-            repeats = REPEATS if seconds > SHORT_CALL_SECONDS else SHORT_REPEATS
-            seconds = min(seconds, *(self._time(count) for _ in range(repeats)))
-            speed = count / seconds
-            if speed <= best * (NO_LOSS if seconds <= SHORT_CALL_SECONDS else WORTH):
-                break
-            self.max_batch, best = count, max(best, speed)
+        pace = find_pace(self._time)
+        self.max_batch, self.in_turns = pace.max_batch, pace.in_turns
 
     def start(self) -> None:
         """Start the threads. Called on the event loop."""
@@ -200,7 +188,8 @@ class Encoder:
         job = _Job(prepare, self._loop.create_future())
         with self._wake:
             self._waiting.append(job)
-            self._wake.notify()
+            if not (self._watched and self._turns):  # else who has the turn sees it next, or who watches does
+                self._wake.notify()
         try:
             return await job.result
         except asyncio.CancelledError:
@@ -232,12 +221,32 @@ class Encoder:
     def _await_work(self) -> _Job | list[_Ready]:
         """Sleep until there is an image to prepare, or a batch to encode; an empty one once closing."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._waiting or self._ready)
-            if self._closing:
-                return []
-            if self._waiting and len(self._ready) < self.max_batch and not self._overdue():
-                return self._waiting.popleft()
-            return [self._ready.popleft() for _ in range(min(self.max_batch, len(self._ready)))]
+            self._turns.pop(threading.get_ident(), None)
+            while not self._closing:
+                if not (self._waiting or self._ready):
+                    self._wake.wait()
+                elif not self._turns or (left := max(self._turns.values()) - self._clock()) <= 0:
+                    return self._take_work()
+                elif self._watched:
+                    self._wake.wait()
+                else:
+                    self._watched = True
+                    self._wake.wait(left)
+                    self._watched = False
+            return []
+
+    def _take_work(self) -> _Job | list[_Ready]:
+        work: _Job | list[_Ready]
+        if self._waiting and len(self._ready) < self.max_batch and not self._overdue():
+            work, seconds = self._waiting.popleft(), PREPARING_SECONDS
+        else:
+            work = [self._ready.popleft() for _ in range(min(self.max_batch, len(self._ready)))]
+            seconds = SHORT_CALL_SECONDS
+        if self.in_turns:
+            self._turns[threading.get_ident()] = self._clock() + seconds
+            if self._waiting and not self._watched:
+                self._wake.notify()  # somebody has to watch this one
+        return work
 
     def _overdue(self) -> bool:
         """Whether the first image that is ready has waited for others as long as a call may take."""

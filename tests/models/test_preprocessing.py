@@ -103,6 +103,23 @@ def test_codec_refuses_tokens_that_are_not_there(text_codec, names):
         ImageCodec(text_codec, Preprocessing(width=4, height=3), *names)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+@pytest.mark.parametrize(
+    ("size", "decoded"), [((64, 49), (64, 49)), ((64, 50), (32, 25)), ((130, 110), (33, 28)), ((900, 202), (113, 26))]
+)
+def test_jpeg_is_decoded_no_larger_than_need_be_and_looks_the_same(kind, size, decoded):
+    content = io.BytesIO()
+    colours = Image.fromarray(np.random.default_rng(3).integers(0, 256, (3, 4, 3), np.uint8))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # a quarter turn clockwise
+    colours.resize(size, Image.Resampling.BICUBIC).save(content, kind, quality=95, exif=rotated)
+    preprocessing = Preprocessing(width=17, height=25)
+    assert preprocessing.side == 25
+    assert read_image(content.getvalue(), 25).size == decoded[::-1]
+    whole = preprocessing.apply(read_image(content.getvalue()))
+    assert np.abs(preprocessing.read(content.getvalue()) - whole).mean() < 5 / 255
+
+
 def test_preprocessing_tells_what_part_is_seen():
     wide = Image.new("RGB", (30, 10))
     assert Preprocessing(width=4, height=4).seen(wide) is wide

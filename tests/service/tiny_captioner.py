@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from models.bundle import publish
-from models.codec.image import Preprocessing, read_image
+from models.codec.image import Preprocessing
 from models.codec.text import TextCodec
 from models.manifest import DecodingDefaults, ImageCodecSpec, Limits, Manifest
 
@@ -150,7 +150,7 @@ class TinyCaptioner:
 
     def begin(self, content: bytes) -> tuple[Floats, Floats]:
         """A file's first state <float32>[H] and features <float32>[P, D]."""
-        image = PREPROCESSING.apply(read_image(content))  # [3, HEIGHT, WIDTH]
+        image = PREPROCESSING.read(content)  # [3, HEIGHT, WIDTH]
         parts = image.reshape(3, ROWS, HEIGHT // ROWS, COLUMNS, WIDTH // COLUMNS).mean(axis=(2, 4)).reshape(3, -1)
         features = np.tanh(parts.T @ self.weights["colours"])
         return np.tanh(features.mean(axis=0) @ self.weights["first"]), features

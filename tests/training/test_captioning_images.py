@@ -82,11 +82,12 @@ def test_features_that_cannot_be_used_are_refused(write_features, tmp_path: Path
 
 def test_pixels_are_what_the_preprocessing_makes_of_a_picture() -> None:
     colours = {"one.jpg": (255, 0, 51), "two.jpg": (0, 102, 255)}
-    images = PixelImages(
-        list(colours),
-        lambda name: Image.new("RGB", (9, 5), colours[name]),
-        Preprocessing(width=6, height=4, deviation=(51, 51, 51)),
-    )
+
+    def open_picture(name: str, side: int | None = None) -> Image.Image:
+        assert side == 6  # as serving shrinks what it decodes
+        return Image.new("RGB", (9, 5), colours[name])
+
+    images = PixelImages(list(colours), open_picture, Preprocessing(width=6, height=4, deviation=(51, 51, 51)))
     seen = images.read([1, 0, 1], [0, 0, 0])
     assert seen.shape == (3, 3, 4, 6)
     assert seen[:, :, 2, 3].tolist() == [[0, 2, 5], [5, 0, 1], [0, 2, 5]]

@@ -49,7 +49,7 @@ captions = 2
 def album_of(*captions: Sequence[str]) -> Album:
     """Pictures of one shade each, and their captions."""
     pictures = [CaptionedImage(f"{place}.png", tuple(of_picture)) for place, of_picture in enumerate(captions)]
-    return Album(pictures, lambda name: Image.new("RGB", (30, 20), (40 * int(name[0]), 9, 99)), "0" * 64)
+    return Album(pictures, lambda name, side=None: Image.new("RGB", (30, 20), (40 * int(name[0]), 9, 99)), "0" * 64)
 
 
 TRAIN = album_of(

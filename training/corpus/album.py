@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from PIL.Image import Image
 
@@ -20,8 +21,13 @@ from training.corpus.scene_words import describes, scene_captions
 from training.corpus.scenes import Scene, make_scenes, scenes_sha256
 from training.errors import CorpusError
 
-OpenPicture = Callable[[str], Image]
-"""A picture by name, upright and in RGB."""
+
+class OpenPicture(Protocol):
+    """Opens a picture by name, upright and in RGB."""
+
+    def __call__(self, name: str, side: int | None = None) -> Image:
+        """The picture; `side` as read_image has it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +98,9 @@ def _read(files: CaptionFiles, captions: str, listed_in: str, pictures: str, par
 
 
 def _opener(pictures: Pictures) -> OpenPicture:
-    def open_picture(name: str) -> Image:
+    def open_picture(name: str, side: int | None = None) -> Image:
         try:
-            return read_image(pictures.read(name))
+            return read_image(pictures.read(name), side)
         except ImageRejected as error:
             raise CorpusError(f"picture {name!r}: {error}") from None
 
@@ -106,7 +112,7 @@ def _of_scenes(scenes: Sequence[Scene]) -> Album:
     images = [CaptionedImage(name, scene_captions(scene)) for name, scene in by_name.items()]
     return Album(
         images,
-        lambda name: draw_scene(by_name[name]),
+        lambda name, side=None: draw_scene(by_name[name]),  # noqa: ARG005
         scenes_sha256(scenes),
         lambda name, caption: describes(caption, by_name[name]),
     )

@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from service.engine.encoder import BATCHES, Encoder, EncoderStopped, EncodingFailed
+from service.engine.encoder import PREPARING_SECONDS, Encoder, EncoderStopped, EncodingFailed
+from service.engine.encoder_pace import BATCHES
 from service.engine.rows import NOT_FINITE
 from service.engine.runner import RunnerBroken
 
@@ -257,17 +258,19 @@ async def test_close_finishes_the_batch_and_refuses_what_waits(graph):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "chosen"),
+    ("seconds", "chosen", "in_turns"),
     [
-        ({1: 10, 4: 40, 16: 1}, 1),
-        ({1: 10, 4: 20, 16: 100}, 4),
-        ({1: 10, 4: 20, 16: 40}, 16),
-        ({1: 0.001, 4: 0.004, 16: 0.016}, 16),
-        ({1: 0.001, 4: 0.005, 16: 0.016}, 1),
-        ({1: 0.002, 4: 0.008, 16: 0.032}, 4),
+        ({1: 10, 4: 40, 16: 1}, 1, False),
+        ({1: 10, 4: 20, 16: 100}, 4, False),
+        ({1: 10, 4: 20, 16: 40}, 16, False),
+        ({1: 0.0011, 4: 0.0044, 16: 0.0176}, 16, False),
+        ({1: 0.0011, 4: 0.0055, 16: 0.0176}, 1, False),
+        ({1: 0.0011, 4: 0.0036, 16: 0.0180}, 4, True),
+        ({1: 0.002, 4: 0.008, 16: 0.032}, 4, False),
+        ({1: 0.0002, 4: 0.0008, 16: 0.0032}, 16, True),
     ],
 )
-def test_warm_up_chooses_the_largest_batch_that_is_worth_its_wait(seconds, chosen):
+def test_warm_up_chooses_the_largest_batch_that_is_worth_its_wait(seconds, chosen, in_turns):
     now = [0.0]
 
     def graph(images):
@@ -276,7 +279,7 @@ def test_warm_up_chooses_the_largest_batch_that_is_worth_its_wait(seconds, chose
 
     encoder = Encoder(graph, SHAPE, frozenset(), on_batch=print, clock=lambda: now[0])
     encoder.warm_up()
-    assert encoder.max_batch == chosen
+    assert (encoder.max_batch, encoder.in_turns) == (chosen, in_turns)
     assert set(seconds) == set(BATCHES)
 
 
@@ -336,3 +339,58 @@ async def test_close_refuses_an_image_that_is_being_prepared(graph):
         with pytest.raises(EncoderStopped, match="shutting down"):
             await late
     assert graph.batches == []
+
+
+async def test_threads_that_take_turns_leave_the_work_to_one_until_it_takes_long(graph):
+    now = [0.0]
+    begun, go_on, looked = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def clock():
+        if begun.is_set() and not go_on.is_set():
+            looked.release()
+        return now[0]
+
+    def slow():
+        begun.set()
+        assert go_on.wait(DEADLINE_SECONDS)
+        return image(7)
+
+    async with running(graph, workers=3, clock=clock) as encoder:
+        encoder.in_turns = True
+        late = asyncio.create_task(encoder.encode(slow))
+        await asyncio.to_thread(begun.wait, DEADLINE_SECONDS)
+        others = await waiting(encoder, 0, 1, 2)
+        for _ in range(3):  # it is not yet the turn of who looks at the clock
+            assert await asyncio.to_thread(looked.acquire, timeout=DEADLINE_SECONDS)
+        assert encoder.waiting == 3
+        now[0] += 1.5 * PREPARING_SECONDS
+        for value, encoding in enumerate(await asyncio.gather(*others)):
+            assert_encoding(encoding, value)
+        assert not late.done()
+        go_on.set()
+        assert_encoding(await late, 7)
+
+
+async def test_each_of_many_slow_images_gets_a_thread_though_they_take_turns(graph):
+    """No image comes after the last of them: who waits must be found by the threads themselves."""
+    together = threading.Barrier(3, timeout=DEADLINE_SECONDS)
+
+    def slow(value):
+        together.wait()
+        return image(value)
+
+    async with running(graph, workers=3) as encoder:
+        encoder.in_turns = True
+        tasks = [asyncio.create_task(encoder.encode(partial(slow, value))) for value in range(3)]
+        for value, encoding in enumerate(await asyncio.gather(*tasks)):
+            assert_encoding(encoding, value)
+
+
+async def test_threads_that_take_turns_encode_everything(graph):
+    async with running(graph, workers=4, max_batch=4) as encoder:
+        encoder.in_turns = True
+        for _ in range(20):
+            for value, encoding in enumerate(
+                await asyncio.gather(*(encoder.encode(partial(image, value)) for value in range(15)))
+            ):
+                assert_encoding(encoding, value)

@@ -1,11 +1,12 @@
-"""`python -m benchmarks.plots runs.json [prefill.json]`: the figures of docs/, from what the other commands wrote.
+"""`python -m benchmarks.plots runs.json [prefill.json] [prefix.json]`: the figures, from what other commands wrote.
 
     open_loop.png    latency against offered load
     throughput.png   tokens per second against streams, the service and every peer
-    prefill.png      a long history: eaten at once, eaten step by step, resumed
+    prefill.png      a long history: eaten step by step, eaten with prefill, resumed
+    prefix.png       a prompt that nobody has sent, and the same one again
 
 A file is told by what it holds: `python -m benchmarks --output` writes `closed` and `open`, `python -m
-benchmarks.prefill --output` writes `lengths` with `prefill_seconds`, `steps_seconds` and `resume_seconds`.
+benchmarks.prefill --output` and `benchmarks.prefix --output` write `lengths` with seconds for each.
 """
 
 from __future__ import annotations
@@ -126,14 +127,25 @@ def open_loop(report: Json, path: Path) -> None:
 
 def prefill(measured: Json, path: Path) -> None:
     """Seconds until the next token is known, against the history's length."""
-    figure, axes = _figure("history, tokens (log)", "milliseconds (log)", "A history before the next token")
-    axes.set_xscale("log")
-    labels = []
-    for key, name, colour in (
+    curves = (
         ("steps_seconds", "step by step", THEIRS[0]),
         ("prefill_seconds", "prefill", OURS_FAINT),
         ("resume_seconds", "resumed from a session", OURS),
-    ):
+    )
+    _against_length(measured, path, "A history before the next token", curves)
+
+
+def prefix(measured: Json, path: Path) -> None:
+    """Seconds until the first token, against the prompt's length."""
+    curves = (("cold_seconds", "unknown", THEIRS[0]), ("warm_seconds", "sent before", OURS))
+    _against_length(measured, path, f"A prompt's first token ({measured['model']})", curves)
+
+
+def _against_length(measured: Json, path: Path, title: str, curves: Sequence[tuple[str, str, str]]) -> None:
+    figure, axes = _figure("tokens (log)", "milliseconds (log)", title)
+    axes.set_xscale("log", base=2)
+    labels = []
+    for key, name, colour in curves:
         times = [1000 * seconds for seconds in measured[key]]
         axes.plot(measured["lengths"], times, "o-", color=colour)
         labels.append((measured["lengths"][-1], times[-1], name, colour))
@@ -206,8 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             print(f"plots: {file} cannot be read ({error})", file=sys.stderr)
             return 1
-        if "lengths" in content:
+        if "resume_seconds" in content:
             prefill(content, options.output / "prefill.png")
+        elif "warm_seconds" in content:
+            prefix(content, options.output / "prefix.png")
         elif not (content.get("closed") or content.get("open")):
             print(f"plots: {file} holds no measurement; give what a benchmark's --output wrote", file=sys.stderr)
             return 1

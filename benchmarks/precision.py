@@ -1,30 +1,37 @@
-"""`python -m benchmarks.precision`: one step in fp32, in int8, and in int8 with candidates, in a bare loop.
+"""`python -m benchmarks.precision`: what int8 makes of a step, in a bare loop: nothing is sampled or sent.
 
-Nothing is sampled or sent. The candidates' graph is timed with and without its logits handed back, since onnxruntime
-computes every output of a graph, asked for or not. The variants take turns, so that other load meets all alike.
+1. A 2x512 network with 10,000 words and random weights in fp32, in int8, and in int8 with candidates. The candidates'
+   graph is timed with and without its logits handed back, since onnxruntime computes every output of a graph, asked for
+   or not.
+2. Bundles of one model side by side, `--bundles`: the shipped captions in fp32 and in int8, steps and encoder.
+
+On one thread (the default) processor time is counted, on several the time on the clock. Variants take turns, so that
+other load meets all alike; medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 
 from benchmarks.report import Machine
+from benchmarks.turns import model_of
 from export.int8_graph import build_int8_step
 from export.onnx_graph import export_step
-from export.step_module import step_module
-from models.graph import STATE_PREFIX, next_name
-from models.nn.language import LanguageModel, LanguageModelConfig
+from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
+from models.graph import STATE_PREFIX, GraphSpec, next_name, read_graph
 from models.step import CANDIDATE_OUTPUTS
 
+BUNDLES = [Path(__file__).parents[1] / "bundles" / "scenes" / version for version in ("1", "2")]
 ROWS = (1, 16, 64, 128)
+IMAGES = (1, 4, 16)
 CANDIDATES = 40
 ROUNDS = 15
 SECONDS_PER_TURN = 0.05
@@ -32,65 +39,79 @@ SECONDS_PER_TURN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A step graph, and what is asked of it beside the states."""
+    """A graph, and what is asked of it."""
 
     name: str
+    graph: GraphSpec
     session: onnxruntime.InferenceSession
     asked: Sequence[str]
+    """Beside the states."""
+    id_count: int
+    """Ids of the step graph's are in [0, this)."""
+    threads: int
 
-    def seconds_per_step(self, vocabulary_size: int, rows: int) -> float:
-        """Mean over SECONDS_PER_TURN of a loop that carries the state."""
-        states = {
-            spec.name: np.zeros((rows, spec.shape[1]), np.float32)
-            for spec in self.session.get_inputs()
-            if spec.name.startswith(STATE_PREFIX)
+    def seconds_per_call(self, rows: int) -> float:
+        """Mean over SECONDS_PER_TURN of a loop that carries the states, if there are any."""
+        clock = time.process_time if self.threads == 1 else time.perf_counter
+        random = np.random.default_rng(rows)
+        fed = {
+            spec.name: random.integers(0, self.id_count, rows)
+            if spec.dtype == "int64"
+            else random.random((rows, *(size or 0 for size in spec.shape[1:])), np.float32)
+            for spec in self.graph.inputs
         }
+        states = [name for name in fed if name.startswith(STATE_PREFIX)]
         outputs = [*self.asked, *map(next_name, states)]
-        tokens = np.random.default_rng(rows).integers(0, vocabulary_size, (64, rows))
-        steps, began = 0, 0.0
+        calls, began = -1, 0.0
         while True:
-            said = self.session.run(outputs, {"token": tokens[steps % len(tokens)], **states})
-            states = dict(zip(states, said[len(self.asked) :], strict=True))
-            if not began:  # the first step is the warm-up
-                began = perf_counter()
-                continue
-            steps += 1
-            if perf_counter() - began > SECONDS_PER_TURN:
-                return (perf_counter() - began) / steps
+            said = self.session.run(outputs, fed)
+            fed.update(zip(states, said[len(self.asked) :], strict=True))
+            calls += 1
+            if not calls:  # the first call is the warm-up
+                began = clock()
+            elif clock() - began > SECONDS_PER_TURN:
+                return (clock() - began) / calls
 
 
-def main() -> None:
-    """Print the table."""
-    options = _parser().parse_args()
-    torch.manual_seed(0)
-    config = LanguageModelConfig(options.vocabulary, options.cell, hidden_size=512, layers=2)
-    step = step_module(LanguageModel(config).eval())
-    fp32, int8, best = (
-        export_step(step),
-        build_int8_step(step),
-        build_int8_step(step, min(CANDIDATES, config.vocabulary_size)),
-    )
-    candidates = _session(best, options.threads)
-    variants = [
-        Variant("fp32, logits", _session(fp32, options.threads), ["logits"]),
-        Variant("int8, logits", _session(int8, options.threads), ["logits"]),
-        Variant(f"int8, logits and {CANDIDATES} candidates", candidates, ["logits", *CANDIDATE_OUTPUTS]),
-        Variant(f"int8, {CANDIDATES} candidates", candidates, CANDIDATE_OUTPUTS),
-    ]
-    print(f"machine  {Machine.this()}")
-    print(f"model    2x512 {config.cell.upper()}, {config.vocabulary_size:,} tokens, random weights; ", end="")
-    print(f"graphs of {len(fp32) / 1e6:.1f} and {len(int8) / 1e6:.1f} MB; {options.threads or 'all'} threads")
-    print(f"step     median of {options.rounds} turns (times as fast as fp32)\n")
-    print("| rows |" + "|".join(f" {variant.name} " for variant in variants) + "|")
+def print_table(unit: str, counts: Sequence[int], variants: Sequence[Variant], rounds: int) -> None:
+    """Milliseconds a call of each variant, and how many times as fast as the first it is."""
+    print(f"\n| {unit} |" + "|".join(f" {variant.name} " for variant in variants) + "|")
     print("|---:|" + "---:|" * len(variants))
-    for rows in options.rows:
-        turns = [
-            [variant.seconds_per_step(config.vocabulary_size, rows) for variant in variants]
-            for _ in range(options.rounds)
-        ]
+    for count in counts:
+        turns = [[variant.seconds_per_call(count) for variant in variants] for _ in range(rounds)]
         medians = [statistics.median(turn) for turn in zip(*turns, strict=True)]
         cells = [f" {1e3 * seconds:.3f} ms ({medians[0] / seconds:.1f}) " for seconds in medians]
-        print(f"| {rows} |" + "|".join(cells) + "|", flush=True)
+        print(f"| {count} |" + "|".join(cells) + "|", flush=True)
+
+
+def of_one_network(options: argparse.Namespace) -> list[Variant]:
+    """The step graphs of one network of random weights."""
+    step = model_of(options.cell, options.vocabulary)
+    count = min(CANDIDATES, options.vocabulary)
+    fp32, int8, best = export_step(step), build_int8_step(step), build_int8_step(step, count)
+    print(f"model    2x512 {options.cell.upper()}, {options.vocabulary:,} tokens, random weights; ", end="")
+    print(f"step graphs of {len(fp32) / 1e6:.1f} MB in fp32 and {len(int8) / 1e6:.1f} in int8")
+
+    def variant(name: str, graph: bytes, asked: Sequence[str]) -> Variant:
+        session = _session(graph, options.threads)
+        return Variant(name, read_graph(graph, name), session, asked, options.vocabulary, options.threads)
+
+    return [
+        variant("fp32, logits", fp32, ["logits"]),
+        variant("int8, logits", int8, ["logits"]),
+        variant(f"int8, logits and {count} candidates", best, ["logits", *CANDIDATE_OUTPUTS]),
+        variant(f"int8, {count} candidates", best, CANDIDATE_OUTPUTS),
+    ]
+
+
+def of_bundle(bundle: Bundle, graph: str, threads: int) -> Variant:
+    """A bundle's step graph, or its encoder."""
+    spec = read_graph(bundle.files[graph], graph)
+    asked = [output.name for output in spec.outputs]
+    if graph == STEP_GRAPH:
+        asked = [name for name in asked if name not in {next_name(state.name) for state in spec.states}]
+    name = f"{bundle.model}/{bundle.version}, {bundle.manifest.precision}"
+    return Variant(name, spec, _session(bundle.files[graph], threads), asked, bundle.output_size, threads)
 
 
 def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
@@ -102,13 +123,32 @@ def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+def main() -> None:
+    """Print the tables."""
+    options = _parser().parse_args()
+    print(f"machine  {Machine.this()}")
+    print(f"cells    a call, median of {options.rounds} turns (times as fast as the first); ", end="")
+    print("one thread, processor time" if options.threads == 1 else f"{options.threads or 'all'} threads, on the clock")
+    print_table("rows of a step", options.rows, of_one_network(options), options.rounds)
+    bundles = list(map(open_bundle, options.bundles))
+    if not bundles:
+        return
+    print(f"\nbundles  {' and '.join(f'{bundle.model}/{bundle.version}' for bundle in bundles)}")
+    steps = [of_bundle(bundle, STEP_GRAPH, options.threads) for bundle in bundles]
+    print_table("rows of a step", options.rows, steps, options.rounds)
+    if all(bundle.encoder for bundle in bundles):
+        encoders = [of_bundle(bundle, ENCODER_GRAPH, options.threads) for bundle in bundles]
+        print_table("images encoded", IMAGES, encoders, options.rounds)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description="Time steps of each precision.")
     parser.add_argument("--cell", choices=["lstm", "gru"], default="lstm")
     parser.add_argument("--vocabulary", type=int, default=10_000, help="tokens (10,000)")
+    parser.add_argument("--bundles", type=Path, nargs="*", default=BUNDLES, help="of one model (scenes/1 and scenes/2)")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows of a step (1 16 64 128)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each variant")
-    parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0: one per core")
+    parser.add_argument("--threads", type=int, default=1, help="of onnxruntime (1); 0: one per core")
     return parser
 
 

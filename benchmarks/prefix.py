@@ -1,4 +1,4 @@
-"""What does a known beginning save? `python -m benchmarks.prefix [BUNDLE]`.
+"""What does a known beginning save? `python -m benchmarks.prefix [BUNDLE] [--output prefix.json]`.
 
 In process, one request at a time: the time from a request's admission to its first token, for prompts that nobody has
 sent (cold) and for the same ones again (warm, all but the last token known), in turns; medians. Besides, what looking
@@ -8,14 +8,18 @@ as the steps it saves, a prompt is too short for an entry (service/prefixes.py, 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import sys
+import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
+from benchmarks.report import Machine
 from models.bundle import open_bundle
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
@@ -23,7 +27,7 @@ from service.engine.sequence import Array, Ids, SamplingParameters, Sequence, To
 from service.engine.state_pool import zeros
 from service.prefix_cache import PrefixCache
 from service.prefixes import Prefixes
-from service.repository import open_runner
+from service.repository import open_prefill, open_runner
 from service.sessions.memory import ModelIdentity
 
 LENGTHS = (16, 128, 1024)
@@ -57,10 +61,10 @@ def loop_seconds(prefixes: Prefixes, prompt: Ids, state: dict[str, Array]) -> fl
     return spent + time.perf_counter() - started
 
 
-async def main(path: Path) -> None:
-    """Print one line a length."""
-    bundle = open_bundle(path)
-    core = EngineCore(open_runner(bundle, 1), 1)
+async def measure(path: Path) -> dict[str, Any]:
+    """Print one line a length. The medians, for benchmarks.plots."""
+    bundle, machine = open_bundle(path), Machine.this()
+    core = EngineCore(open_runner(bundle, 1), 1, prefill=open_prefill(bundle))
     core.warm_up()
     engine = AsyncEngine(core, max_waiting=1, on_step=lambda _: None)
     engine.start()
@@ -70,10 +74,12 @@ async def main(path: Path) -> None:
     state = {name: rows[0] for name, rows in zeros(ModelIdentity.of(bundle).states, 1).items()}
     while cache.bytes < 0.95 * CACHE_BYTES:
         loop_seconds(prefixes, random.integers(0, bundle.output_size, 40), state)
+    print(f"machine  {machine}")
     print(
         f"{bundle.model} {bundle.version}, {bundle.manifest.precision}; {len(cache):,} states of {cache.bytes:,} bytes"
     )
     print("| prompt | cold | warm | ratio | of the event loop, cold |\n|---:|---:|---:|---:|---:|")
+    medians: dict[str, list[float]] = {"cold_seconds": [], "warm_seconds": [], "loop_seconds": []}
     for length in LENGTHS:
         cold, warm, loop = [], [], []
         for _ in range(ROUNDS):
@@ -82,10 +88,26 @@ async def main(path: Path) -> None:
             warm.append(await first_token_seconds(engine, prefixes, prompt))
             assert prefixes.begin(prompt, None).length == length - 1
             loop.append(loop_seconds(prefixes, random.integers(0, bundle.output_size, length), state))
-        slow, fast, spent = (median(seconds) * 1e3 for seconds in (cold, warm, loop))
+        for name, seconds in zip(medians, (cold, warm, loop), strict=True):
+            medians[name].append(median(seconds))
+        slow, fast, spent = (seconds[-1] * 1e3 for seconds in medians.values())
         print(f"| {length:,} | {slow:.2f} ms | {fast:.2f} ms | {slow / fast:.1f} | {spent:.3f} ms |")
     await engine.close()
+    return {"machine": asdict(machine), "model": bundle.model, "lengths": list(LENGTHS), **medians}
+
+
+def main() -> None:
+    """Measure, and write what was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.prefix", description="Prompts whose beginning is known."
+    )
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("bundles/shakespeare/2"))
+    parser.add_argument("--output", type=Path, help="write the medians here, as JSON, for benchmarks.plots")
+    options = parser.parse_args()
+    measured = asyncio.run(measure(options.bundle))
+    if options.output:
+        options.output.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1] if len(sys.argv) > 1 else "bundles/shakespeare/2")))
+    main()

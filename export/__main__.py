@@ -14,9 +14,10 @@ from export.captioning_parity import ENCODER_BATCH_SIZES
 from export.parity import MAX_BATCH
 from export.prefill_parity import LONGEST_CHUNK
 from export.publish import export_checkpoint
-from models.bundle import ENCODER_GRAPH, PREFILL_GRAPH
+from models.bundle import ENCODER_GRAPH
 from models.errors import CarouselError
 from models.manifest import DecodingDefaults, Limits, Precision
+from models.prefill import PREFILL_GRAPH
 
 DECODING = ("temperature", "top_k", "top_p", "beam_width", "length_penalty")
 """The flags that are fields of DecodingDefaults."""

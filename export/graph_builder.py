@@ -50,7 +50,7 @@ class GraphBuilder:
         self._inputs.append(_value(name, dtype, sizes))
         return name
 
-    def output(self, name: str, dtype: type[np.generic], *sizes: int) -> None:
+    def output(self, name: str, dtype: type[np.generic], *sizes: int | str) -> None:
         """Say that the value `name`, [batch, *sizes], is an output."""
         self._outputs.append(_value(name, dtype, sizes))
 

@@ -1,4 +1,4 @@
-"""Does a prefill graph leave the bits that the step graph leaves, whoever the neighbours are and however ids are cut?
+"""Do prefill graphs leave the bits that the step graph leaves, whoever the neighbours are and however ids are cut?
 
 Axes: B batch rows, T steps.
 """
@@ -6,7 +6,7 @@ Axes: B batch rows, T steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime
@@ -16,6 +16,7 @@ from export.parity import THREAD_COUNTS, ParityError, random_floats
 from export.runtime import open_session
 from export.step_module import StepModule
 from models.graph import next_name
+from models.prefill import ABOVE, BELOW
 
 CUTS = ((131,), (1, 130), (64, 64, 3), (16,) * 8 + (3,), (5, 2, 124))
 """Chunks that a prompt of T ids is fed in; T is longer than any chunk of the engine's."""
@@ -28,13 +29,13 @@ POISONS = (np.nan, np.inf, 1e38)
 """What every other row of the largest batch holds while the rest are compared."""
 
 
-def require_same_states(step: StepModule, graph: bytes, prefill: bytes, *, seed: int = 0) -> None:
+def require_same_states(step: StepModule, graph: bytes, prefill: Sequence[bytes], *, seed: int = 0) -> None:
     """Feed random ids to both from random states, and compare the states after the last of them, byte by byte.
 
     Args:
         step: whose task and ids both graphs have.
         graph: the step graph, whose rows keep to themselves.
-        prefill: the prefill graph.
+        prefill: the prefill graphs, the lowest first.
         seed: of the ids and states.
 
     Raises:
@@ -46,23 +47,25 @@ def require_same_states(step: StepModule, graph: bytes, prefill: bytes, *, seed:
     session = open_session(graph, threads=1)
     truth: Mapping[str, Array] = start
     for column in ids.T:
-        truth = _run(session, step, column, truth)
+        truth = _run([session], step, column, truth)
     for threads in THREAD_COUNTS:
-        session = open_session(prefill, threads)
+        sessions = [open_session(each, threads) for each in prefill]
         for cut in CUTS:
             for batch in BATCH_SIZES:
-                seen = _in_chunks(session, step, ids[:batch], {name: part[:batch] for name, part in start.items()}, cut)
+                seen = _in_chunks(
+                    sessions, step, ids[:batch], {name: part[:batch] for name, part in start.items()}, cut
+                )
                 _compare(seen, truth, slice(0, batch), f"{batch} rows, chunks of {_said(cut)}, {threads} threads")
         for poison in POISONS:
             fed = {name: part.copy() for name, part in start.items()}
             for part in fed.values():
                 part[::2] = poison
-            seen = _in_chunks(session, step, ids, fed, CUTS[0])
+            seen = _in_chunks(sessions, step, ids, fed, CUTS[0])
             _compare(seen, truth, slice(1, None, 2), f"{rows} rows, every other one's states {poison}")
 
 
 def _in_chunks(
-    session: onnxruntime.InferenceSession,
+    sessions: Sequence[onnxruntime.InferenceSession],
     step: StepModule,
     ids: Ids,
     states: Mapping[str, Array],
@@ -70,24 +73,32 @@ def _in_chunks(
 ) -> Mapping[str, Array]:
     start = 0
     for length in cut:
-        states = _run(session, step, ids[:, start : start + length], states)
+        states = _run(sessions, step, ids[:, start : start + length], states)
         start += length
     return states
 
 
 def _run(
-    session: onnxruntime.InferenceSession, step: StepModule, ids: Ids, states: Mapping[str, Array]
+    sessions: Sequence[onnxruntime.InferenceSession], step: StepModule, ids: Ids, states: Mapping[str, Array]
 ) -> Mapping[str, Array]:
-    """The states after one call of either graph, by the names that they go in by. [B, ...] each"""
-    after = session.run([next_name(name) for name in states], {**step_inputs(step.task, ids), **states})
-    return dict(zip(states, after, strict=True))
+    """The states after a call of the step graph, or of each prefill graph, by the names they go in by. [B, ...] each"""
+    after = dict(states)
+    eaten = step_inputs(step.task, ids)
+    for session in sessions:
+        outputs = [spec.name for spec in session.get_outputs()]
+        names = [name for name in states if next_name(name) in outputs]
+        asked = [*map(next_name, names), *({ABOVE} & set(outputs))]
+        said = session.run(asked, {**eaten, **{name: states[name] for name in names}})
+        after.update(zip(names, said, strict=False))
+        eaten = {BELOW: said[-1]}
+    return after
 
 
 def _compare(seen: Mapping[str, Array], truth: Mapping[str, Array], rows: slice, where: str) -> None:
     for name, expected in truth.items():
         if np.ascontiguousarray(seen[name][rows]).tobytes() != np.ascontiguousarray(expected[rows]).tobytes():
             raise ParityError(
-                f"{name} after {sum(CUTS[0])} ids of the prefill graph is not what the step graph leaves, bit for bit "
+                f"{name} after {sum(CUTS[0])} ids of the prefill graphs is not what the step graph leaves, bit for bit "
                 f"({where})"
             )
 

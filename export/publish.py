@@ -19,7 +19,7 @@ from export.parity import ParityError, measure_parity
 from export.precision import measure_quantization, read_validation_beside
 from export.prefill_parity import require_same_states
 from export.step_module import Model, StepModule, step_module
-from models.bundle import ENCODER_GRAPH, PREFILL_GRAPH, STEP_GRAPH, publish
+from models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish
 from models.codec.image import ImageCodec
 from models.codec.interaction import InteractionCodec
 from models.codec.text import TextCodec
@@ -50,6 +50,7 @@ from models.nn.checkpoint import (
     read_checkpoint,
 )
 from models.nn.validation import CaptioningValidationData, ValidationData
+from models.prefill import prefill_name
 from models.step import STEP_INPUTS, Task
 
 BEST = "best.safetensors"
@@ -143,7 +144,7 @@ def export_checkpoint(
             validation, quantization = measure_quantization(model, graph, data, validation, max_worsening)
             graphs, parity = {STEP_GRAPH: graph}, measure_parity(model, graph, precision)
             try:
-                graphs[PREFILL_GRAPH] = _int8_prefill(step_module(model), graph)
+                graphs |= _int8_prefill(step_module(model), graph)
             except ParityError as error:
                 no_prefill = str(error)
     else:
@@ -196,15 +197,15 @@ def _fp32_graphs(
     return {STEP_GRAPH: graph}, measure_parity(model, graph)
 
 
-def _int8_prefill(step: StepModule, graph: bytes) -> bytes:
-    """The prefill graph, which leaves what the step graph leaves.
+def _int8_prefill(step: StepModule, graph: bytes) -> dict[str, bytes]:
+    """The prefill graphs by name, which leave what the step graph leaves.
 
     Raises:
         ParityError: it does not.
     """
     prefill = build_int8_prefill(step)
     require_same_states(step, graph, prefill)
-    return prefill
+    return {prefill_name(place): part for place, part in enumerate(prefill)}
 
 
 def _load(path: Path, checkpoint: Checkpoint) -> _Loaded:

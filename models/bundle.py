@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,7 @@ from models.encoder import check_encoder
 from models.errors import BundleError, BundleNotFound, DigestMismatch
 from models.graph import GraphSpec, read_graph
 from models.manifest import MANIFEST, NAME_PATTERN, CodecSpec, FileEntry, ImageCodecSpec, InteractionCodecSpec, Manifest
-from models.prefill import PREFILL_GRAPH as PREFILL_GRAPH
-from models.prefill import check_prefill
+from models.prefill import check_prefill, prefill_names
 from models.step import STEP_GRAPH as STEP_GRAPH
 from models.step import check_step
 
@@ -47,8 +46,8 @@ class Bundle:
     step: GraphSpec
     encoder: GraphSpec | None
     """What makes a sequence's first states and memories; None where a sequence begins with zeros."""
-    prefill: GraphSpec | None
-    """What takes a row many steps forward in one call; None where there is none, and prompts are fed to `step`."""
+    prefill: Sequence[GraphSpec]
+    """What takes a row many steps forward in a call, from the lowest graph up; none where prompts are fed to `step`."""
     output_size: int
     """How many logits (V) or probabilities (S) a step gives for a row."""
     codec: Codec
@@ -112,9 +111,8 @@ def open_bundle(path: Path) -> Bundle:
     if isinstance(manifest.codec, ImageCodecSpec):
         encoder = read_graph(files[ENCODER_GRAPH], ENCODER_GRAPH)
         check_encoder(encoder, step, manifest.codec.preprocessing.shape)
-    prefill = None
-    if PREFILL_GRAPH in files:
-        prefill = read_graph(files[PREFILL_GRAPH], PREFILL_GRAPH)
+    prefill = [read_graph(files[name], name) for name in prefill_names(files)]
+    if prefill:
         check_prefill(prefill, step, manifest.task)
     codec = _open_codec(manifest.codec, files)
     if isinstance(codec, InteractionCodec):

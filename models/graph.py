@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from models.errors import GraphRejected
 
-ELEMENT_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
+ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 """TensorProto.DataType -> numpy name, for the types that a graph input or output may have."""
 
 STATE_PREFIX = "state."

@@ -12,16 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from models.bundle import ENCODER_GRAPH, PREFILL_GRAPH, STEP_GRAPH, Bundle, model_names, open_bundle, versions
+from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, model_names, open_bundle, versions
 from models.errors import BundleError, BundleNotFound
 from models.graph import TensorSpec
+from models.prefill import prefill_names
 from models.step import ATTENTION
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
 from service.engine.device import CUDA, Device
 from service.engine.device_pool import DevicePool
 from service.engine.encoder import Encoder, EncoderReport
-from service.engine.runner import OnnxEncoder, OnnxPrefillRunner, OnnxRunner, RunnerBroken, reason_against
+from service.engine.prefill_runner import OnnxPrefillRunner
+from service.engine.runner import OnnxEncoder, OnnxRunner, RunnerBroken, reason_against
 from service.engine.state_pool import StateSpec
 from service.errors import RequestError
 from service.observability.metrics import Metrics, ModelMetrics
@@ -114,10 +116,9 @@ def step_threads(bundle: Bundle, cores: int) -> int:
 
 
 def open_prefill(bundle: Bundle, device: Device | None = None) -> OnnxPrefillRunner | None:
-    """The runner of a bundle's prefill graph; None where it has none."""
-    if bundle.prefill is None:
-        return None
-    return OnnxPrefillRunner(bundle.files[PREFILL_GRAPH], bundle.manifest.task, device)
+    """The runner of a bundle's prefill graphs; None where it has none."""
+    graphs = [bundle.files[name] for name in prefill_names(bundle.files)]
+    return OnnxPrefillRunner(graphs, bundle.manifest.task, device) if graphs else None
 
 
 def _row(tensor: TensorSpec) -> StateSpec:

@@ -16,6 +16,7 @@ import numpy as np
 
 from service.engine.device import Tensor
 from service.engine.plan import Rows
+from service.engine.prefill_runner import MIN_PIECES, PIECE
 from service.engine.rows import RowTable
 from service.engine.runner import PrefillRunner, Runner, RunnerBroken, StepArrays
 from service.engine.sequence import Sequence
@@ -157,7 +158,7 @@ def _left_to_steps(sequence: Sequence) -> int | None:
 def _same_states(prefill: PrefillRunner, runner: Runner, *, seed: int = 0) -> bool:
     """Whether both leave the same bits after random ids. It raises whatever the runtime raises."""
     random = np.random.default_rng(seed)
-    rows, lengths = 3, (1, 2, 19)
+    rows, lengths = 3, (1, 2, MIN_PIECES * PIECE + 3)  # the last one by several graphs at once
     ids = random.integers(0, runner.output_size, (rows, sum(lengths)))
     before, after = zeros(runner.states, rows), zeros(runner.states, rows)
     outputs = np.zeros((rows, runner.output_size), np.float32)

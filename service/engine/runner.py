@@ -223,52 +223,6 @@ class Softmax:
         self._session.run_with_iobinding(self._bound[1])
 
 
-PREFILL_THREADS = 1
-"""Of a prefill call's operators. Its products are so short that handing parts of them to other threads costs about what
-it gains, and the other cores have the event loop to run."""
-
-
-class OnnxPrefillRunner:
-    """A prefill graph in onnxruntime.
-
-    Args:
-        graph: the verified bytes of a prefill graph that keeps the bundle contract.
-        task: what the graph eats.
-        device: where it runs, and where it leaves states; None for the CPU and numpy arrays.
-
-    Raises:
-        RunnerBroken: onnxruntime cannot load the graph, or a part of it does not run on the device.
-    """
-
-    def __init__(self, graph: bytes, task: Task, device: Device | None = None) -> None:
-        self._task = task
-        self._device = device
-        self._session = open_session(graph, "prefill", PREFILL_THREADS, device)
-
-    def __call__(self, ids: Ids, states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """See PrefillRunner. A call takes milliseconds, so that what it eats and leaves may well be copied."""
-        eaten = [ids >> 1, ids & 1] if self._task == "tracing" else [ids]
-        inputs = dict(zip(STEP_INPUTS[self._task], eaten, strict=True))
-        if self._device is not None:
-            return self._run_bound(inputs, states, self._device)
-        after = self._session.run(list(map(next_name, states)), {**inputs, **states})
-        return dict(zip(states, after, strict=True))
-
-    def _run_bound(
-        self, eaten: Mapping[str, Ids], states: Mapping[str, Tensor], device: Device
-    ) -> Mapping[str, DeviceArray]:
-        """The states after, in the device's memory, where onnxruntime allocates them."""
-        binding = self._session.io_binding()
-        inputs: dict[str, Tensor] = {**{name: np.ascontiguousarray(part) for name, part in eaten.items()}, **states}
-        for name, array in inputs.items():
-            binding.bind_input(name, *address_of(array))
-        for name in states:
-            binding.bind_output(next_name(name), device.memory)
-        self._session.run_with_iobinding(binding)
-        after = zip(states.items(), binding.get_outputs(), strict=True)
-        return {name: DeviceArray.of(device, value, array.dtype) for (name, array), value in after}
-
-
 class OnnxEncoder:
     """An encoder graph in onnxruntime, in a session (and threads) of its own. What it makes lies on the host.
 

@@ -15,6 +15,8 @@ PREFILL = {
     "resume_seconds": [0.0004, 0.0004, 0.0005],
 }
 
+PREFIX = {"model": "m", "lengths": [16, 128], "cold_seconds": [0.002, 0.005], "warm_seconds": [0.0005, 0.0005]}
+
 
 def labels(monkeypatch):
     """What is written at the ends of the lines, as it is drawn."""
@@ -30,12 +32,15 @@ def labels(monkeypatch):
 
 def test_plots_draw_what_each_file_holds(tmp_path, monkeypatch):
     seen = labels(monkeypatch)
-    runs, prefill = tmp_path / "runs.json", tmp_path / "prefill.json"
+    runs, prefill, prefix = (tmp_path / f"{name}.json" for name in ("runs", "prefill", "prefix"))
     runs.write_text(report().to_json())
     prefill.write_text(json.dumps(PREFILL))
-    assert main([str(runs), str(prefill), "--output", str(tmp_path)]) == 0
-    assert {"open_loop.png", "throughput.png", "prefill.png"} == {path.name for path in tmp_path.glob("*.png")}
-    assert {"carousel int8", "naive fp32", "naive int8", "between tokens, p99", "resumed from a session"} <= set(seen)
+    prefix.write_text(json.dumps(PREFIX))
+    assert main([str(runs), str(prefill), str(prefix), "--output", str(tmp_path)]) == 0
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {"open_loop.png", "throughput.png", "prefill.png", "prefix.png"}
+    assert {"carousel int8", "naive fp32", "naive int8", "between tokens, p99"} <= set(seen)
+    assert {"step by step", "prefill", "resumed from a session", "unknown", "sent before"} <= set(seen)
 
 
 def test_plots_refuse_a_file_without_measurements(tmp_path, capsys):

@@ -41,7 +41,7 @@ def test_prefill_leaves_what_steps_leave(monkeypatch, cell, embedding, hidden, l
         monkeypatch.setattr(int8_graph, "MAX_TABLE_BYTES", 0)
     step = random_step(cell, embedding, hidden, layers, tied)
     graph, prefill = build_int8_step(step), build_int8_prefill(step)
-    check_prefill(read_graph(prefill, "prefill.onnx"), read_graph(graph, "step.onnx"), "language")
+    check_prefill([read_graph(part, "prefill") for part in prefill], read_graph(graph, "step.onnx"), "language")
     require_same_states(step, graph, prefill)
 
 
@@ -50,15 +50,18 @@ def test_prefill_of_a_history_leaves_what_steps_leave(cell):
     config = TracingModelConfig(5, cell, embedding_size=6, hidden_size=37, layers=2)
     step = step_module(TracingModel(config).eval())
     graph, prefill = build_int8_step(step), build_int8_prefill(step)
-    check_prefill(read_graph(prefill, "prefill.onnx"), read_graph(graph, "step.onnx"), "tracing")
+    check_prefill([read_graph(part, "prefill") for part in prefill], read_graph(graph, "step.onnx"), "tracing")
     require_same_states(step, graph, prefill)
 
 
-def test_prefill_does_not_hold_the_projection():
+def test_prefill_holds_each_layer_once_and_no_projection():
     step = random_step("lstm", 7, 9, 2, False)
-    names = {tensor.name for tensor in onnx.load_from_string(build_int8_prefill(step)).graph.initializer}
-    assert {"layer0.input.table", "layer1.input.weight", "layer1.hidden.weight"} < names
-    assert not any(name.startswith("projection") for name in names)
+    lower, upper = [
+        {tensor.name for tensor in onnx.load_from_string(part).graph.initializer} for part in build_int8_prefill(step)
+    ]
+    assert {"layer0.input.table", "layer0.hidden.weight"} < lower
+    assert {"layer1.input.weight", "layer1.hidden.weight"} < upper
+    assert not any(name.startswith("projection") for name in lower | upper)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -67,7 +70,7 @@ def test_prefill_of_other_weights_is_refused(layer):
     name = f"layers.{layer}.weight"
     weight = dict(other.stack.named_parameters())[name].data
     weight[3, -1] *= 1.5  # of the hidden product of one unit's gate
-    with pytest.raises(ParityError, match=r"state\.[hc]\d after 131 ids of the prefill graph is not what the step"):
+    with pytest.raises(ParityError, match=r"state\.[hc]\d after 131 ids of the prefill graphs is not what the step"):
         require_same_states(step, build_int8_step(step), build_int8_prefill(other))
 
 
@@ -89,7 +92,7 @@ def test_int8_export_brings_a_prefill_graph(run_directory, tmp_path, capsys):
     options = ["--repository", str(tmp_path), "--name", "m", "--precision", "int8", "--max-worsening", "1"]
     assert main([str(run_directory), *options]) == 0
     assert "prefill    leaves the step's states, bit for bit, in chunks of 1 to 131\n" in capsys.readouterr().out
-    assert open_bundle(tmp_path / "m" / "1").prefill is not None
+    assert open_bundle(tmp_path / "m" / "1").prefill
 
 
 def test_prefill_that_differs_is_left_out_and_named(run_directory, tmp_path, capsys, monkeypatch):
@@ -100,4 +103,4 @@ def test_prefill_that_differs_is_left_out_and_named(run_directory, tmp_path, cap
     options = ["--repository", str(tmp_path), "--name", "m", "--precision", "int8", "--max-worsening", "1"]
     assert main([str(run_directory), *options]) == 0
     assert "prefill    left out: state.h0 differs\n" in capsys.readouterr().out
-    assert open_bundle(tmp_path / "m" / "1").prefill is None
+    assert not open_bundle(tmp_path / "m" / "1").prefill

@@ -50,7 +50,7 @@ STEP = GraphSpec(
 
 @pytest.mark.parametrize("task", ["language", "tracing"])
 def test_check_prefill_takes_ids_with_an_axis_of_steps(task: Task) -> None:
-    check_prefill(read(prefill_graph(task)), STEP, task)
+    check_prefill([read(prefill_graph(task))], STEP, task)
 
 
 def value(model: onnx.ModelProto, name: str) -> onnx.ValueInfoProto:
@@ -122,21 +122,72 @@ def test_check_prefill_refuses(change: Callable[[onnx.ModelProto], object], mess
     model = prefill_graph()
     change(model)
     with pytest.raises(GraphRejected, match=r"^prefill\.onnx: " + message):
-        check_prefill(read(model), STEP, "language")
+        check_prefill([read(model)], STEP, "language")
 
 
 def test_check_prefill_refuses_half_an_attempt() -> None:
     model = prefill_graph("tracing")
     drop("correct")(model)
     with pytest.raises(GraphRejected, match=r"input correct is missing; allowed is correct int64\[batch, steps\]"):
-        check_prefill(read(model), STEP, "tracing")
+        check_prefill([read(model)], STEP, "tracing")
 
 
 def test_check_prefill_refuses_a_captioning_bundle() -> None:
     with pytest.raises(
         GraphRejected, match=r"is in a bundle of task 'captioning'; allowed is one for language and tracing$"
     ):
-        check_prefill(read(prefill_graph("captioning")), STEP, "captioning")
+        check_prefill([read(prefill_graph("captioning"))], STEP, "captioning")
+
+
+def chain() -> list[onnx.ModelProto]:
+    """Two graphs: h0 is the lower one's, c0 the upper one's; 7 numbers an id are handed up."""
+    lower, upper = prefill_graph(), prefill_graph()
+    for model, others in ((lower, "c0"), (upper, "h0")):
+        drop(f"state.{others}")(model)
+        drop(f"next_state.{others}")(model)
+    drop("token")(upper)
+    handed = [helper.make_tensor_value_info(n, TensorProto.UINT8, ["batch", "steps", 7]) for n in ("above", "below")]
+    lower.graph.output.append(handed[0])
+    upper.graph.input.append(handed[1])
+    return [lower, upper]
+
+
+def specs(models: list[onnx.ModelProto]) -> list[GraphSpec]:
+    """As read from graphs that say what the models' interfaces say."""
+    return [
+        read_graph(
+            helper.make_model(helper.make_graph([], "g", m.graph.input, m.graph.output)).SerializeToString(), "g"
+        )
+        for m in models
+    ]
+
+
+def test_check_prefill_takes_a_graph_for_each_layer() -> None:
+    check_prefill(specs(chain()), STEP, "language")
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (0, drop("above"), r"prefill\.onnx: output above is missing; allowed is above\[batch, steps, \.\.\.\], both"),
+        (0, fix("above", 1, 16), r"prefill\.onnx: output above is above uint8\[batch, 16, 7\]; allowed"),
+        (0, drop("next_state.h0"), r"prefill\.onnx: output next_state\.h0 is missing; allowed is"),
+        (0, drop("state.h0"), r"prefill\.onnx: output next_state\.h0 .*; allowed are above alone$"),
+        (0, add("input", "state.c0"), r"prefill\.onnx: input state\.c0 is.*; allowed is state\.c0 float32\[batch, 4\]"),
+        (1, drop("below"), r"prefill2\.onnx: input below is missing; allowed is below uint8\[batch, \?, 7\]$"),
+        (1, fix("below", 2, 8), r"prefill2\.onnx: input below is below uint8\[batch, \?, 8\]; allowed is below uint8"),
+        (1, retype("below", TensorProto.INT8), r"prefill2\.onnx: input below is below int8.*; allowed is below uint8"),
+        (1, drop("state.c0"), r"prefill2\.onnx: input state\.c0 is missing; allowed is state\.c0 float32\[batch, 4\]$"),
+        (1, add("input", "state.h0"), r"prefill2\.onnx: input state\.h0 .*; allowed are below, state\.c0 alone$"),
+        (1, add("input", "token"), r"prefill2\.onnx: input token .*; allowed are below, state\.c0 alone$"),
+        (1, add("output", "above"), r"prefill2\.onnx: output above .*; allowed are next_state\.c0 alone$"),
+    ],
+)  # fmt: skip
+def test_check_prefill_refuses_a_chain(place: int, change: Callable[[onnx.ModelProto], object], message: str) -> None:
+    models = chain()
+    change(models[place])
+    with pytest.raises(GraphRejected, match=f"^{message}"):
+        check_prefill(specs(models), STEP, "language")
 
 
 @pytest.fixture
@@ -148,10 +199,9 @@ def files(make_step_graph: MakeGraph) -> dict[str, bytes]:
 
 def test_bundle_opens_with_a_prefill_graph_and_without(tmp_path: Path, files: dict[str, bytes]) -> None:
     manifest = Manifest(task="language", codec=TextCodecSpec(), files={})
-    assert open_bundle(publish(tmp_path, "m", manifest, files)).prefill is None
+    assert not open_bundle(publish(tmp_path, "m", manifest, files)).prefill
     files["prefill.onnx"] = prefill_graph().SerializeToString()
-    opened = open_bundle(publish(tmp_path, "m", manifest, files)).prefill
-    assert opened is not None
+    (opened,) = open_bundle(publish(tmp_path, "m", manifest, files)).prefill
     assert opened.input("token") == TensorSpec("token", "int64", (None, None))
 
 

@@ -12,6 +12,7 @@ import random
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -21,6 +22,7 @@ from benchmarks.load import (
     Generation,
     LoadFailed,
     LoadRefused,
+    Target,
     Window,
     allow_connections,
     closed_loop,
@@ -167,10 +169,11 @@ def _closed(plan: Plan, side: Side, precision: Precision, number: int) -> list[C
     runs = []
     with running(side, plan.bundles[precision].path) as target:
         for streams in plan.streams:
-            memory = resident_bytes(target)
+            memory = [resident_bytes(target)]
             before = step_time(target) if side == "carousel" else None
             try:
-                result = uvloop.run(closed_loop(target, plan.generation, streams, plan.window))
+                look = partial(_note_memory, target, memory)
+                result = uvloop.run(closed_loop(target, plan.generation, streams, plan.window, look))
             except LoadFailed as failure:
                 plan.remarks.append(f"{side} {precision}, {streams:,} streams, round {number + 1}: {failure}")
                 _progress(plan.remarks[-1])
@@ -178,8 +181,13 @@ def _closed(plan: Plan, side: Side, precision: Precision, number: int) -> list[C
             steps = step_time(target).since(before) if before else None
             rate = f"{result.tokens_per_second:,.0f} tokens/s"
             _progress(f"round {number + 1}, {side} {precision}, {streams:,} streams: {rate}")
-            runs.append(ClosedRun(side, precision, streams, number, result, steps, memory, resident_bytes(target)))
+            idle, begin, end = memory
+            runs.append(ClosedRun(side, precision, streams, number, result, steps, (idle, begin, end)))
     return runs
+
+
+def _note_memory(target: Target, memory: list[int]) -> None:
+    memory.append(resident_bytes(target))
 
 
 def _open(plan: Plan, bundle: Bundle) -> tuple[float, list[OpenRun]]:

@@ -14,7 +14,7 @@ import json
 import math
 import random
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter, process_time
 from typing import Any, Literal
@@ -139,10 +139,15 @@ def allow_connections(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def closed_loop(target: Target, generation: Generation, streams: int, window: Window) -> LoadResult:
+async def closed_loop(
+    target: Target, generation: Generation, streams: int, window: Window, look: Callable[[], None] = lambda: None
+) -> LoadResult:
     """Keep `streams` sockets busy: each starts its next generation as soon as one has ended.
 
     Each stream's first generation has a random length, so that the streams do not begin and end in step.
+
+    Args:
+        look: called as the window begins and as it ends, with all streams busy; the first time on another thread.
 
     Raises:
         LoadRefused: more streams than allowed.
@@ -168,8 +173,10 @@ async def closed_loop(target: Target, generation: Generation, streams: int, wind
             recorder.measure(start, start + window.seconds)
             await asyncio.sleep(window.warmup_seconds)
             cpu = process_time()
+            await asyncio.to_thread(look)
             await asyncio.sleep(start + window.seconds - perf_counter())
             cpu = process_time() - cpu
+            look()
             for task in tasks:
                 task.cancel()
     except* LoadFailed as failures:

@@ -62,9 +62,8 @@ class ClosedRun:
     round: int
     result: LoadResult
     steps: StepTime | None
-    resident_before_bytes: int
-    """What the server's processes held before the first stream."""
-    resident_after_bytes: int
+    resident_bytes: tuple[int, int, int]
+    """What the server's processes held before the first stream, as the window began, and as it ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,9 +79,8 @@ def _closed_table(report: Report) -> str:
 
 def _service_table(runs: Sequence[ClosedRun]) -> str:
     """What the service says of its steps, and what it holds; empty where it was not measured."""
-    lines = [
-        ["streams", "server", "steps", "step", "engine overhead", "of the step", "inter p99", "memory, before to after"]
-    ]
+    head = ["streams", "server", "steps", "step", "engine overhead", "of the step", "inter p99"]
+    lines = [[*head, "memory before", "in the window"]]
     for streams in sorted({run.streams for run in runs}):
         for side, precision in servers(runs):
             of_server = [run for run in runs if (run.side, run.precision, run.streams) == (side, precision, streams)]
@@ -91,13 +90,10 @@ def _service_table(runs: Sequence[ClosedRun]) -> str:
             step = median(time.step_seconds / time.steps for _, time in timed)
             overhead = median(time.overhead_seconds / time.steps for _, time in timed)
             p99 = _median([run.result.inter_token.p99_seconds for run in of_server])
-            before, after = (
-                median(getattr(run, name) for run in of_server) / 1e6
-                for name in ("resident_before_bytes", "resident_after_bytes")
-            )
+            idle, begin, end = (median(run.resident_bytes[place] for run in of_server) / 1e6 for place in range(3))
             shown = [f"{sum(time.steps for _, time in timed):,.0f}", f"{1e6 * step:,.0f} us"]
             shown += [f"{1e6 * overhead:,.0f} us", f"{100 * overhead / step:.0f}%"]
-            shown += [_cell("{:.1f} steps", _ratio(p99, step)), f"{before:,.0f} to {after:,.0f} MB"]
+            shown += [_cell("{:.1f} steps", _ratio(p99, step)), f"{idle:,.0f} MB", f"{begin:,.0f} to {end:,.0f} MB"]
             lines.append([f"{streams:,}", f"{side} {precision}", *shown])
     if len(lines) == 1:
         return ""

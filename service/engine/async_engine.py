@@ -33,6 +33,9 @@ MAX_HELD_REPORTS = 64
 """Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
 at each of its tokens. This many at most."""
 
+MIN_HELD_TOKENS = 16
+"""Fewer tokens of a step are posted at once: the event loop is done with them before the next run, a short one, is."""
+
 Command = tuple[Literal["add", "cancel"], Sequence]
 
 
@@ -72,7 +75,9 @@ class AsyncEngine:
         self._commands: list[Command] = []
         self._undelivered = 0
         self._held: list[StepReport] = []
-        """Belongs to the engine's thread."""
+        """Belongs to the engine's thread, as the next one does."""
+        self._unposted: StepOutput | None = None
+        """What the last step told, until the next one is about to run."""
         self._closing = False
         self._failure: str | None = None
         self._wake = threading.Condition()
@@ -265,7 +270,12 @@ class AsyncEngine:
         try:
             with np.errstate(all="ignore"):  # a row of NaN is that row's failure, not a warning
                 while self._await_work():
-                    self._post(core.step())
+                    # What a step told to many goes out when the next one is about to run: the event loop then has
+                    # the interpreter's lock to itself, instead of taking it from what is to be done before the run.
+                    self._unposted = output = core.step(self._post_last)
+                    if core.idle or output.batch is None or len(output.batch.tokens) < MIN_HELD_TOKENS:
+                        self._post_last()
+            self._post_last()
             self._post(core.fail_all("the server is shutting down"))
         except RunnerBroken as error:
             self._break(core, f"the model's runner is broken ({error})")
@@ -291,6 +301,11 @@ class AsyncEngine:
                 core.cancel(sequence)
         return not self._closing
 
+    def _post_last(self) -> None:
+        output, self._unposted = self._unposted, None
+        if output is not None:
+            self._post(output)
+
     def _post(self, output: StepOutput) -> None:
         if output.report is not None:
             self._held.append(output.report)
@@ -307,6 +322,7 @@ class AsyncEngine:
 
     def _break(self, core: EngineCore, reason: str) -> None:
         self._failure = reason
+        self._post_last()
         with contextlib.suppress(Exception):  # its tables may be what is broken
             self._post(core.fail_all(reason))
         assert self._loop is not None

@@ -104,8 +104,11 @@ class EngineCore:
         scheduler = self.scheduler
         return not (scheduler.running or scheduler.waiting or scheduler.waiting_batch or self._finished)
 
-    def step(self) -> StepOutput:
+    def step(self, before_run: Callable[[], None] = lambda: None) -> StepOutput:
         """Let waiting sequences join, take every row one id forward, and tell what came of it.
+
+        Args:
+            before_run: called once everybody has joined, and what is left to do before the runner is called is short.
 
         Raises:
             RunnerBroken: the step failed for every row, and for a row of zeros too.
@@ -121,6 +124,7 @@ class EngineCore:
             else:
                 self._beams.acquire(rows, sequence)
             sequence.joined_at = started
+        before_run()
         n = len(self.scheduler.running)
         batch, report = None, None
         if n:
@@ -249,7 +253,8 @@ class EngineCore:
             for row in rows[table.stops[rows]].tolist():
                 self._ask_stop(row, int(table.pending[row, 0]), ended)
         for row in rows[generated % CHUNK == 0].tolist():
-            table.draw(row, running[row])
+            if row not in ended:
+                table.draw(row, running[row])
         return batch, len(rows)
 
     def _tell(self, rows: Rows, samples: Samples) -> TokenBatch:

@@ -50,6 +50,10 @@ class BlockPlan:
     penalty: Floats | None
     """<float32>[b, 1]"""
     truncation: Truncation | None
+    altered: Mask | None
+    """Which rows are not drawn from the model's own probabilities, or not drawn at all. <bool>[b]"""
+    in_place: bool
+    """Whether the logits are good for nothing once they have been turned into probabilities."""
 
 
 def block_rows(vocabulary_size: int) -> int:
@@ -57,14 +61,28 @@ def block_rows(vocabulary_size: int) -> int:
     return min(MAX_BLOCK_ROWS, max(1, BLOCK_WEIGHTS // vocabulary_size))
 
 
+def plain_block(rows: slice) -> BlockPlan:
+    """The plan of rows that all draw from the model's own probabilities and tell no alternatives."""
+    each = np.arange(rows.stop - rows.start)
+    return BlockPlan(rows, each, None, False, None, None, None, None, in_place=True)
+
+
 def plan_block(
-    rows: slice, temperature: Floats, top_k: Ids, top_p: Doubles, min_p: Floats, penalty: Floats, vocabulary_size: int
+    rows: slice,
+    temperature: Floats,
+    top_k: Ids,
+    top_p: Doubles,
+    min_p: Floats,
+    penalty: Floats,
+    alternatives: Ids,
+    vocabulary_size: int,
 ) -> BlockPlan:
     """The plan of the rows in `rows`, from the parameters of those rows. [b] each"""
     greedy = temperature == 0.0
     each, penalties = np.arange(len(temperature)), penalty[:, None].copy() if (penalty != 1.0).any() else None
+    altered = (temperature != 1.0) | (penalty != 1.0)
     if greedy.all():
-        return BlockPlan(rows, each, greedy, True, None, penalties, None)
+        return BlockPlan(rows, each, greedy, True, None, penalties, None, altered, in_place=False)
     tempered = (temperature != 1.0) & ~greedy
     top_k = np.where(top_k < vocabulary_size, top_k, 0)
     truncated = np.flatnonzero(((top_k > 0) | (top_p < 1.0) | (min_p > 0.0)) & ~greedy)
@@ -80,4 +98,6 @@ def plan_block(
         truncation=Truncation(truncated, top_k[truncated], top_p[truncated], min_p[truncated])
         if len(truncated)
         else None,
+        altered=altered if altered.any() else None,
+        in_place=not (altered.any() or alternatives.any()),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.plan import BlockPlan, Mask, Rows, block_rows, plan_block
+from service.engine.plan import BlockPlan, Mask, Rows, block_rows, plain_block, plan_block
 from service.engine.sequence import FinishReason, Floats, Ids, Sequence
 
 CHUNK = 128
@@ -70,6 +70,8 @@ class RowTable:
         self.min_p = np.zeros(max_rows, np.float32)
         self.penalty = np.ones(max_rows, np.float32)
         self.alternatives = np.zeros(max_rows, np.int64)
+        self.plain = np.zeros(max_rows, np.bool_)
+        """Which rows draw from the model's own probabilities and tell no alternatives: most do, and need no plan."""
         self.end = np.full(max_rows, NO_END, np.int64)
         """Which token is each row's last."""
         self.stops = np.zeros(max_rows, np.bool_)
@@ -115,6 +117,9 @@ class RowTable:
         self.min_p[row] = sampling.min_p
         self.penalty[row] = sampling.repetition_penalty
         self.alternatives[row] = sampling.alternatives
+        self.plain[row] = sampling.temperature == sampling.top_p == sampling.repetition_penalty == 1.0 and not (
+            sampling.top_k or sampling.min_p or sampling.alternatives
+        )
         if sampling.repetition_penalty != 1.0 and self.seen is None:
             self.seen = np.zeros((len(self._range), self._output_size), np.bool_)
             self._arrays.append(self.seen)
@@ -169,13 +174,16 @@ class RowTable:
             step = block_rows(self._output_size)
             blocks = (slice(start, min(start + step, n)) for start in range(0, n, step))
             self._plans = [
-                plan_block(
+                plain_block(rows)
+                if self.plain[rows].all()
+                else plan_block(
                     rows,
                     self.temperature[rows],
                     self.top_k[rows],
                     self.top_p[rows],
                     self.min_p[rows],
                     self.penalty[rows],
+                    self.alternatives[rows],
                     self._output_size,
                 )
                 for rows in blocks

@@ -211,6 +211,8 @@ class Softmax:
     def __init__(self) -> None:
         self._session = open_session(SOFTMAX_GRAPH.read_bytes(), "softmax", intra_op_threads=1)
         self._bound: tuple[tuple[int, int, tuple[int, ...]], onnxruntime.IOBinding] | None = None
+        self.in_place = self._same_in_place()
+        """Whether `probabilities` may be `logits`: onnxruntime does not promise it."""
 
     def __call__(self, logits: Floats, probabilities: Floats) -> None:
         """Read logits and write probabilities, both <float32>[b, V] and contiguous."""
@@ -221,6 +223,13 @@ class Softmax:
             binding.bind_output("probabilities", *address_of(probabilities))
             self._bound = place, binding
         self._session.run_with_iobinding(self._bound[1])
+
+    def _same_in_place(self) -> bool:
+        logits = np.linspace(-9.0, 9.0, 3 * 1001, dtype=np.float32).reshape(3, 1001)[:, ::-1].copy()
+        probabilities = np.empty_like(logits)
+        self(logits, probabilities)
+        self(logits, logits)
+        return logits.tobytes() == probabilities.tobytes()
 
 
 class OnnxEncoder:

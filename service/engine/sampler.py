@@ -53,7 +53,7 @@ class Sampler:
         """Choose the next token of each row as its parameters in `table` say.
 
         Args:
-            logits: of rows 0 to n - 1. <float32>[n, V]
+            logits: of rows 0 to n - 1; overwritten in blocks of which nobody needs them again. <float32>[n, V]
             table: the rows' sampling parameters, random numbers and seen tokens.
             emits: which rows are to sample; what the others are given means nothing. <bool>[n]
         """
@@ -105,7 +105,9 @@ class Sampler:
     def _sample_block(
         self, logits: Floats, plan: BlockPlan, uniforms: Doubles, seen: Mask | None
     ) -> tuple[Ids, Floats]:
-        own = self._own[: len(logits)]
+        # In place where it may be: a second array of this size would drive the first, and the weights of the next
+        # step, out of the caches.
+        own = logits if plan.in_place and self._softmax.in_place else self._own[: len(logits)]
         self._softmax(logits, own)
         penalised = logits
         if plan.penalty is not None and seen is not None:
@@ -128,7 +130,7 @@ class Sampler:
             tokens = _first_beyond(weights, sums, np.minimum(uniforms * total, np.nextafter(total, 0.0)), plan.each)
             if plan.greedy is not None:
                 tokens = np.where(plan.greedy, penalised.argmax(axis=1), tokens)
-        return tokens, _logprobs(logits, own, tokens, plan.each)
+        return tokens, _logprobs(logits, own, tokens, plan)
 
     def _total(self, logits: Floats, top: Floats) -> Doubles:
         """The sum of exp(logits - top) of each row. <float64>[b]"""
@@ -146,13 +148,16 @@ class Sampler:
         return result
 
 
-def _logprobs(logits: Floats, own: Floats, tokens: Ids, each: Rows) -> Floats:
-    """The logarithm of the model's own probability of each row's token, not finite where its logits are not. [b]"""
-    probability = own[each, tokens]
-    if (probability < TINY).any():
-        rows = np.flatnonzero(probability < TINY)
+def _logprobs(logits: Floats, own: Floats, tokens: Ids, plan: BlockPlan) -> Floats:
+    """The logarithm of the model's own probability of each row's token, not finite where its logits are not. [b]
+
+    A row that is drawn from the model's own probabilities draws no token whose probability float32 does not hold.
+    """
+    probability = own[plan.each, tokens]
+    if plan.altered is not None and (plan.altered & (probability < TINY)).any():
+        rows = np.flatnonzero(plan.altered & (probability < TINY))
         below = logits[rows, tokens[rows]] - logits[rows].max(axis=1)
-        result = np.log(np.maximum(probability, TINY))
+        result = np.log(probability)
         result[rows] = below + np.log(own[rows].max(axis=1))
         return np.asarray(result, np.float32)
     return np.asarray(np.log(probability), np.float32)

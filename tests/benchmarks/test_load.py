@@ -87,8 +87,11 @@ async def test_closed_loop_keeps_its_streams_busy_and_counts_every_token(fake):
 async def test_closed_loop_drops_the_warm_up():
     fake = FakeServer(limit=2)  # which is over long before the window opens
     async with fake.running() as target:
-        result = await closed_loop(target, GENERATION, streams=1, window=Window(seconds=0.05, warmup_seconds=0.5))
+        looks = []
+        window = Window(seconds=0.05, warmup_seconds=0.5)
+        result = await closed_loop(target, GENERATION, 1, window, lambda: looks.append(fake.tokens))
     assert fake.tokens > GENERATION.max_tokens
+    assert looks == [fake.tokens] * 2
     assert result.tokens == result.generations == result.inter_token.count == 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.engine.admission import BeamTooWide, EngineFull, EngineStopped
-from service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine
+from service.engine.async_engine import MAX_UNDELIVERED_STEPS, MIN_HELD_TOKENS, AsyncEngine
 from service.engine.core import EngineCore
 from service.engine.sequence import (
     BeamParameters,
@@ -136,10 +136,32 @@ async def test_defect_in_the_engine_ends_everybody(runner, monkeypatch):
         with engine.admit() as place:
             stream = place.start(Sequence(np.array([1]), greedy(10**9)))
             await stream.get()
-            monkeypatch.setattr(engine._core, "step", lambda: 1 / 0)
+            monkeypatch.setattr(engine._core, "step", lambda _: 1 / 0)
             _, end = await collect(stream)
         assert end.reason is FinishReason.FAILED
         assert engine.failure == "the engine failed (ZeroDivisionError)"
+
+
+@pytest.mark.parametrize("count", [1, MIN_HELD_TOKENS])
+async def test_tokens_of_a_step_are_told_while_the_next_one_runs(runner, count):
+    told = threading.Event()
+
+    def fault(state, token):
+        if runner.steps == 2:
+            assert told.wait(DEADLINE_SECONDS)
+
+    runner.fault = fault
+    async with running(runner, max_rows=count) as engine:
+        with ExitStack() as places:
+            streams = [
+                places.enter_context(engine.admit()).start(Sequence(np.array([1]), greedy(2))) for _ in range(count)
+            ]
+            for stream in streams:
+                await stream.get()
+            told.set()
+            for stream in streams:
+                tokens, end = await collect(stream)
+                assert (len(tokens), end.reason) == (1, FinishReason.LENGTH)
 
 
 async def test_close_ends_what_runs_and_refuses_what_comes(runner):

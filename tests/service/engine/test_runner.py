@@ -160,3 +160,6 @@ def test_softmax_graph_is_one_node_and_agrees_with_numpy():
         softmax(block, found[: len(block)])
         weights = np.exp(block.astype(np.float64) - block.max(axis=1, keepdims=True))
         np.testing.assert_allclose(found[: len(block)], weights / weights.sum(axis=1, keepdims=True), atol=1e-6)
+    assert softmax.in_place
+    softmax(logits, logits)
+    assert logits.tobytes() == found.tobytes()

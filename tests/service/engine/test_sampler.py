@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,8 +16,8 @@ from service.engine.sequence import SamplingParameters, Sequence
 
 
 def sample(logits, table):
-    """Sample every row."""
-    return Sampler(logits.shape[1]).sample(logits, table, np.ones(len(logits), np.bool_))
+    """Sample every row, of a copy: logits may be overwritten."""
+    return Sampler(logits.shape[1]).sample(logits.copy(), table, np.ones(len(logits), np.bool_))
 
 
 def make_table(vocabulary, parameters, prompts=None):
@@ -165,6 +167,29 @@ def compare_with_each_alone(vocabulary, n, parameters, seed):
         if alone.finite[0]:
             assert alone.tokens[0] == together.tokens[row]
             assert alone.logprobs[0].tobytes() == together.logprobs[row].tobytes()
+
+
+@pytest.mark.parametrize("sampling", [SamplingParameters(), SamplingParameters(top_k=7, top_p=0.9)])
+def test_sample_in_place_changes_no_bit_and_spares_logits_that_are_needed_again(sampling):
+    logits = np.random.default_rng(2).standard_normal((9, 300)).astype(np.float32) * 4
+    needed = replace(sampling, alternatives=3)
+    found = []
+    for parameters, overwritten in ((sampling, True), (needed, False)):
+        block = logits.copy()
+        found.append(Sampler(300).sample(block, make_table(300, [parameters] * 9), np.ones(9, np.bool_)))
+        assert (block.tobytes() != logits.tobytes()) == overwritten
+    assert found[0].tokens.tobytes() == found[1].tokens.tobytes()
+    assert found[0].logprobs.tobytes() == found[1].logprobs.tobytes()
+
+
+def test_sample_logprob_of_the_improbable_is_exact_in_every_block():
+    logits = np.array([[-80.0, 0.0]], np.float32)
+    for others in ([], [SamplingParameters(temperature=0.0)]):
+        table = make_table(2, [SamplingParameters(), *others])
+        table.uniforms[0, 0] = 0.0
+        samples = sample(np.tile(logits, (1 + len(others), 1)), table)
+        assert samples.tokens[0] == 0
+        assert samples.logprobs[0] == np.float32(-80.0)
 
 
 def test_score_is_the_log_softmax_of_the_target():

@@ -100,7 +100,7 @@ def _key(options: argparse.Namespace) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it logs raw paths; requests are logged by route
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it logs raw paths; what is refused is logged by route
     server = create_server(settings)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises Ctrl-C again once it has shut down
         server.run()

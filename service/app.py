@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import logging
+import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from service.api import captions, catalogue, completions, handlers, health, probability, sessions, stream, trace
+from service.api import captions, catalogue, completions, docs, handlers, health, probability, sessions, stream, trace
 from service.api import repository as repository_routes
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
@@ -20,15 +24,39 @@ from service.drain import Drain
 from service.images import ImageReader
 from service.keys.keyring import Keyring
 from service.memories import open_memories
+from service.observability.loop_lag import LoopLag
 from service.observability.metrics import Metrics
 from service.observability.requests import RequestObserver
 from service.reloads import Reloads
 from service.repository import Repository
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.observability.spans import Spans
+
+logger = logging.getLogger("carousel")
+
 SWITCH_INTERVAL_SECONDS = 0.0001
 """How long one thread may keep the interpreter's lock while another waits for it. With Python's 5 ms, a step that has
 returned from onnxruntime could wait longer for the event loop than it took to run."""
+
+
+def open_spans(environment: Mapping[str, str]) -> Spans | None:
+    """What makes spans, if the standard variables name a collector for them; None if not, and nothing is imported."""
+    endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    if (
+        not any(environment.get(name) for name in endpoints)
+        or environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    ):
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        from service.observability.spans import Spans
+    except ImportError as error:
+        logger.warning("no spans are sent, though %s is set: %s (pip install 'carousel[otel]')", endpoints[1], error)
+        return None
+    return Spans(OTLPSpanExporter())
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -47,6 +75,8 @@ def create_app(settings: Settings) -> FastAPI:
     memories = open_memories(settings, metrics)
     context = Context(settings, repository, metrics, memories, ImageReader(), drain, reloads)
 
+    lag, spans = LoopLag(metrics.event_loop_lag_seconds.observe), open_spans(os.environ)
+
     metrics.ready.set_function(lambda: not context.unready)
 
     @asynccontextmanager
@@ -57,28 +87,36 @@ def create_app(settings: Settings) -> FastAPI:
             gc.collect()
             gc.freeze()  # what lives as long as the server need not be looked through for garbage again and again
             reloads.start()
+            lag.start()
             context.started = True
             yield
         finally:
             context.started = False
+            lag.close()
             await reloads.close()
             await repository.close()
             await memories.close()
             context.images.close()
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
 
     app = FastAPI(
         title="Carousel",
         summary="Recurrent models, step-batched across requests and streamed.",
+        description=docs.DESCRIPTION,
+        docs_url=None,  # FastAPI's own page loads its scripts from another site
+        redoc_url=None,
         version="0.1.0",
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # it looks for exporters at every request
     )
     app.state.context = context
     # The busiest are found first. Not include_router: its routes are looked for twice.
-    for part in (trace, probability, completions, stream, captions, sessions, catalogue, health):
+    for part in (trace, probability, completions, stream, captions, sessions, catalogue, health, docs):
         app.router.routes.extend(part.router.routes)
     if settings.admin_key is not None:
         app.router.routes.extend(repository_routes.router.routes)
+    docs.describe(app)
     handlers.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_image_bytes=settings.max_image_body_bytes)
     app.add_middleware(LoadGate, repository=context.repository)
@@ -86,5 +124,5 @@ def create_app(settings: Settings) -> FastAPI:
         admin_paths = None if settings.admin_key is None else repository_routes.PREFIX
         app.add_middleware(KeyGate, keyring=keyring, metrics=metrics, admin_paths=admin_paths)
     app.add_middleware(DrainGate, drain=drain, metrics=metrics)
-    app.add_middleware(RequestObserver, metrics=metrics)
+    app.add_middleware(RequestObserver, metrics=metrics, tracer_of=None if spans is None else spans.of)
     return app

@@ -71,7 +71,7 @@ class Drain:
         self.begun = self.over = True
         self._tell()
         for task, record in list(self._running.items()):
-            if record is not None and not record.answered:
+            if record is not None and record.status is None:
                 task.cancel()
 
     async def quiet(self, within_seconds: float) -> bool:

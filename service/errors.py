@@ -17,6 +17,13 @@ class ErrorCode:
 
     TABLE: ClassVar[dict[str, tuple[int, bool, str]]] = {
         "malformed_json": (400, False, "The body or frame is not JSON."),
+        "malformed_http": (400, False, "What came is not HTTP/1.1, or not whole."),
+        "head_too_large": (431, False, "The request line and the headers are longer, or more, than the server takes."),
+        "request_timeout": (
+            408,
+            True,
+            "The request took too long to come; or the socket had nothing to do for too long.",
+        ),
         "malformed_form": (400, False, "The body is not the multipart form that its header says it is."),
         "invalid_request": (422, False, "A field is missing, unknown, of the wrong type or out of range."),
         "empty_prompt": (422, False, "The prompt has no tokens."),

@@ -27,6 +27,7 @@ from service.engine.sequence import (
 from service.engine.token_stream import TokenStream
 from service.errors import ServiceError, Unavailable
 from service.keys.caller import current_caller
+from service.observability.requests import WATCHED
 from service.prefixes import FROM_ZEROS
 from service.repository import ServedModel
 from service.stop import StopMatcher, stop_condition
@@ -104,6 +105,7 @@ def admit(model: ServedModel, rows: int = 1, urgency: Urgency = INTERACTIVE, *, 
     caller = current_caller()
     if caller.metered:
         place.on_end = lambda sequence: caller.spend(sequence.eaten + sequence.sampled)
+    place.watched = WATCHED.get()
     return place
 
 
@@ -270,6 +272,8 @@ def measure_token(model: ServedModel, admission: Admission, sequence: Sequence, 
     if count == 0:
         metrics.time_to_first_token_seconds.observe(now - admission.admitted_at)
         metrics.queued(admission, sequence)
+        if sequence.marks is not None:
+            sequence.marks.first_token = model.engine.mark()
     else:
         metrics.inter_token_seconds.observe(now - last_at)
     return now

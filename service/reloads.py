@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from models.bundle import model_names, versions
@@ -22,19 +21,11 @@ from models.errors import BundleError
 from service.engine.runner import RunnerBroken
 from service.errors import RequestError
 from service.observability.metrics import Metrics
-from service.repository import Repository, ServedModel
+from service.repository import Refusal, Repository, ServedModel
 
 logger = logging.getLogger("carousel.reloads")
 
 _Stamp = tuple[tuple[str, int, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The last version of a model that was not loaded, and why."""
-
-    version: int
-    reason: str
 
 
 class Reloads:
@@ -56,11 +47,11 @@ class Reloads:
         for name in repository.models:  # from 0 on: what appears with its first event has no rate then
             for result in ("ok", "refused"):
                 metrics.model_reloads.labels(name, result)
+            metrics.model_refused.labels(name).set(name in repository.refusals)
         self._decided = {name: model.bundle.version for name, model in repository.models.items()}
         """The newest version, when it was last said what is to be served: looking must not undo a rollback."""
         self._refused_files: dict[str, _Stamp] = {}
         """What a version consisted of when a look found it bad: it may have been half copied."""
-        self.refusals: dict[str, Refusal] = {}
         self._watching: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -107,6 +98,7 @@ class Reloads:
             model = self._repository.get(name)
             self._decided[name] = max([model.bundle.version, *(await self.published()).get(name, ())])
             self._repository.withdraw(name)
+            self._settle(name)
             logger.info("%s version %d is unloaded", name, model.bundle.version)
             return model
 
@@ -140,16 +132,22 @@ class Reloads:
             self._metrics.model_reloads.labels(name, "refused").inc()
             goes_on = "" if served is None else f"; version {served.bundle.version} goes on"
             reason = f"{name} version {version} cannot be served: {error}{goes_on}"
-            self.refusals[name] = Refusal(version, str(error))
+            self._repository.refusals[name] = Refusal(version, str(error))
+            self._metrics.model_refused.labels(name).set(1)
             logger.error("%s", reason)
             raise RequestError("bundle_refused", reason) from None
-        self.refusals.pop(name, None)
+        self._settle(name)
         if model is not served:
             self._repository.serve(model)
             self._metrics.model_reloads.labels(name, "ok").inc()
             before = "" if served is None else f" in place of {served.bundle.version}"
             logger.info("serving %s version %d%s", name, version, before)
         return model
+
+    def _settle(self, name: str) -> None:
+        """What is served is what was asked for: forget what was refused."""
+        self._repository.refusals.pop(name, None)
+        self._metrics.model_refused.labels(name).set(0)
 
     async def _watch(self) -> None:
         complaint = ""

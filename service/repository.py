@@ -41,6 +41,14 @@ ENCODER_THREADS = 1
 last bits of some operators depend on how a batch is split among threads (service/README.md has figures)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The last version of a model that was not loaded, and why."""
+
+    version: int
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedModel:
     """One model: its bundle, what runs it, its metrics, what its memories are checked against, and the beginnings of
@@ -129,8 +137,8 @@ class Repository:
     """Opens models, finds them by name, and lets one version take over from another.
 
     Raises:
-        BundleError: the repository is missing or empty, or a bundle must not be served.
-        RunnerBroken: a graph does not run.
+        BundleError: the repository is missing or empty, or no bundle of some model may be served.
+        RunnerBroken: the same, where it is graphs that do not run.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -140,6 +148,8 @@ class Repository:
         self._prefix_cache = PrefixCache(settings.state_cache_bytes)
         metrics.state_cache_bytes.set_function(lambda: self._prefix_cache.bytes)
         root = settings.repository
+        self.refusals: dict[str, Refusal] = {}
+        """What was to be served last and is not, by the model's name; nothing once something else was decided."""
         self.models = {name: self._open_newest(root, name) for name in model_names(root)}
         self.retiring: dict[asyncio.Task[None], ServedModel] = {}
         """Served no more, with requests that still run."""
@@ -199,11 +209,17 @@ class Repository:
             await _close(model)
 
     def _open_newest(self, root: Path, name: str) -> ServedModel:
-        version = versions(root, name)[-1]
-        try:
-            return self.open(root / name / str(version))
-        except (BundleError, RunnerBroken) as error:
-            raise type(error)(f"{name} version {version} cannot be served: {error}") from None
+        """The newest version that can be served: a start must not fail by what a running server would refuse."""
+        failure: type[BundleError | RunnerBroken] = BundleNotFound
+        for version in reversed(versions(root, name)):
+            try:
+                return self.open(root / name / str(version))
+            except (BundleError, RunnerBroken) as error:
+                logger.error("%s version %d cannot be served: %s", name, version, error)
+                self.refusals.setdefault(name, Refusal(version, str(error)))
+                failure = type(error)
+        newest = self.refusals[name]
+        raise failure(f"{name} version {newest.version} cannot be served, and no older one can: {newest.reason}")
 
     def open(self, path: Path, served: ServedModel | None = None) -> ServedModel:
         """What serves the bundle at `<repository>/<model>/<version>`: verified, warm and not yet started.

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+from functools import partial
 from types import FrameType
 from typing import cast
 
@@ -19,7 +20,8 @@ from service.api.direct_frames import FRAME_WRITER
 from service.api.message_limit import MESSAGE_LIMIT
 from service.app import create_app
 from service.drain import Drain
-from service.http_protocol import limited
+from service.http_protocol import Bounds, bounded
+from service.observability.requests import finish
 from service.settings import Settings
 
 logger = logging.getLogger("carousel")
@@ -127,11 +129,18 @@ class Server(uvicorn.Server):
 def create_server(settings: Settings) -> Server:
     """The server, not yet running."""
     app = create_app(settings)
+    context = app.state.context
+    bounds = Bounds(
+        settings.max_connections,
+        settings.receive_seconds,
+        on_excess=context.metrics.connection_refused,
+        on_refused=partial(finish, context.metrics),
+    )
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=limited(settings.max_connections, app.state.context.metrics.connection_refused),
+        http=bounded(bounds),
         ws=StreamProtocol,
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # token frames are too small to gain and too many to pay
@@ -141,5 +150,4 @@ def create_server(settings: Settings) -> Server:
         server_header=False,
         headers=HEADERS,
     )
-    context = app.state.context
     return Server(config, context.drain, settings.shutdown_grace_seconds)

@@ -44,6 +44,14 @@ class Settings(BaseSettings):
     max_connections: Annotated[
         int, Field(ge=1, description="Open connections, HTTP and WebSocket together; one more gets a 503.")
     ] = 4096
+    receive_seconds: Annotated[
+        float,
+        Field(gt=0, description="Longest that a request may take to come, head and body; then it gets a 408."),
+    ] = 30.0
+    socket_idle_seconds: Annotated[
+        float,
+        Field(gt=0, description="Longest that a WebSocket may stand open with nothing to do; then it is closed, 4408."),
+    ] = 600.0
     intra_op_threads: Annotated[
         int,
         Field(ge=0, le=1024, description="Threads of one onnxruntime operator; 0 is one per core, but one in int8."),

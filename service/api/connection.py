@@ -26,7 +26,7 @@ from service.errors import RequestError, ServiceError
 from service.generation import Finished, admit
 from service.keys.caller import current_caller
 from service.observability.metrics import UNKNOWN
-from service.observability.requests import CANCELLED, RequestRecord, finish
+from service.observability.requests import CANCELLED, RequestRecord, finish, watch
 from service.repository import ServedModel
 
 logger = logging.getLogger("carousel.stream")
@@ -98,7 +98,14 @@ class Connection(ABC):
             with self.context.drain.listening(self._drain):
                 while True:
                     waiting = {frame, alarm} | ({self._task} if self._task is not None else set())
-                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    idle_seconds = self.context.settings.socket_idle_seconds if self._task is None else None
+                    done, _ = await asyncio.wait(waiting, timeout=idle_seconds, return_when=asyncio.FIRST_COMPLETED)
+                    if not done:
+                        raise ServiceError(
+                            "request_timeout",
+                            f"nothing came for {idle_seconds:,.12g} s (CAROUSEL_SOCKET_IDLE_SECONDS); "
+                            "open another socket when there is something to say",
+                        )
                     if alarm.done():
                         self._alarm.clear()
                         alarm = asyncio.ensure_future(self._alarm.wait())
@@ -231,6 +238,7 @@ class Connection(ABC):
     async def _generate(self, work: Work) -> None:
         """Run one generation, and record its end."""
         record = self._record(CANCELLED)
+        watch(record)
         try:
             current_caller().admit()  # a socket's generations count as requests, each when it begins
             self._model = model = self._find_model()

@@ -41,7 +41,7 @@ class DrainGate:
             try:
                 await self._app(scope, receive, send)
             except asyncio.CancelledError:
-                if not drain.over or record is None or record.answered or task.uncancel():
+                if not drain.over or record is None or record.status is not None or task.uncancel():
                     raise
                 await self._refuse(scope, receive, send)
             finally:

@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from service.api.disconnect import ClientGone
 from service.errors import RequestError, ServiceError
-from service.observability.requests import CANCELLED, record_of
+from service.observability.requests import CANCELLED, OK, record_of
 
 logger = logging.getLogger("carousel.errors")
 
@@ -86,7 +86,9 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _client_gone(request: Request, _: Exception) -> Response:
-    record_of(request.scope).outcome = CANCELLED
+    record = record_of(request.scope)
+    if record.outcome == OK:  # else it was the server who left
+        record.outcome = CANCELLED
     return Response(status_code=499)  # nobody is there to read it
 
 

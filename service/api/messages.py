@@ -102,8 +102,8 @@ class SamplingFields(Message):
     """How to sample. A field left out takes the model's default (its manifest's `decoding`)."""
 
     max_tokens: Annotated[int | None, Field(ge=1, description="Tokens to sample at most.")] = None
-    temperature: Annotated[
-        float | None, Field(ge=0, allow_inf_nan=False, description="Divides the logits; 0 is greedy.")
+    temperature: Annotated[  # a masked logit (-inf) divided by what overflows float32 would be no number
+        float | None, Field(ge=0, le=1_000, allow_inf_nan=False, description="Divides the logits; 0 is greedy.")
     ] = None
     top_k: Annotated[int | None, Field(ge=0, description="Keep the k most probable tokens; 0 keeps all.")] = None
     top_p: Annotated[float | None, Field(gt=0, le=1, description="Keep the smallest set of tokens with this mass.")] = (

@@ -86,7 +86,7 @@ async def get_repository(request: Request) -> RepositoryList:
     """Each model with its versions, on disk and in memory."""
     context = context_of(request)
     published = await context.reloads.published()
-    serving, refusals = context.repository.models, context.reloads.refusals
+    serving, refusals = context.repository.models, context.repository.refusals
     ending: dict[str, list[int]] = {}
     for model in context.repository.retiring.values():
         ending.setdefault(model.name, []).append(model.bundle.version)

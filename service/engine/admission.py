@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from service.engine.queue_time import Urgency
-from service.engine.sequence import Sequence
+from service.engine.sequence import Marks, Sequence
 from service.engine.token_stream import TokenSink, TokenStream
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Admission:
         self._sequence: Sequence | None = None
         self.on_end: Callable[[Sequence], None] | None = None
         """Called with each sequence that has this place, once it has ended; later than the place, perhaps."""
+        self.watched: list[Sequence] | None = None
+        """Gets each sequence that has this place, with marks; None where nobody wants them."""
         self.admitted_at = time.perf_counter()
 
     def start(
@@ -72,6 +74,10 @@ class Admission:
         if self._engine.failure is not None:
             raise EngineStopped(self._engine.failure)
         assert sequence.rows == self._rows, "a place was taken for another number of rows"
+        if self.watched is not None:
+            now = time.perf_counter()
+            sequence.marks = Marks(self.admitted_at if self._sequence is None else now, now, sequence.eaten)
+            self.watched.append(sequence)
         first, self._sequence = self._sequence is None, sequence
         sequence.on_end = self.on_end
         sequence.batch = self._batch

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -21,7 +22,7 @@ from service.engine.core import EngineCore
 from service.engine.places import Places
 from service.engine.queue_time import INTERACTIVE, Urgency
 from service.engine.runner import RunnerBroken
-from service.engine.sequence import FinishEvent, FinishReason, Sequence, StepOutput, StepReport, TokenEvent
+from service.engine.sequence import FinishEvent, FinishReason, Mark, Sequence, StepOutput, StepReport, TokenEvent
 from service.engine.token_stream import TokenSink, TokenStream
 
 logger = logging.getLogger("carousel.engine")
@@ -68,6 +69,7 @@ class AsyncEngine:
         self._places = Places(core.scheduler, max_waiting, min(max_wait_seconds, deadline_seconds))
         self._deadline_seconds = deadline_seconds
         self._on_step = on_step
+        self._steps = self._step_rows = 0
         self._vacant = asyncio.Event()
         self._streams: dict[Sequence, TokenStream] = {}
         self._outbox: list[Command] = []
@@ -166,6 +168,10 @@ class AsyncEngine:
             self._came(rows)
             raise
 
+    def mark(self) -> Mark:
+        """Now."""
+        return Mark(time.perf_counter(), self._steps, self._step_rows)
+
     def _came(self, rows: int) -> None:
         """Note that somebody asked for rows. When that begins a flood, those who wait too long for it are ended."""
         if self._places.came(rows):
@@ -221,6 +227,8 @@ class AsyncEngine:
 
     def _end(self, sequence: Sequence, event: FinishEvent) -> None:
         self._streams[sequence].put(event)
+        if sequence.marks is not None:
+            sequence.marks.reason = event.reason
         self._command("cancel", sequence)
 
     def _command(self, verb: Literal["add", "cancel"], sequence: Sequence) -> None:
@@ -245,6 +253,8 @@ class AsyncEngine:
             self._undelivered -= 1
             if self._undelivered == MAX_UNDELIVERED_STEPS - 1:
                 self._wake.notify()
+        self._steps += len(reports)
+        self._step_rows += sum(report.rows for report in reports)
         streams, batch = self._streams, output.batch
         if batch is not None:
             last = {sequence for sequence, _ in output.finished}
@@ -256,11 +266,13 @@ class AsyncEngine:
                 streams[sequence].put_token(event, sequence in last)
         for sequence, end in output.finished:
             streams.pop(sequence).put(end)
+            if sequence.marks is not None:
+                sequence.marks.ended = self.mark()
+                sequence.marks.reason = sequence.marks.reason or end.reason
             self._places.ended(sequence)
             if sequence.on_end is not None:
                 sequence.on_end(sequence)
         for report in reports:
-            self._places.queue_time.stepped(report.step_seconds)
             self._on_step(report)
 
     def _run(self) -> None:

@@ -56,11 +56,6 @@ class QueueTime:
         self._ends: list[float] = []
         self._ends_at = -math.inf
 
-    def stepped(self, seconds: float) -> None:
-        """Note how long a step took: until somebody has ended, each id is taken to need one."""
-        if not self._asked:
-            self._pace = seconds
-
     def ended(self, held_seconds: float, asked: int) -> None:
         """Note that a sequence which asked for so many ids had its rows for so long."""
         weight = SMOOTHING if self._asked else 1.0
@@ -76,7 +71,7 @@ class QueueTime:
         return self._pace * self._asked
 
     def wait_seconds(self, running: Collection[Sequence], place: int, now: float) -> float:
-        """How long who is at such a place of the queue waits for a row.
+        """How long who is at such a place of the queue waits for a row; 0 before anybody has ended.
 
         Args:
             running: who has rows: a sequence stands there once for each of them.
@@ -84,7 +79,7 @@ class QueueTime:
             now: of the clock that `joined_at` is read from.
         """
         free = self._rows - len(running)
-        if place <= free:
+        if place <= free or not self._asked:
             return 0.0
         if now - self._ends_at > ENDS_SECONDS:
             joined = ((now if one.joined_at is None else one.joined_at, one.asked) for one in list(running))

@@ -82,6 +82,30 @@ class FinishReason(Enum):
     CROWDED_OUT = "crowded_out"
 
 
+class Mark(NamedTuple):
+    """A moment of an engine."""
+
+    at: float
+    """Seconds of `time.perf_counter`."""
+    steps: int
+    """That it had reported until then."""
+    step_rows: int
+    """Rows of all these steps together."""
+
+
+@dataclass(slots=True)
+class Marks:
+    """When a sequence had come how far, on the event loop; None where it has not."""
+
+    admitted_at: float
+    submitted_at: float
+    cached: int
+    """Ids of the prompt that were not eaten again."""
+    first_token: Mark | None = None
+    ended: Mark | None = None
+    reason: FinishReason | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Readout:
     """What to read off the outputs of a model that says something after every id: a tracing model.
@@ -120,6 +144,7 @@ class Sequence:
         looks: after how many ids of the prompt to take a copy of the state, ascending, each less than N.
         eaten: how many ids of the prompt `snapshot` has eaten already; they are fed to nobody, and count as seen.
         on_end: called on the event loop when it has ended, in whatever way, if it was ever submitted.
+        marks: where somebody wants to know when it had come how far.
         batch: whether it waits for a row for as long as any sequence waits that is not batch.
 
     The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken (`eaten`), how
@@ -141,6 +166,7 @@ class Sequence:
     attention: bool = False
     looks: tuple[int, ...] = ()
     on_end: Callable[[Sequence], None] | None = None
+    marks: Marks | None = None
     whole: bool = False
     batch: bool = False
     joined_at: float | None = None

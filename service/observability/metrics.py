@@ -54,7 +54,9 @@ class Metrics:
             "carousel_inter_token_seconds", "Between two sampled tokens of one request."
         )
         self.step_seconds = self._histogram(
-            "carousel_step_seconds", "One step of all active rows, by phase: prefill, decode or mixed.", "phase"
+            "carousel_step_seconds",
+            "One step of all active rows, and what long prompts eat before it, by phase: prefill, decode or mixed.",
+            "phase",
         )
         self.engine_overhead_seconds = self._histogram(
             "carousel_engine_overhead_seconds", "The part of a step that was not spent in onnxruntime."
@@ -98,6 +100,10 @@ class Metrics:
         for reason in ("ttl", "lru", "deleted"):
             self.sessions_evicted.labels(reason)  # from 0 on: what appears with its first event has no rate then
         self.ready = Gauge("carousel_ready", "1 while /readyz says 200, else 0.", registry=registry)
+        self.event_loop_lag_seconds = Histogram(
+            "carousel_event_loop_lag_seconds", "How late the event loop was with what was due, ten times a second.",
+            (), LATENCY_BUCKETS, registry,
+        ).labels()  # fmt: skip
         ProcessCollector(registry=registry)
         self.model_info = Gauge(
             "carousel_model_info", "1 for each model served, with its task, precision and digest.",
@@ -110,6 +116,11 @@ class Metrics:
             "carousel_model_reloads_total",
             "Versions that were to be served while the server runs, by result: ok or refused.",
             ("model", "result"), registry=registry,
+        )  # fmt: skip
+        self.model_refused = Gauge(
+            "carousel_model_refused",
+            "1 while the version that was last to be served is refused, and an older one or none is; else 0.",
+            ("model",), registry=registry,
         )  # fmt: skip
         self._gauges = (self.rows, self.queue_depth, self.model_info, self.model_load_seconds)
         self._records = (
@@ -227,8 +238,10 @@ class ModelMetrics:
         self._step_seconds[report.phase].observe(report.step_seconds)
         self._engine_overhead_seconds.observe(report.step_seconds - report.runner_seconds)
         self._step_rows.observe(report.rows)
-        self._prompt_tokens.inc(report.prompt_tokens)
-        self._generated_tokens.inc(report.generated_tokens)
+        if report.prompt_tokens:  # a Counter's lock costs more than the rest together
+            self._prompt_tokens.inc(report.prompt_tokens)
+        if report.generated_tokens:
+            self._generated_tokens.inc(report.generated_tokens)
 
     def looked_up(self, tokens: int, cached: int) -> None:
         """Record a prompt that was looked up in the prefix-state cache, and how much of it was there."""

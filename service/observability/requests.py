@@ -6,10 +6,14 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.engine.sequence import Sequence
 from service.keys.caller import Caller, current_caller
 from service.observability.metrics import UNKNOWN, Metrics
 
@@ -32,8 +36,33 @@ class RequestRecord:
     outcome: str = OK
     started_at: float = field(default_factory=time.perf_counter)
     caller: Caller = field(default_factory=current_caller)
-    answered: bool = False
-    """Whether an answer has begun: then its status can no longer be another."""
+    status: int | None = None
+    """Of the answer, once one has begun: then it can no longer be another. Not of a socket's generations."""
+    sequences: list[Sequence] = field(default_factory=list)
+    """What engines ran for it, with marks, where spans are made."""
+    trace_id: str = ""
+    """Of its spans, where they are made."""
+
+
+class Tracer(Protocol):
+    """Makes the spans of requests that have ended."""
+
+    def ended(self, record: RequestRecord, seconds: float) -> str:
+        """Make those of this one, which took so long; gives the id of their trace."""
+        ...
+
+
+TRACER: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
+"""Of the request, or the socket, that the running task serves."""
+
+WATCHED: ContextVar[list[Sequence] | None] = ContextVar("watched", default=None)
+"""Where sequences that the running task hands to engines are noted."""
+
+
+def watch(record: RequestRecord) -> None:
+    """Note in a record what the running task hands to engines from now on, if spans are made of it."""
+    if TRACER.get() is not None:
+        WATCHED.set(record.sequences)
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -49,6 +78,9 @@ def finish(metrics: Metrics, record: RequestRecord) -> None:
     """Count a request that has ended, and log it."""
     seconds = time.perf_counter() - record.started_at
     metrics.request_ended(record.model, record.version, record.endpoint, record.outcome, seconds)
+    tracer = TRACER.get()
+    if tracer is not None:
+        record.trace_id = tracer.ended(record, seconds)
     logger.info(RequestLine(record, seconds))
 
 
@@ -63,15 +95,17 @@ class RequestLine:
 
     def __str__(self) -> str:
         record, caller = self._record, self._record.caller
+        trace = f" trace_id={record.trace_id}" if record.trace_id else ""
         key = "" if caller.name is None else f" tenant={caller.tenant} key={caller.name}"
         return (
             f"{record.endpoint} model={record.model} version={record.version} outcome={record.outcome} "
-            f"seconds={self._seconds:.4f} request_id={record.request_id}{key}"
+            f"seconds={self._seconds:.4f} request_id={record.request_id}{trace}{key}"
         )
 
     def fields(self) -> dict[str, object]:
         """The same for programs. `key` is the key's name."""
         record, caller = self._record, self._record.caller
+        trace = {"trace_id": record.trace_id} if record.trace_id else {}
         key = {} if caller.name is None else {"tenant": caller.tenant, "key": caller.name}
         return {
             "endpoint": record.endpoint,
@@ -80,35 +114,47 @@ class RequestLine:
             "outcome": record.outcome,
             "seconds": round(self._seconds, 6),
             "request_id": record.request_id,
+            **trace,
             **key,
         }
 
 
 class RequestObserver:
-    """ASGI middleware. WebSocket generations are counted where they run: one socket may carry many."""
+    """ASGI middleware. WebSocket generations are counted where they run: one socket may carry many.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Args:
+        app: what is observed.
+        metrics: counts.
+        tracer_of: what makes the spans of a scope; None where nobody gets any.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer_of: Callable[[Scope], Tracer] | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer_of = tracer_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request and record its end."""
+        if self._tracer_of is not None and scope["type"] != "lifespan":
+            TRACER.set(self._tracer_of(scope))  # anew for each: a pipelined request is begun from another one's task
+            WATCHED.set(None)
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         record = record_of(scope)
+        watch(record)
         complete = False
 
-        async def watch(message: Message) -> None:
+        async def note(message: Message) -> None:
             nonlocal complete
             if message["type"] == "http.response.start":
-                record.answered = True
+                record.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", record.request_id.encode())]
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, note)
         except asyncio.CancelledError:
             record.outcome = CANCELLED
             raise

@@ -35,6 +35,26 @@ def test_metric_is_documented(documented, name):
     assert f"`{name}`" in documented
 
 
+def test_table_of_metrics_is_the_registry(documented):
+    """Names, types, labels and meanings, both ways."""
+    registry = Metrics().registry
+    collectors = {name: collector for collector, names in registry._collector_to_names.items() for name in names}
+    expected = {}
+    for metric in registry.collect():
+        if not metric.name.startswith("process_"):
+            collector = collectors[metric.name]
+            labels = getattr(collector, "_labelnames", None) or getattr(collector, "_labels", ())
+            name = metric.name + ("_total" if metric.type == "counter" else "")
+            expected[name] = (metric.type, ", ".join(f"`{label}`" for label in labels), metric.documentation)
+    rows = [line for line in documented.splitlines() if line.startswith("| `carousel_")]
+    told = {}
+    for row in rows:
+        name, kind, labels, meaning = (cell.strip() for cell in row.strip("|").split("|"))
+        told[name.strip("`")] = (kind, labels, meaning)
+    assert len(told) == len(rows)
+    assert told == expected
+
+
 def test_metrics_are_all_seen():
     assert "carousel_requests_total" in METRICS
     assert "carousel_step_seconds" in METRICS

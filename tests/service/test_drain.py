@@ -28,7 +28,7 @@ async def test_drain_is_quiet_once_all_that_ran_has_left():
 
 async def test_end_cancels_who_has_no_answer_yet_and_tells_who_listens():
     drain = Drain()
-    waiting, answered = RequestRecord(), RequestRecord(answered=True)
+    waiting, answered = RequestRecord(), RequestRecord(status=200)
 
     async def work(record: RequestRecord | None) -> None:
         drain.enter(asyncio.current_task(), record)

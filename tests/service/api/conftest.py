@@ -324,7 +324,10 @@ def oracle(make_checkpoint, tmp_path_factory) -> Oracle:
 
 BAD_SAMPLING = [
     *[("max_tokens", value) for value in ("0", "-1", "1000000000", "1" + "0" * 30, "true", '"5"', "5.5", "NaN", "[]")],
-    *[("temperature", value) for value in ("-0.5", "NaN", "Infinity", "-Infinity", "1e400", '"1"', "true", "{}")],
+    *[
+        ("temperature", value)
+        for value in ("-0.5", "1000.1", "3.5e38", "NaN", "Infinity", "-Infinity", "1e400", '"1"', "true", "{}")
+    ],
     *[("top_k", value) for value in ("-1", "14", "1" + "0" * 30, "1.5", "false")],
     *[("top_p", value) for value in ("0", "-0.1", "1.0001", "NaN", "Infinity", '"1"')],
     *[("min_p", value) for value in ("-0.1", "1.1", "NaN")],

@@ -132,9 +132,15 @@ def test_body_that_is_not_json_is_refused(client, path, body):
     _refused(_post(client, path, body), 400, "malformed_json")
 
 
-@pytest.mark.parametrize("path", [NEXT_TOKEN, COMPLETIONS, "/v1/models/tutor/trace", "/v1/models/scenes/captions"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        NEXT_TOKEN, COMPLETIONS, "/v1/models/tiny/score", "/v1/models/tutor/trace", "/v1/models/scenes/captions",
+        "/v1/models/scenes/captions/attention.svg",
+    ],
+)  # fmt: skip
 def test_body_of_any_depth_is_refused(client, path):
-    for depth in (199, 201, 700, 960, 980, 1_000, 1_100):
+    for depth in (199, 201, 700, 960, 980, 1_000, 1_100, 100_000):
         for opening, closing in (("[", "]"), ('{"a":', "}")):
             for field in ("text", "learners", "image", "unknown"):
                 body = f'{{"model": "tiny", "{field}": {opening * depth}1{closing * depth}}}'

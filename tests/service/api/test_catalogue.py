@@ -45,4 +45,3 @@ def test_openapi_describes_every_route(client):
     paths += [f"{models}/captions", f"{models}/captions/attention.svg"]
     paths += [f"{models}/trace", f"{models}/trace/{{session}}/mastery.svg", f"{models}/sessions/{{session}}"]
     assert sorted(schema["paths"]) == sorted([*paths, "/livez", "/readyz", "/metrics"])
-    assert client.get("/docs").status_code == 200

@@ -1,15 +1,20 @@
 """What breaks around a running service: files, clocks, the event loop, clients that come only to vanish.
 
-No other request may fail, nothing may leak, and readiness must tell the truth. (A runner that raises or is broken:
-test_health.py; an engine's thread that is killed: test_async_engine.py; Redis gone and back: test_shared_sessions.py.)
+No other request may fail, nothing may leak, and readiness must tell the truth. (A runner that raises at some step, or
+is broken: test_health.py; Redis gone and back: test_shared_sessions.py; versions that are bad or deleted:
+test_reloads.py; clients that are slow: test_slow_clients.py; a publisher that is killed: tests/models/test_bundle.py.)
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +26,8 @@ import pytest
 
 from service.engine.async_engine import MAX_UNDELIVERED_STEPS
 from service.engine.runner import OnnxRunner
+from service.keys.key_file import key_line, new_key
+from service.observability.loop_lag import INTERVAL_SECONDS
 
 CLIENTS = int(os.environ.get("VANISHING_CLIENTS", "1000"))
 """`VANISHING_CLIENTS=10000 pytest tests/service/api/test_faults.py -k vanish` for more."""
@@ -104,13 +111,31 @@ def test_clock_that_jumps_ends_no_session_and_no_stream(http, connect, monkeypat
     assert running.rest()[-1]["reason"] == "length"
 
 
-def test_event_loop_that_is_blocked_holds_the_engine_back_and_loses_nothing(http, connect, eventually):
+@pytest.fixture
+def slow_steps(monkeypatch):
+    """Servers started from now on take steps so slow that no stream is over, or its reader behind, before the fault."""
+
+    class Runner(OnnxRunner):
+        def bind(self, arrays):
+            step = super().bind(arrays)
+
+            def wait() -> None:
+                threading.Event().wait(0.001)
+                step()
+
+            return wait
+
+    monkeypatch.setattr("service.repository.OnnxRunner", Runner)
+
+
+def test_event_loop_that_is_blocked_holds_the_engine_back_and_loses_nothing(slow_steps, http, connect, eventually):
     server, client = http()
     engine = server.context.repository.models["tiny"].engine
-    expected = connect(server).generate("abc", max_tokens=3_000, seed=1)[1:]
+    expected = connect(server).generate("abc", max_tokens=600, seed=1)[1:]
     running = connect(server)
-    running.start("abc", max_tokens=3_000, seed=1)
+    running.start("abc", max_tokens=600, seed=1)
     assert running.receive()["type"] == "accepted"
+    eventually(lambda: engine.running == 1)  # not before: what the loop has not handed over cannot run
     blocked, release = threading.Event(), threading.Event()
 
     def block() -> None:
@@ -126,6 +151,100 @@ def test_event_loop_that_is_blocked_holds_the_engine_back_and_loses_nothing(http
         release.set()
     assert running.rest() == expected
     assert client.get("/readyz").status_code == 200
+
+
+def test_event_loop_that_was_blocked_is_told_by_its_lag(http):
+    server, client = http()
+    seen, ended = [], threading.Event()
+
+    def look() -> None:
+        lag = server.context.metrics.registry.get_sample_value("carousel_event_loop_lag_seconds_sum")
+        seen.append((time.monotonic(), lag))
+
+    def block() -> None:
+        look()
+        threading.Event().wait(0.5)
+        seen.append((time.monotonic(), 0))
+        ended.set()
+
+    server.context.repository.models["tiny"].engine._loop.call_soon_threadsafe(block)
+    assert ended.wait(60)
+    assert client.get("/metrics").status_code == 200  # a timer that is due comes before a socket that is ready
+    look()
+    (began, before), (freed, _), (_, after) = seen
+    assert after - before >= freed - began - INTERVAL_SECONDS
+
+
+def test_engine_thread_that_is_killed_is_told_and_harms_no_other_model(slow_steps, http, connect, eventually, refused):
+    server, client = http()
+    engine = server.context.repository.models["tiny"].engine
+    running, waiting = connect(server), [connect(server) for _ in range(12)]
+    running.start("abc", max_tokens=60_000)
+    assert running.receive()["type"] == "accepted"
+    for stream in waiting:
+        stream.start("abc", max_tokens=60_000)
+    eventually(lambda: engine.admitted == 13)
+    killed = ctypes.c_ulong(engine._thread.ident)
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(killed, ctypes.py_object(SystemExit)) == 1
+    for stream in (running, *waiting):
+        error, code = stream.refusal()
+        assert (error["code"], code) == ("model_unavailable", 4503)
+    failures = client.get("/readyz").json()["failures"]
+    assert set(failures) == {"tiny"}
+    assert client.get("/livez").status_code == 503
+    assert "carousel_ready 0.0" in client.get("/metrics").text
+    refused(client.post("/v1/completions", json={"model": "tiny", "prompt": "a"}), 503, "model_unavailable", True)
+    assert client.post("/v1/models/tutor/trace", json={"attempts": [{"skill": 0, "correct": True}]}).status_code == 200
+    eventually(lambda: engine.admitted == 0)
+
+
+FILLING = """
+import os, resource, signal, sys
+from pathlib import Path
+from models.bundle import open_bundle, publish
+
+repository, source, limit = sys.argv[1:]
+bundle = open_bundle(Path(source))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))  # a write beyond it fails, in the kernel
+try:
+    publish(Path(repository), "tiny", bundle.manifest, bundle.files)
+except OSError as error:
+    sys.exit(f"OSError {error.errno}")
+"""
+
+
+def test_disk_that_is_full_while_a_version_is_published_leaves_the_old_one(http, all_models, tmp_path, connect):
+    repository = shutil.copytree(all_models, tmp_path / "models")
+    server, client = http(repository=repository, watch_seconds=0.01)
+    sizes = sorted(path.stat().st_size for path in (repository / "tiny" / "1").iterdir())
+    running = connect(server)
+    running.start("abc", max_tokens=2_000, seed=1)
+    for limit in (0, 1, sizes[0] - 1, sizes[-1] - 1, sizes[-1]):
+        command = [sys.executable, "-c", FILLING, repository, repository / "tiny" / "1", str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if limit < sizes[-1]:
+            assert (done.returncode, done.stderr.strip()) == (1, f"OSError {errno.EFBIG}")
+            assert [path.name for path in (repository / "tiny").iterdir()] == [
+                "1"
+            ]  # nothing half is left, hidden or not
+            assert server.context.repository.models["tiny"].bundle.version == 1
+            assert server.context.repository.refusals == {}
+    assert done.returncode == 0, done.stderr
+    assert running.rest()[-1]["reason"] == "length"
+    assert client.get("/readyz").status_code == 200
+
+
+def test_clock_that_jumps_refills_no_quota(http, tmp_path, monkeypatch, refused):
+    key = new_key()
+    line = key_line("ada", "school", key)
+    (tmp_path / "keys").write_text(f"{line} requests_per_second=0.001 burst=1 tokens_per_day=1000\n")
+    _, client = http(api_keys_file=tmp_path / "keys")
+    client.headers["authorization"] = f"Bearer {key}"
+    assert client.post("/v1/models/tiny/score", json={"text": "abc"}).status_code == 200
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 86_400.0)
+    refused(client.post("/v1/models/tiny/score", json={"text": "abc"}), 429, "rate_limited", True)
 
 
 def test_clients_that_connect_and_vanish_leave_nothing(http, connect, eventually):

@@ -42,15 +42,19 @@ def sample(server, name, **labels):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_refusal_comes_before_a_byte_of_the_body(server, raw_client, path):
+def test_refusal_comes_before_a_byte_of_the_body(server, raw_client, path, eventually):
     connection = raw_client()
     model = path.split("/")[3] if "models" in path else "tiny"
     labels = {"model": model, "version": "1"}
     ends = labels | {"endpoint": PATHS[path], "outcome": "capacity_exceeded"}
-    before = (
-        sample(server, "carousel_requests_total", **ends),
-        sample(server, "carousel_shed_total", **labels, reason="full"),
-    )
+
+    def counts():
+        return (
+            sample(server, "carousel_requests_total", **ends),
+            sample(server, "carousel_shed_total", **labels, reason="full"),
+        )
+
+    before = counts()
     with every_place_taken(server):
         connection.socket.sendall(
             f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
@@ -58,13 +62,9 @@ def test_refusal_comes_before_a_byte_of_the_body(server, raw_client, path):
         )
         status, headers, body = read_response(connection.socket)
     assert (status, body["error"]["code"], body["error"]["retryable"]) == (503, "capacity_exceeded", True)
-    assert headers["retry-after"] == "1"
+    assert int(headers["retry-after"]) >= 1  # by how long rows were held before
     assert "x-request-id" in headers
-    after = (
-        sample(server, "carousel_requests_total", **ends),
-        sample(server, "carousel_shed_total", **labels, reason="full"),
-    )
-    assert after == (before[0] + 1, before[1] + 1)
+    eventually(lambda: counts() == (before[0] + 1, before[1] + 1))  # it is counted once it is sent
 
 
 def test_refused_connection_goes_on(server):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from models.errors import BundleError
 from service.keys.key_file import key_line, new_key
 from service.observability.metrics import RETIRED_VERSIONS
 
@@ -154,6 +155,57 @@ def test_bad_version_is_refused_and_the_old_one_goes_on(live, admin, publish, re
         refused(admin.post(f"/v1/repository/models/{path}", json={"version": 9}), 404, code)
     refused(admin.post("/v1/repository/models/nobody/unload"), 404, "unknown_model")
     refused(admin.post("/v1/repository/models/tiny/load", json={"version": 0}), 422, "invalid_request")
+    for body in (b'{"version": ' + b"[" * 100_000, b'{"version": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"):
+        headers = {"content-type": "application/json"}
+        response = admin.post("/v1/repository/models/tiny/load", content=body, headers=headers)
+        refused(response, 422, "invalid_request")
+
+
+def test_start_on_a_bad_newest_version_serves_the_one_before(run_server, repository, publish, tmp_path, refused):
+    for number in (SECOND, 3):
+        publish(number)
+        graph = repository / "tiny" / str(number) / "step.onnx"
+        whole = graph.read_bytes()
+        graph.write_bytes(whole[:-1])
+    with (
+        run_server(repository=repository, admin_key=ADMIN) as live,
+        httpx.Client(base_url=live.url, headers={"Authorization": f"Bearer {ADMIN}"}, trust_env=False) as admin,
+    ):
+        assert served(admin) == {"tiny": FIRST, "tutor": 1}
+        assert admin.get("/readyz").status_code == 200
+        tiny = admin.get("/v1/repository").json()["models"][0]
+        assert (tiny["served"], tiny["refused"]["version"]) == (FIRST, 3)
+        assert "step.onnx" in tiny["refused"]["reason"]
+        assert [value(live, "model_refused", model=name) for name in ("tiny", "tutor")] == [1, 0]
+        assert admin.post("/v1/completions", json={"model": "tiny", "prompt": "abc"}).status_code == 200
+        refused(admin.post("/v1/repository/models/tiny/load"), 422, "bundle_refused")
+        graph.write_bytes(whole)
+        _caller(live)(live.context.reloads.look())
+        assert served(admin)["tiny"] == 3
+        assert value(live, "model_refused", model="tiny") == 0
+        assert admin.get("/v1/repository").json()["models"][0]["refused"] is None
+
+
+def test_start_without_any_good_version_fails_with_the_newest_ones_reason(run_server, repository, publish):
+    publish()
+    for number in (FIRST, SECOND):
+        (repository / "tiny" / str(number) / "manifest.json").write_text(f"[{number}]")
+    with pytest.raises(BundleError, match=r"^tiny version 2 cannot be served, and no older one can: manifest\.json"):
+        run_server(repository=repository).__enter__()
+
+
+def test_reload_of_a_version_that_was_deleted_is_refused_and_what_is_served_goes_on(live, admin, repository, refused):
+    shutil.rmtree(repository / "tiny")
+    for body in (None, {"version": FIRST}):
+        refused(admin.post("/v1/repository/models/tiny/load", json=body), 404, "unknown_model")
+    (repository / "tiny" / str(SECOND)).mkdir(parents=True)  # somebody has begun to copy
+    refused(admin.post("/v1/repository/models/tiny/load", json={"version": FIRST}), 404, "unknown_version")
+    refused(admin.post("/v1/repository/models/tiny/load"), 422, "bundle_refused")
+    assert served(admin)["tiny"] == FIRST
+    assert admin.post("/v1/completions", json={"model": "tiny", "prompt": "abc"}).status_code == 200
+    assert value(live, "model_refused", model="tiny") == 1
+    assert admin.post("/v1/repository/models/tiny/unload").status_code == 200
+    assert value(live, "model_refused", model="tiny") == 0
 
 
 def test_unloaded_model_is_not_served_and_can_be_loaded_again(live, admin, load, refused, repository, eventually):

@@ -155,7 +155,7 @@ def test_session_is_described_and_deleted(client, refused, trace):
 @pytest.mark.parametrize("method", ["get", "delete"])
 def test_session_of_an_impossible_id_or_model_is_refused(client, refused, method):
     send = getattr(client, method)
-    refused(send(f"/v1/models/tutor/sessions/{'a' * 10_240}"), 422, "invalid_session_id")
+    refused(send(f"/v1/models/tutor/sessions/{'a' * 7_000}"), 422, "invalid_session_id")
     refused(send("/v1/models/tutor/sessions/a%20b"), 422, "invalid_session_id")
     refused(send("/v1/models/nobody/sessions/a"), 404, "unknown_model")
     refused(send("/v1/models/tutor/sessions/..%2Fa"), 404, "not_found")

@@ -90,7 +90,7 @@ def test_feed_goes_on_from_a_cancelled_generation(connect, oracle):
 
 
 def test_feed_goes_on_from_a_generation_cancelled_before_it_ran(connect, run_server, oracle):
-    with run_server(max_rows=1, max_wait_seconds=600) as server:
+    with run_server(max_rows=1) as server:
         busy = connect(server)
         busy.start("a", max_tokens=60_000)
         assert [busy.receive()["type"] for _ in range(2)] == ["accepted", "token"]

@@ -66,7 +66,7 @@ async def measure(path: Path) -> dict[str, Any]:
     bundle, machine = open_bundle(path), Machine.this()
     core = EngineCore(open_runner(bundle, 1), 1, prefill=open_prefill(bundle))
     core.warm_up()
-    engine = AsyncEngine(core, max_waiting=1, on_step=lambda _: None)
+    engine = AsyncEngine(core, max_waiting=1, on_steps=lambda _: None)
     engine.start()
     cache = PrefixCache(CACHE_BYTES)
     prefixes = Prefixes(cache, bundle.digest, lambda *_: None)

@@ -100,7 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
             if spans is not None:
                 await asyncio.to_thread(spans.close)
 
-    app = FastAPI(
+    app = docs.Described(
         title="Carousel",
         summary="Recurrent models, step-batched across requests and streamed.",
         description=docs.DESCRIPTION,
@@ -116,7 +116,6 @@ def create_app(settings: Settings) -> FastAPI:
         app.router.routes.extend(part.router.routes)
     if settings.admin_key is not None:
         app.router.routes.extend(repository_routes.router.routes)
-    docs.describe(app)
     handlers.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_image_bytes=settings.max_image_body_bytes)
     app.add_middleware(LoadGate, repository=context.repository)

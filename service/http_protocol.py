@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
-from starlette.types import Message, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -143,7 +143,7 @@ class HttpProtocol(ChunkProtocol):
         self._expect_nothing()
         super().handle_websocket_upgrade()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's, which says less)
         """Refuse what the parser did not understand, or what it was told not to."""
         refusal, self._refusal = self._refusal, None
         self._refuse(refusal or RequestError("malformed_http", "what came is not HTTP/1.1, or not whole"))
@@ -260,7 +260,7 @@ def _until_the_end(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3A
     uvicorn counts what it sends against a content-length: here what it is about to send is always what is left.
     """
 
-    async def unchunked(scope: Any, receive: Any, send: Any) -> None:
+    async def unchunked(scope: Scope, receive: Receive, send: Send) -> None:
         streamed = False
 
         async def counted(message: Message) -> None:
@@ -273,6 +273,6 @@ def _until_the_end(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3A
                 cycle.expected_content_length = len(message.get("body", b""))
             await send(message)
 
-        await app(scope, receive, counted)  # type: ignore[arg-type]  # uvicorn has types of its own
+        await cast(ASGIApp, app)(scope, receive, counted)
 
-    return unchunked
+    return cast(ASGI3Application, unchunked)

@@ -250,7 +250,7 @@ class Repository:
         engine = AsyncEngine(
             core,
             max_waiting=self._settings.max_waiting,
-            on_step=metrics.step,
+            on_steps=metrics.steps,
             name=f"engine-{bundle.model}",
             max_wait_seconds=self._settings.max_wait_seconds,
             deadline_seconds=self._settings.deadline_seconds,

@@ -100,17 +100,15 @@ async def part(file: str) -> Response:
     return FileResponse(path, media_type=FILES[file], headers={"cache-control": "max-age=86400"})
 
 
-def describe(app: FastAPI) -> None:
-    """Add the frames to the application's description of itself."""
-    describe_routes = app.openapi
+class Described(FastAPI):
+    """An application whose description of itself has the frames of WebSockets among its schemas."""
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = describe_routes()
+    def openapi(self) -> dict[str, Any]:
+        """OpenAPI's document, made once."""
+        if self.openapi_schema is None:
+            schema = super().openapi()
             _, frames = models_json_schema(
                 [(frame, "validation") for frame in FRAMES], ref_template="#/components/schemas/{model}"
             )
             schema["components"]["schemas"] |= frames["$defs"]
-        return describe_routes()
-
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+        return super().openapi()

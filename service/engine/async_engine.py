@@ -47,7 +47,7 @@ class AsyncEngine:
         core: the engine, warm.
         max_waiting: sequences that may wait for a row; a beam counts as many as it is wide.
             Half of the places to wait in are not for batch sequences.
-        on_step: called on the event loop with each step's report.
+        on_steps: called on the event loop with the reports of steps, each once.
         name: of the thread.
         max_wait_seconds: nobody is let in who is to wait longer for a row, by the pace of those who ended last.
         deadline_seconds: from a place's taking on, after which its sequence is ended.
@@ -58,7 +58,7 @@ class AsyncEngine:
         core: EngineCore,
         *,
         max_waiting: int,
-        on_step: Callable[[StepReport], None],
+        on_steps: Callable[[list[StepReport]], None],
         name: str = "engine",
         max_wait_seconds: float = math.inf,
         deadline_seconds: float = math.inf,
@@ -68,7 +68,7 @@ class AsyncEngine:
         self._scheduler = core.scheduler
         self._places = Places(core.scheduler, max_waiting, min(max_wait_seconds, deadline_seconds))
         self._deadline_seconds = deadline_seconds
-        self._on_step = on_step
+        self._on_steps = on_steps
         self._steps = self._step_rows = 0
         self._vacant = asyncio.Event()
         self._streams: dict[Sequence, TokenStream] = {}
@@ -272,8 +272,7 @@ class AsyncEngine:
             self._places.ended(sequence)
             if sequence.on_end is not None:
                 sequence.on_end(sequence)
-        for report in reports:
-            self._on_step(report)
+        self._on_steps(reports)
 
     def _run(self) -> None:
         """The thread: until closed, take commands, step, post what came of it."""

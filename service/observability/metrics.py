@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from models.bundle import Bundle
@@ -233,15 +235,19 @@ class ModelMetrics:
         assert sequence.joined_at is not None
         self.queue_seconds.observe(sequence.joined_at - place.admitted_at)
 
-    def step(self, report: StepReport) -> None:
-        """Record one step."""
-        self._step_seconds[report.phase].observe(report.step_seconds)
-        self._engine_overhead_seconds.observe(report.step_seconds - report.runner_seconds)
-        self._step_rows.observe(report.rows)
-        if report.prompt_tokens:  # a Counter's lock costs more than the rest together
-            self._prompt_tokens.inc(report.prompt_tokens)
-        if report.generated_tokens:
-            self._generated_tokens.inc(report.generated_tokens)
+    def steps(self, reports: Iterable[StepReport]) -> None:
+        """Record steps."""
+        prompt_tokens = generated_tokens = 0
+        for report in reports:
+            self._step_seconds[report.phase].observe(report.step_seconds)
+            self._engine_overhead_seconds.observe(report.step_seconds - report.runner_seconds)
+            self._step_rows.observe(report.rows)
+            prompt_tokens += report.prompt_tokens
+            generated_tokens += report.generated_tokens
+        if prompt_tokens:  # a Counter's lock costs more than a step's observations
+            self._prompt_tokens.inc(prompt_tokens)
+        if generated_tokens:
+            self._generated_tokens.inc(generated_tokens)
 
     def looked_up(self, tokens: int, cached: int) -> None:
         """Record a prompt that was looked up in the prefix-state cache, and how much of it was there."""

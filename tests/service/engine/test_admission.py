@@ -30,7 +30,7 @@ def waiting(*, batch=False, width=None):
 @pytest.fixture
 def make_engine(runner):
     def make(**options):
-        return AsyncEngine(EngineCore(runner, options.pop("max_rows")), on_step=lambda report: None, **options)
+        return AsyncEngine(EngineCore(runner, options.pop("max_rows")), on_steps=lambda reports: None, **options)
 
     return make
 

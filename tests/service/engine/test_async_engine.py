@@ -27,8 +27,8 @@ DEADLINE_SECONDS = 30
 
 
 @asynccontextmanager
-async def running(runner, *, max_rows=4, max_waiting=100, on_step=lambda report: None) -> AsyncIterator[AsyncEngine]:
-    engine = AsyncEngine(EngineCore(runner, max_rows), max_waiting=max_waiting, on_step=on_step)
+async def running(runner, *, max_rows=4, max_waiting=100, on_steps=lambda reports: None) -> AsyncIterator[AsyncEngine]:
+    engine = AsyncEngine(EngineCore(runner, max_rows), max_waiting=max_waiting, on_steps=on_steps)
     engine.start()
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
@@ -56,7 +56,7 @@ async def until(condition):
 
 async def test_streams_of_many_sequences_each_get_their_own_tokens(runner, greedy_oracle):
     reports = []
-    async with running(runner, on_step=reports.append) as engine:
+    async with running(runner, on_steps=reports.extend) as engine:
 
         async def one(token):
             with engine.admit() as place:
@@ -198,7 +198,7 @@ async def test_token_stream_is_bounded():
 
 async def test_sequences_of_one_iteration_of_the_loop_join_in_one_step(runner):
     reports = []
-    async with running(runner, on_step=reports.append) as engine:
+    async with running(runner, on_steps=reports.extend) as engine:
         with ExitStack() as places:
             streams = [
                 places.enter_context(engine.admit()).start(Sequence(np.array([token]), greedy(1))) for token in range(4)

@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
-from service.api.messages import Cancel, SamplingFields, UrgencyFields, check_top_k
+from service.api.messages import SamplingFields, UrgencyFields, check_top_k
+from service.api.stream_messages import Cancel
 from service.captioning import CaptionParameters, check_attention
 from service.engine.sequence import BeamParameters
 from service.repository import ServedModel

@@ -8,7 +8,7 @@ from typing import Any
 from service.api import frames
 from service.api.caption_messages import CaptionStart, CaptionStreamMessage
 from service.api.connection import Connection, Work
-from service.api.messages import Cancel
+from service.api.stream_messages import Cancel
 from service.captioning import CaptionStream
 from service.engine.admission import Admission
 from service.errors import RequestError

@@ -19,7 +19,7 @@ from models.step import Task
 from service.api import frames
 from service.api.context import Context
 from service.api.handlers import validation_message
-from service.api.messages import Cancel
+from service.api.stream_messages import Cancel
 from service.engine.admission import Admission
 from service.engine.queue_time import INTERACTIVE
 from service.errors import RequestError, ServiceError

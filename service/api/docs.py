@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from service.api.caption_messages import CaptionStart
-from service.api.messages import Cancel, Feed, Start
+from service.api.stream_messages import Cancel, Feed, Start
 from service.errors import RequestError
 
 FRAMES: tuple[type[BaseModel], ...] = (Start, Feed, Cancel, CaptionStart)

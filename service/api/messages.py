@@ -6,7 +6,7 @@ import math
 import secrets
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from models.manifest import Manifest
 from service.engine.queue_time import Urgency
@@ -256,49 +256,6 @@ class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyField
             return [self.prompt]
         texts = [entry for entry in self.prompt if isinstance(entry, str)]
         return list(texts) if texts else [[entry for entry in self.prompt if isinstance(entry, int)]]
-
-
-class StreamPrompt(UrgencyFields):
-    """What `start` and `feed` have in common."""
-
-    prompt: str | None = None
-    tokens: TokenIds | None = None
-    sampling: Sampling = Sampling()
-    return_state: Annotated[bool, Field(description="Let `finished` bring a token of the new memory.")] = False
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> StreamPrompt:
-        if (self.prompt is None) == (self.tokens is None):
-            raise ValueError("give either prompt or tokens")
-        return self
-
-    @property
-    def text_or_ids(self) -> str | list[int]:
-        """Whichever was given."""
-        return self.prompt if self.prompt is not None else self.tokens or []
-
-
-class Start(StreamPrompt, MemoryFields, CacheFields):
-    """Begin a generation from an empty memory, or from that of a session or token."""
-
-    type: Literal["start"]
-
-
-class Feed(StreamPrompt):
-    """Go on from where this socket's last generation ended, after eating the prompt given here."""
-
-    type: Literal["feed"]
-
-
-class Cancel(Message):
-    """End the running generation."""
-
-    type: Literal["cancel"]
-
-
-StreamMessage: TypeAdapter[Start | Feed | Cancel] = TypeAdapter(
-    Annotated[Start | Feed | Cancel, Field(discriminator="type")]
-)
 
 
 class Candidate(BaseModel):

@@ -12,7 +12,8 @@ from service.api import frames
 from service.api.connection import Connection, Work
 from service.api.context import Context
 from service.api.direct_frames import token_frames
-from service.api.messages import DEFAULT_MAX_TOKENS, Cancel, Feed, Start, StreamMessage, check_top_k
+from service.api.messages import DEFAULT_MAX_TOKENS, check_top_k
+from service.api.stream_messages import Cancel, Feed, Start, StreamMessage
 from service.engine.admission import Admission
 from service.engine.sequence import Ids, Snapshot
 from service.errors import RequestError

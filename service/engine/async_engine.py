@@ -34,7 +34,7 @@ MAX_HELD_REPORTS = 64
 """Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
 at each of its tokens. This many at most."""
 
-MIN_HELD_TOKENS = 16
+MIN_HELD_TOKENS = 32
 """Fewer tokens of a step are posted at once: the event loop is done with them before the next run, a short one, is."""
 
 Command = tuple[Literal["add", "cancel"], Sequence]

@@ -11,6 +11,7 @@ from service.engine.admission import Admission
 from service.engine.async_engine import AsyncEngine
 from service.engine.encoder import EncoderReport
 from service.engine.sequence import Sequence, StepReport
+from service.observability.counter import Counter as FrequentCounter
 from service.observability.histogram import Histogram, Series
 
 LATENCY_BUCKETS = (
@@ -66,7 +67,7 @@ class Metrics:
         self.step_rows = Histogram("carousel_step_rows", "Rows in a step.", _MODEL, ROW_BUCKETS, registry)
         self.rows = Gauge("carousel_rows", "Rows by state: active or free.", (*_MODEL, "state"), registry=registry)
         self.queue_depth = Gauge("carousel_queue_depth", "Requests waiting for a row.", _MODEL, registry=registry)
-        self.tokens = Counter(
+        self.tokens = FrequentCounter(
             "carousel_tokens_total",
             "Tokens (tracing: attempts) by kind: prompt (eaten), cached (not eaten again) or generated.",
             (*_MODEL, "kind"),
@@ -244,10 +245,8 @@ class ModelMetrics:
             self._step_rows.observe(report.rows)
             prompt_tokens += report.prompt_tokens
             generated_tokens += report.generated_tokens
-        if prompt_tokens:  # a Counter's lock costs more than a step's observations
-            self._prompt_tokens.inc(prompt_tokens)
-        if generated_tokens:
-            self._generated_tokens.inc(generated_tokens)
+        self._prompt_tokens.inc(prompt_tokens)
+        self._generated_tokens.inc(generated_tokens)
 
     def looked_up(self, tokens: int, cached: int) -> None:
         """Record a prompt that was looked up in the prefix-state cache, and how much of it was there."""

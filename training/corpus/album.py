@@ -25,7 +25,7 @@ from training.errors import CorpusError
 class OpenPicture(Protocol):
     """Opens a picture by name, upright and in RGB."""
 
-    def __call__(self, name: str, side: int | None = None) -> Image:
+    def __call__(self, name: str, side: int | None = None, /) -> Image:
         """The picture; `side` as read_image has it."""
         ...
 
@@ -112,7 +112,7 @@ def _of_scenes(scenes: Sequence[Scene]) -> Album:
     images = [CaptionedImage(name, scene_captions(scene)) for name, scene in by_name.items()]
     return Album(
         images,
-        lambda name, side=None: draw_scene(by_name[name]),  # noqa: ARG005
+        lambda name, _side=None: draw_scene(by_name[name]),
         scenes_sha256(scenes),
         lambda name, caption: describes(caption, by_name[name]),
     )

@@ -274,8 +274,11 @@ def test_watcher_loads_what_is_published_and_nothing_twice(
     run_server, repository, publish, admin, live, eventually, load, caplog
 ):
     reloads = live.context.reloads
-    reloads_total = lambda result: value(live, "model_reloads_total", model="tiny", result=result)  # noqa: E731
     call = _caller(live)
+
+    def reloads_total(result):
+        return value(live, "model_reloads_total", model="tiny", result=result)
+
     call(reloads.look())
     assert served(admin) == {"tiny": FIRST, "tutor": 1}
     publish()

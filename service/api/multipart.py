@@ -1,7 +1,7 @@
 """A multipart form, kept in memory: its length is bounded before it is read, and a disk may not be there.
 
 What browsers, curl and HTTP libraries send of one small file is cut at its boundaries here; a form that says anything
-out of the ordinary, or comes in pieces, is read by a parser of all that is allowed, which takes 0.1 ms and more.
+out of the ordinary, or comes in pieces, is read by a parser of all that is allowed, which takes longer.
 """
 
 from __future__ import annotations

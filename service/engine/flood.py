@@ -20,12 +20,13 @@ DEVIATIONS = 3.0
 
 
 class Flood:
-    """Counts who comes, let in or not, in windows of two seconds."""
+    """Adds up what those who come ask for, let in or not, in windows of two seconds."""
 
     def __init__(self) -> None:
         self.on = False
         self._since = -math.inf
         self._count = 0
+        self._asked_seconds = 0.0
         self._before = False
         """Whether the last window was too much."""
 
@@ -38,14 +39,15 @@ class Flood:
         """
         elapsed = now - self._since
         if elapsed >= WINDOW_SECONDS:
-            self._before = self._too_much(service_seconds, elapsed)
-            self.on &= service_seconds * self._count > elapsed
-            self._since, self._count = now, 0
+            self._before = self._too_much(elapsed)
+            self.on &= self._asked_seconds > elapsed
+            self._since, self._count, self._asked_seconds = now, 0, 0.0
         self._count += 1
-        begins = self._before and not self.on and self._too_much(service_seconds, WINDOW_SECONDS)
+        self._asked_seconds += service_seconds
+        begins = self._before and not self.on and self._too_much(WINDOW_SECONDS)
         self.on |= begins
         return begins
 
-    def _too_much(self, service_seconds: float, seconds: float) -> bool:
-        surely = self._count - DEVIATIONS * math.sqrt(self._count)
-        return service_seconds * surely > EXCESS * seconds
+    def _too_much(self, seconds: float) -> bool:
+        by_chance = min(1.0, DEVIATIONS / math.sqrt(max(1, self._count)))
+        return self._asked_seconds * (1 - by_chance) > EXCESS * seconds

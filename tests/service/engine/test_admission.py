@@ -181,7 +181,7 @@ async def test_place_whose_sequence_has_ended_is_nobody_to_wait_for(make_engine)
 def flood(engine):
     """Let the engine see a flood; it begins with the next who comes."""
     seen = engine._places._flood
-    seen._before, seen._since, seen._count = True, time.perf_counter(), 10**9
+    seen._before, seen._since, seen._count, seen._asked_seconds = True, time.perf_counter(), 10**9, 1e9
 
 
 async def test_flood_ends_who_waits_too_long_but_for_batch(make_engine):

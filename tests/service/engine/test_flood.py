@@ -61,3 +61,10 @@ def test_flood_is_over_for_who_comes_after_a_pause():
 def test_nothing_is_a_flood_before_anybody_knows_how_long_rows_are_held():
     flood = Flood()
     assert begins(flood, arrivals(5_000, start=0.0, end=5.0), 0.0) == []
+
+
+def test_few_wide_beams_among_many_small_requests_are_no_flood():
+    flood, draw = Flood(), random.Random(3)
+    for at in arrivals(60, start=0.0, end=60.0):  # half of what can be served, the beams counted
+        assert not flood.came(0.1 if draw.random() < 0.03 else 0.005, at)
+    assert not flood.on

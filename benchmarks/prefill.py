@@ -24,9 +24,9 @@ from benchmarks.turns import UNITS, WORDS, Seconds, model_of, take_turns
 from export.int8_graph import build_int8_step
 from export.int8_prefill import build_int8_prefill
 from models.graph import STATE_PREFIX
-from service.engine import prefill as engine_prefill
 from service.engine.core import EngineCore
 from service.engine.prefill_runner import OnnxPrefillRunner
+from service.engine.prefill_thread import PrefillThread
 from service.engine.runner import OnnxRunner
 from service.engine.sequence import SamplingParameters, Sequence, Snapshot
 from service.engine.state_pool import StateSpec
@@ -35,7 +35,6 @@ PROMPT_TOKENS = 1_000
 PROMPTS = (1, 4, 16)
 LENGTHS = (16, 64, 256, 1_024, 4_096)
 STREAMS = 32
-BOUNDS = (0, 16, 32, 64, 128, 256)
 
 
 class Benchmark:
@@ -89,18 +88,18 @@ class Benchmark:
         return {"machine": asdict(self._machine), "lengths": list(lengths), **figures}
 
     def streams(self) -> None:
-        """The time between two tokens of streams while prompts arrive one after another, by MAX_TOKENS."""
-        print(
-            f"\n| tokens between two steps | gap of {STREAMS} streams, median | p99 | a prompt of {PROMPT_TOKENS:,} |"
-        )
-        print("|---:|---:|---:|---:|")
-        shipped = engine_prefill.MAX_TOKENS
+        """The time between two tokens of streams while prompts arrive one after another, by where they are eaten."""
+        print(f"\n| {STREAMS} streams | gap between tokens, median | p99 | a prompt of {PROMPT_TOKENS:,} |")
+        print("|---|---:|---:|---:|")
         print(f"| no prompt arrives |{self._gaps(self._core(), prompts=0)}|", flush=True)
-        for bound in BOUNDS:
-            engine_prefill.MAX_TOKENS = bound
-            core = self._core(prefill=bound > 0)
-            print(f"| {bound or 'no prefill'} |{self._gaps(core, prompts=3 if bound else 1)}|", flush=True)
-        engine_prefill.MAX_TOKENS = shipped
+        print(f"| prompts by steps alone |{self._gaps(self._core(prefill=False), prompts=1)}|", flush=True)
+        print(f"| prompts between steps |{self._gaps(self._core(), prompts=3)}|", flush=True)
+        core = self._core()
+        thread = PrefillThread(core.prefill, lambda: bool(core.scheduler.running), "prefill")
+        core.eat_beside = thread.nudge
+        thread.start()
+        print(f"| prompts beside steps |{self._gaps(core, prompts=3)}|", flush=True)
+        thread.close()
 
     def _gaps(self, core: EngineCore, prompts: int) -> str:
         endless = SamplingParameters(max_tokens=1 << 30)

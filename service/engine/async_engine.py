@@ -20,6 +20,8 @@ import numpy as np
 from service.engine.admission import Admission, BeamTooWide, EngineFull, EngineStopped
 from service.engine.core import EngineCore
 from service.engine.places import Places
+from service.engine.prefill_runner import cores
+from service.engine.prefill_thread import PrefillThread
 from service.engine.queue_time import INTERACTIVE, Urgency
 from service.engine.runner import RunnerBroken
 from service.engine.sequence import FinishEvent, FinishReason, Mark, Sequence, StepOutput, StepReport, TokenEvent
@@ -85,11 +87,16 @@ class AsyncEngine:
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._prefill = core.prefill
+        self._prefill_thread = PrefillThread(core.prefill, lambda: bool(self._scheduler.running), f"{name}-prefill")
+        if cores() > 1:
+            core.eat_beside = self._prefill_thread.nudge
 
     def start(self) -> None:
         """Start the thread. Called on the event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+        self._prefill_thread.start()
 
     async def close(self) -> None:
         """End every sequence and stop the thread."""
@@ -100,6 +107,7 @@ class AsyncEngine:
             self._wake.notify()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._prefill_thread.close)
         self._core = None
 
     @property
@@ -242,6 +250,11 @@ class AsyncEngine:
             self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
+        for verb, sequence in self._outbox:
+            if verb == "add":
+                self._prefill.begin(sequence)
+        if self._prefill.pending and self._scheduler.running:
+            self._prefill_thread.nudge()  # at once, not before the next step
         with self._wake:
             self._commands += self._outbox
             self._outbox.clear()

@@ -13,7 +13,7 @@ import numpy as np
 
 from service.engine.beam_rows import BeamRows
 from service.engine.plan import Mask, Rows
-from service.engine.prefill import Prefill
+from service.engine.prefill import MAX_TOKENS, MAX_TOKENS_ALONE, Prefill
 from service.engine.quiet_rows import QuietRows
 from service.engine.rows import CHUNK, NOT_FINITE, Ended, RowTable
 from service.engine.runner import PrefillRunner, Runner, Step, StepArrays, probe
@@ -58,7 +58,9 @@ class EngineCore:
         self._pool: StatePool = pool or HostPool(runner.states, runner.memories, max_rows)
         self._table = RowTable(max_rows, runner.output_size)
         self._beams = BeamRows(self._pool, self._table)
-        self._prefill = Prefill(prefill, self._pool, self._table, clock)
+        self.prefill = Prefill(prefill, runner.states)
+        self.eat_beside: Callable[[], None] | None = None
+        """Has prompts eaten beside the steps; None where a step does it before it runs."""
         self._sampler = Sampler(runner.output_size)
         self._ids = np.zeros(max_rows, np.int64)
         self._outputs = np.zeros((max_rows, runner.output_size), np.float32)
@@ -76,7 +78,7 @@ class EngineCore:
         """
         for n in (1, self.scheduler.max_rows):
             probe(self._runner, n)
-        self._prefill.check(self._runner)
+        self.prefill.check(self._runner)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it joins at the next step with a free row, or with as many as its beam is wide.
@@ -85,6 +87,7 @@ class EngineCore:
             ValueError: its beam is wider than the engine.
         """
         self.scheduler.add(sequence)
+        self.prefill.begin(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence before the next step; nothing happens if it has ended already."""
@@ -92,6 +95,7 @@ class EngineCore:
         if row is not None:
             self._finish(row, FinishReason.CANCELLED)
         elif self.scheduler.withdraw(sequence):
+            self.prefill.withdraw(sequence)
             snapshot = None
             if sequence.keep_state and sequence.beam is None:
                 state = sequence.snapshot.state if sequence.snapshot else self._pool.blank()
@@ -114,23 +118,14 @@ class EngineCore:
             RunnerBroken: the step failed for every row, and for a row of zeros too.
         """
         started = self._clock()
-        for rows, sequence in self.scheduler.admit():
-            for row in rows:
-                self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None, sequence.memories)
-            if sequence.beam is None:
-                self._look(rows[0], sequence)
-                self._table.acquire(rows[0], sequence)
-                self._prefill.join(rows[0], sequence)
-            else:
-                self._beams.acquire(rows, sequence)
-            sequence.joined_at = started
+        self._join(started)
         before_run()
+        prefill_seconds = 0.0
+        if self.prefill.pending and not self._finished:  # which wait to be told
+            prefill_seconds = self._eat_prompts(started)
         n = len(self.scheduler.running)
         batch, report = None, None
         if n:
-            prefilled, prefill_seconds = 0, 0.0
-            if self._prefill:
-                prefilled, prefill_seconds = self._prefill.advance(self.scheduler.running, self._refill)
             prompt_rows = self._table.generated[:n] == 0
             ids = self._ids[:n]
             ids[:] = self._table.next_ids(n)
@@ -140,7 +135,7 @@ class EngineCore:
             batch, generated = self._digest(ids, failures)
             report = StepReport(
                 rows=n,
-                prompt_tokens=int(prompt_rows.sum()) + prefilled,
+                prompt_tokens=int(prompt_rows.sum()) + self.prefill.take_eaten(),
                 generated_tokens=generated,
                 step_seconds=self._clock() - started,
                 runner_seconds=runner_seconds + prefill_seconds,
@@ -152,8 +147,33 @@ class EngineCore:
         while self.scheduler.running:
             self._finish(len(self.scheduler.running) - 1, FinishReason.FAILED, detail)
         for sequence in self.scheduler.withdraw_all():
+            self.prefill.withdraw(sequence)
             self._finished.append((sequence, FinishEvent(FinishReason.FAILED, detail)))
         return StepOutput(None, self._take_finished(), None)
+
+    def _join(self, now: float) -> None:
+        """Let waiting sequences into free rows."""
+        for rows, sequence in self.scheduler.admit():
+            for row in rows:
+                self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None, sequence.memories)
+            if sequence.beam is None:
+                self._look(rows[0], sequence)
+                self._table.acquire(rows[0], sequence)
+            else:
+                self._beams.acquire(rows, sequence)
+            sequence.joined_at = now
+
+    def _eat_prompts(self, now: float) -> float:
+        """Take long prompts forward, or have it done. Returns the seconds that it took here."""
+        busy = bool(self.scheduler.running)
+        if busy and self.eat_beside is not None:
+            self.eat_beside()
+            return 0.0
+        started = self._clock()
+        self.prefill.advance(MAX_TOKENS if busy else MAX_TOKENS_ALONE)
+        seconds = self._clock() - started
+        self._join(now)
+        return seconds
 
     def _run(self, n: int) -> Ended:
         """One step of all rows. Returns the rows that failed, with the reason.
@@ -303,13 +323,12 @@ class EngineCore:
 
     def _look(self, row: int, sequence: Sequence) -> None:
         """Take a copy of the state, where one is asked for after as many ids."""
-        if sequence.eaten in sequence.looks:
+        if sequence.eaten in sequence.looks and sequence.eaten not in sequence.looked:
             sequence.looked[sequence.eaten] = self._pool.snapshot(row)
 
     def _finish(self, row: int, reason: FinishReason, detail: str = "") -> None:
         """End the sequence that the row belongs to: free its rows, then tell."""
         sequence = self.scheduler.running[row]
-        self._prefill.forget(sequence)
         if sequence.beam is not None:
             for each in self._beams.rows_of(sequence):
                 self._release(each)

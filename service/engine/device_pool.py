@@ -70,7 +70,6 @@ class DevicePool(Buffers[DeviceArray]):
             before = _filled(device, zeros(states, max_rows + 1))
             after = _filled(device, zeros(states, max_rows + 1))
             held = _filled(device, zeros(memories, max_rows + 1))
-            self._gathered = _filled(device, zeros(states, max_rows))
             self._single = _filled(device, zeros(states, 1))
         except Exception as error:  # onnxruntime has no root error of its own
             raise RunnerBroken(f"no memory for {max_rows} rows on the device ({error})") from None
@@ -101,17 +100,6 @@ class DevicePool(Buffers[DeviceArray]):
             self._move(array, to, array, taken)
         for array in self._after.values():
             self._move(array, _places(last), array, _places(self._zeros))
-
-    def gather(self, rows: Rows) -> dict[str, DeviceArray]:
-        """See StatePool."""
-        for name, array in self._before.items():
-            self._move(self._gathered[name], np.arange(len(rows)), array, rows)
-        return {name: array[: len(rows)] for name, array in self._gathered.items()}
-
-    def scatter(self, rows: Rows, states: Mapping[str, Tensor]) -> None:
-        """See StatePool."""
-        for name, array in self._before.items():
-            self._move(array, rows, states[name], np.arange(len(rows)))
 
     def blank(self) -> dict[str, Array]:
         """See StatePool."""

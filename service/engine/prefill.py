@@ -1,39 +1,37 @@
-"""Long prompts and histories taken many ids forward in one call, between the steps of everybody.
+"""Long prompts and histories taken many ids forward in one call, before their sequences join the batch.
 
-A row whose prompt is long is in every step like any other. Before a step it eats a chunk more, up to the ids whose
-outputs somebody wants: those are left to steps. What the calls leave is what steps would have left, bit for bit, so
-nobody can tell from a result how a prompt was cut.
+Whoever has a long prompt waits for its row while the prompt is eaten, beside the steps of the others where there is a
+thread for it (prefill_thread.py), up to the ids whose outputs somebody wants: those are left to steps. What the calls
+leave is what steps would have left, bit for bit, so nobody can tell from a result how a prompt was cut.
 
-Axes: b rows that are taken forward together, T ids of each.
+Axes: b sequences that are taken forward together, T ids of each.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Mapping
 
 import numpy as np
 
 from service.engine.device import Tensor
-from service.engine.plan import Rows
 from service.engine.prefill_runner import MIN_PIECES, PIECE
-from service.engine.rows import RowTable
 from service.engine.runner import PrefillRunner, Runner, RunnerBroken, StepArrays
-from service.engine.sequence import Sequence
-from service.engine.state_pool import StatePool, zeros
+from service.engine.sequence import Array, Sequence, Snapshot
+from service.engine.state_pool import StateSpec, zeros
 
 logger = logging.getLogger("carousel.engine")
 
 MAX_TOKENS = 32
-"""Ids between two steps, of all rows, while others wait for the next. It is what they wait longer: service/README.md
-has the figures that it was chosen by."""
+"""Ids of all sequences together before whoever eats looks up again, while others are in steps."""
 
 MAX_TOKENS_ALONE = 512
-"""Likewise where every row eats a prompt: then it is only who joins or leaves that waits."""
+"""Likewise while nobody is: then it is only who joins or leaves that waits."""
 
 MAX_ROWS = 8
-"""Rows in one call, first come first served. With eight a token costs a third of what it costs with one; with sixteen
-hardly less than with eight. No call begins with less of the budget left: each of its rows eats at least one id."""
+"""Sequences in one call, first come first served. With eight a token costs a third of what it costs with one; with
+sixteen hardly less than with eight. No call begins with less of the budget left: each eats at least one id."""
 
 MIN_TOKENS = 3
 """A prompt with less to eat is left to steps. At three a call costs about what it saves, and the first token comes
@@ -41,28 +39,28 @@ after one step instead of four."""
 
 
 class Prefill:
-    """Which rows have a long prompt before them, and how they get through it.
+    """Who has a long prompt to eat, and how they get through it. Any thread may call; calls of the runner take turns.
 
     Args:
         runner: runs the prefill graph; None where there is none: then all is left to steps.
-        pool: the states, which are read and written in place.
-        table: what the rows have queued.
-        clock: seconds, monotonic.
+        states: the shape of each state, by name.
     """
 
-    def __init__(
-        self, runner: PrefillRunner | None, pool: StatePool, table: RowTable, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, runner: PrefillRunner | None, states: Mapping[str, StateSpec]) -> None:
         self._runner = runner
-        self._pool = pool
-        self._table = table
-        self._clock = clock
-        self._left: dict[Sequence, int] = {}
-        """Who is being taken forward, in order of arrival, and how many of the last ids are left to steps."""
+        self._states = states
+        self._turn = threading.Lock()
+        """Held during a call of the runner."""
+        self._lock = threading.Lock()
+        """Of all that follows, and of the marks of the sequences in the queue."""
+        self._queue: dict[Sequence, int] = {}
+        """Who is to be taken forward, in order of arrival, and how many of the last ids are left to steps."""
+        self._eaten = 0
 
-    def __len__(self) -> int:
-        """How many rows are being taken forward."""
-        return len(self._left)
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to eat."""
+        return bool(self._queue)
 
     def check(self, steps: Runner) -> None:
         """Do without a prefill graph that leaves other bits than steps do on this machine.
@@ -82,67 +80,96 @@ class Prefill:
             logger.warning("the prefill graph and the step graph differ on this machine; prompts are fed step by step")
             self._runner = None
 
-    def join(self, row: int, sequence: Sequence) -> None:
-        """Note a sequence that has got its row, if what it has to eat is long enough."""
+    def begin(self, sequence: Sequence) -> None:
+        """Queue a sequence that is to join, if what it has to eat is long enough. A second time nothing happens."""
+        if sequence.ahead is not None:
+            return
         left = _left_to_steps(sequence) if self._runner is not None else None
-        if left is not None and self._table.filled[row] + self._table.unfilled[row] - left >= MIN_TOKENS:
-            self._left[sequence] = left
+        sequence.ahead = left is not None and len(sequence.prompt) - sequence.eaten - left >= MIN_TOKENS
+        if left is not None and sequence.ahead:
+            with self._lock:
+                self._queue[sequence] = left
+                self._look(sequence)
 
-    def forget(self, sequence: Sequence) -> None:
-        """A sequence ends."""
-        self._left.pop(sequence, None)
+    def withdraw(self, sequence: Sequence) -> None:
+        """Forget a sequence: its marks stay what they are, whatever is being eaten."""
+        with self._lock:
+            self._leave(sequence)
 
-    def advance(self, running: list[Sequence], refill: Callable[[int], None]) -> tuple[int, float]:
-        """Take the first prompts forward, as far as may be between two steps.
+    def advance(self, budget: int) -> bool:
+        """Take the first prompts forward by so many ids, or fewer. False where there was nothing to do."""
+        eaten, called = 0, False
+        with self._turn:
+            while budget - eaten >= MAX_ROWS and (chosen := self._choose()):
+                eaten += self._take([*chosen], min(*chosen.values(), (budget - eaten) // len(chosen)))
+                called = True
+        return called
 
-        Args:
-            running: the sequence in each row.
-            refill: puts a prompt's next ids into a row that has eaten what it had queued.
+    def take_eaten(self) -> int:
+        """How many ids were eaten since somebody asked."""
+        with self._lock:
+            eaten, self._eaten = self._eaten, 0
+        return eaten
 
-        Returns:
-            How many ids were eaten, and the seconds it took.
-        """
-        started = self._clock()
-        budget = MAX_TOKENS_ALONE if len(self._left) == len(running) else MAX_TOKENS
-        eaten, table = 0, self._table
-        while budget - eaten >= MAX_ROWS and (chosen := self._choose(running)):
-            rows: Rows = np.array(list(chosen), np.intp)
-            length = min(*chosen.values(), (budget - eaten) // len(chosen))
-            eaten += self._take(rows, length, running)
-            for row in rows[(table.cursor[rows] == table.filled[rows]) & (table.unfilled[rows] > 0)].tolist():
-                refill(row)
-        return eaten, self._clock() - started
+    def give_up(self) -> None:
+        """Leave all to steps, from now on."""
+        self._runner = None
+        with self._lock:
+            for sequence in [*self._queue]:
+                self._leave(sequence)
 
-    def _choose(self, running: list[Sequence]) -> dict[int, int]:
-        """The rows whose turn it is, and how many ids each may eat of those it has queued."""
-        table, chosen = self._table, dict[int, int]()
-        for sequence, left in list(self._left.items()):
-            row = running.index(sequence)
-            queued = int(table.filled[row] - table.cursor[row])
-            ahead = queued + int(table.unfilled[row]) - left
-            if ahead <= 0:
-                del self._left[sequence]
-                continue
-            chosen[row] = min(queued, ahead)
-            if len(chosen) == MAX_ROWS:
-                break
-        return chosen
+    def _choose(self) -> dict[Sequence, int]:
+        """Whose turn it is, and how many ids each may eat."""
+        with self._lock:
+            first = sorted(self._queue, key=lambda sequence: sequence.batch)[:MAX_ROWS]
+            return {sequence: self._ahead(sequence) for sequence in first}
 
-    def _take(self, rows: Rows, length: int, running: list[Sequence]) -> int:
-        """Let rows eat their next ids. A row whose ids the runner fails on has eaten none and is left to steps."""
-        table = self._table
-        ids = table.pending[rows[:, None], table.cursor[rows, None] + np.arange(length)]  # [b, T]
+    def _ahead(self, sequence: Sequence) -> int:
+        """How many ids there are up to where the state is looked at, or up to those that are left to steps."""
+        end = len(sequence.prompt) - self._queue[sequence]
+        return next((look for look in sequence.looks if sequence.eaten < look < end), end) - sequence.eaten
+
+    def _take(self, sequences: list[Sequence], length: int) -> int:
+        """Let sequences eat their next ids. One whose ids the runner fails on has eaten none and is left to steps."""
+        with self._lock:
+            ids = np.stack([one.prompt[one.eaten : one.eaten + length] for one in sequences])  # [b, T]
+            rows = [self._state(one) for one in sequences]
         assert self._runner is not None
         try:
-            after = self._runner(ids, self._pool.gather(rows))
+            after = self._runner(ids, {name: np.stack([row[name] for row in rows]) for name in self._states})
         except Exception:
-            if len(rows) == 1:
-                self.forget(running[rows[0]])
+            if len(sequences) == 1:
+                self.withdraw(sequences[0])
                 return 0
-            return sum(self._take(rows[place : place + 1], length, running) for place in range(len(rows)))
-        self._pool.scatter(rows, after)
-        table.eat(rows, ids)
+            return sum(self._take([one], length) for one in sequences)
+        left = {name: np.asarray(after[name]) for name in self._states}
+        with self._lock:
+            self._eaten += ids.size
+            for place, sequence in enumerate(sequences):
+                if sequence in self._queue:  # else it was withdrawn meanwhile
+                    self._move_on(sequence, length, {name: array[place].copy() for name, array in left.items()})
         return int(ids.size)
+
+    def _move_on(self, sequence: Sequence, length: int, state: Mapping[str, Array]) -> None:
+        sequence.eaten += length
+        sequence.snapshot = Snapshot(state, sequence.prompt[sequence.eaten :])
+        self._look(sequence)
+        if sequence.eaten == len(sequence.prompt) - self._queue[sequence]:
+            self._leave(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        if self._queue.pop(sequence, None) is not None:
+            sequence.ahead = False
+
+    def _look(self, sequence: Sequence) -> None:
+        if sequence.eaten in sequence.looks:
+            sequence.looked[sequence.eaten] = self._state(sequence)
+
+    def _state(self, sequence: Sequence) -> Mapping[str, Array]:
+        """One row of every state."""
+        if sequence.snapshot is not None:
+            return sequence.snapshot.state
+        return {name: array[0] for name, array in zeros(self._states, 1).items()}
 
 
 def _left_to_steps(sequence: Sequence) -> int | None:

@@ -221,12 +221,6 @@ class RowTable:
         """One id of each active row is eaten."""
         self.cursor[:n] += 1
 
-    def eat(self, rows: Rows, ids: Ids) -> None:
-        """These rows have eaten these of the ids that they had queued. <int64>[r, T]"""
-        if self.seen is not None:
-            self.seen[rows[:, None], ids] = True
-        self.cursor[rows] += ids.shape[1]
-
     def empty(self, n: int) -> Mask:
         """Which active rows have nothing left to eat in their chunk. <bool>[n]"""
         return np.equal(self.cursor[:n], self.filled[:n])

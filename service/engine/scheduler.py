@@ -35,15 +35,26 @@ class Scheduler:
         self._queue(sequence).append(sequence)
 
     def admit(self) -> list[tuple[range, Sequence]]:
-        """Let waiting sequences into free rows; returns who joined, with the rows."""
-        joined = []
-        while (queue := self.waiting or self.waiting_batch) and len(self.running) + (
-            count := queue[0].rows
-        ) <= self.max_rows:
-            sequence = queue.popleft()
-            first = len(self.running)
-            joined.append((range(first, first + count), sequence))
-            self.running += [sequence] * count
+        """Let waiting sequences into free rows; returns who joined, with the rows.
+
+        Who is not ready, as its prompt is being eaten, keeps its place in the queue and has its rows kept free.
+        """
+        joined, free = [], self.max_rows - len(self.running)
+        for queue in (self.waiting, self.waiting_batch):
+            unready = []
+            while queue and (count := queue[0].rows) <= free:
+                sequence = queue.popleft()
+                free -= count
+                if sequence.ahead:
+                    unready.append(sequence)
+                    continue
+                first = len(self.running)
+                joined.append((range(first, first + count), sequence))
+                self.running += [sequence] * count
+            crowded = bool(queue)
+            queue.extendleft(reversed(unready))
+            if crowded:
+                break  # while the first waits for as many rows as it needs, so do all behind it
         return joined
 
     def remove(self, row: int) -> int:

@@ -147,9 +147,10 @@ class Sequence:
         marks: where somebody wants to know when it had come how far.
         batch: whether it waits for a row for as long as any sequence waits that is not batch.
 
-    The engine keeps its own marks here: when the sequence got a row, how many prompt ids it has taken (`eaten`), how
-    many it has sampled (a beam: how long its hypotheses grew), what it weighed, read and, being `whole`, said, and the
-    states it took a copy of, by the number of ids eaten. They are complete, and nobody's but the caller's, from the
+    The engine keeps its own marks here: when the sequence got a row, the memory that it got it with (`snapshot`), how
+    many prompt ids it has taken (`eaten`), how many it has sampled (a beam: how long its hypotheses grew), what it
+    weighed, read and, being `whole`, said, and the states it took a copy of, by the number of ids eaten. They are
+    complete, and nobody's but the caller's, from the
     first event on.
     """
 
@@ -169,6 +170,8 @@ class Sequence:
     marks: Marks | None = None
     whole: bool = False
     batch: bool = False
+    ahead: bool | None = None
+    """Whether ids of its prompt are being eaten ahead of its joining, which waits for it; None before it is known."""
     joined_at: float | None = None
     asked: int = field(init=False)
     """How many ids it may eat and sample."""

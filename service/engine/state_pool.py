@@ -70,14 +70,6 @@ class StatePool(Protocol):
         """Take a row back: the last active row moves into its place, and what is free holds zeros again."""
         ...
 
-    def gather(self, rows: npt.NDArray[np.intp]) -> Mapping[str, Tensor]:
-        """A copy of what the next step of these rows reads, good until the next call. [r, ...] each"""
-        ...
-
-    def scatter(self, rows: npt.NDArray[np.intp], states: Mapping[str, Tensor]) -> None:
-        """Let these rows go on from other states. [r, ...] each"""
-        ...
-
     def blank(self) -> dict[str, Array]:
         """One row of zeros of every state."""
         ...
@@ -142,15 +134,6 @@ class HostPool(Buffers[Array]):
             array[last] = 0
         for array in self._after.values():
             array[last] = 0
-
-    def gather(self, rows: npt.NDArray[np.intp]) -> dict[str, Array]:
-        """See StatePool."""
-        return {name: array[rows] for name, array in self._before.items()}
-
-    def scatter(self, rows: npt.NDArray[np.intp], states: Mapping[str, Tensor]) -> None:
-        """See StatePool."""
-        for name, array in self._before.items():
-            array[rows] = states[name]
 
     def blank(self) -> dict[str, Array]:
         """See StatePool."""

@@ -125,7 +125,7 @@ def test_cancelled_prompt_keeps_what_it_has_not_eaten(runner, prefill, greedy_or
     listener.core.cancel(sequence)
     listener.run()
     memory = listener.ends[sequence].snapshot
-    assert len(memory.pending) == len(prompt) - steps - prefill.eaten
+    assert len(memory.pending) == len(prompt) - prefill.eaten
     assert prefill.eaten > steps * (MAX_TOKENS - MAX_ROWS)
     tokens, _ = listener.one(memory.pending, greedy(4), snapshot=memory)
     assert tokens == greedy_oracle(prompt, 4)
@@ -252,7 +252,7 @@ def test_random_churn_with_prefill_changes_nobody(runner, prefill, greedy_oracle
         if listener.ends[sequence].reason is FinishReason.LENGTH:
             assert len(listener.tokens[sequence]) == count
     assert prefill.eaten > 10_000
-    assert not len(listener.core._prefill)
+    assert not listener.core.prefill.pending
 
 
 def test_report_counts_prefill_as_prompt_and_as_runner(runner, prefill):

@@ -87,16 +87,18 @@ class AsyncEngine:
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._prefill = core.prefill
-        self._prefill_thread = PrefillThread(core.prefill, lambda: bool(self._scheduler.running), f"{name}-prefill")
+        self._prefill_thread: PrefillThread | None = None
+        """None where there is one core alone; and once closed, like the core."""
         if cores() > 1:
+            self._prefill_thread = PrefillThread(core.prefill, lambda: bool(self._scheduler.running), f"{name}-prefill")
             core.eat_beside = self._prefill_thread.nudge
 
     def start(self) -> None:
         """Start the thread. Called on the event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
-        self._prefill_thread.start()
+        if self._prefill_thread is not None:
+            self._prefill_thread.start()
 
     async def close(self) -> None:
         """End every sequence and stop the thread."""
@@ -107,8 +109,9 @@ class AsyncEngine:
             self._wake.notify()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
-        await asyncio.to_thread(self._prefill_thread.close)
-        self._core = None
+        if self._prefill_thread is not None:
+            await asyncio.to_thread(self._prefill_thread.close)
+        self._core = self._prefill_thread = None
 
     @property
     def failure(self) -> str | None:
@@ -250,11 +253,8 @@ class AsyncEngine:
             self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
-        for verb, sequence in self._outbox:
-            if verb == "add":
-                self._prefill.begin(sequence)
-        if self._prefill.pending and self._scheduler.running:
-            self._prefill_thread.nudge()  # at once, not before the next step
+        if self._prefill_thread is not None:  # at once, not before the next step
+            self._prefill_thread.begin(sequence for verb, sequence in self._outbox if verb == "add")
         with self._wake:
             self._commands += self._outbox
             self._outbox.clear()

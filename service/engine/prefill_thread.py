@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from service.engine.prefill import MAX_TOKENS, Prefill
+from service.engine.sequence import Sequence
 
 logger = logging.getLogger("carousel.engine")
 
@@ -30,6 +31,13 @@ class PrefillThread:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def begin(self, sequences: Iterable[Sequence]) -> None:
+        """These are about to be queued."""
+        for sequence in sequences:
+            self._prefill.begin(sequence)
+        if self._prefill.pending and self._busy():
+            self.nudge()
 
     def nudge(self) -> None:
         """There may be something to eat."""

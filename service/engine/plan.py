@@ -54,6 +54,8 @@ class BlockPlan:
     """Which rows are not drawn from the model's own probabilities, or not drawn at all. <bool>[b]"""
     in_place: bool
     """Whether the logits are good for nothing once they have been turned into probabilities."""
+    plain: bool = False
+    """Whether all rows draw from the model's own probabilities and tell no alternatives."""
 
 
 def block_rows(vocabulary_size: int) -> int:
@@ -64,7 +66,7 @@ def block_rows(vocabulary_size: int) -> int:
 def plain_block(rows: slice) -> BlockPlan:
     """The plan of rows that all draw from the model's own probabilities and tell no alternatives."""
     each = np.arange(rows.stop - rows.start)
-    return BlockPlan(rows, each, None, False, None, None, None, None, in_place=True)
+    return BlockPlan(rows, each, None, False, None, None, None, None, in_place=True, plain=True)
 
 
 def plan_block(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.engine.draw import Draw
 from service.engine.plan import BlockPlan, Doubles, Mask, Rows, Truncation, block_rows
 from service.engine.rows import RowTable
 from service.engine.runner import Softmax
@@ -42,6 +43,7 @@ class Sampler:
         self._size = vocabulary_size
         self._block = block_rows(vocabulary_size)
         self._softmax = Softmax()
+        self._draw = Draw(vocabulary_size, in_place=self._softmax.in_place)
         shape = (self._block, vocabulary_size)
         self._own = np.zeros(shape, np.float32)
         """The model's own probabilities."""
@@ -105,6 +107,9 @@ class Sampler:
     def _sample_block(
         self, logits: Floats, plan: BlockPlan, uniforms: Doubles, seen: Mask | None
     ) -> tuple[Ids, Floats]:
+        if plan.plain:
+            tokens, probabilities = self._draw.sample(logits, uniforms)
+            return tokens, np.log(probabilities)
         # In place where it may be: a second array of this size would drive the first, and the weights of the next
         # step, out of the caches.
         own = logits if plan.in_place and self._softmax.in_place else self._own[: len(logits)]
@@ -125,9 +130,7 @@ class Sampler:
             if plan.truncation is not None:
                 # In place, even where these are the model's own: no probability that is still asked for is removed.
                 _truncate(weights, plan.truncation)
-            sums = _bucket_sums(weights)
-            total = sums[:, -1]
-            tokens = _first_beyond(weights, sums, np.minimum(uniforms * total, np.nextafter(total, 0.0)), plan.each)
+            tokens = self._draw.draw(weights, uniforms)
             if plan.greedy is not None:
                 tokens = np.where(plan.greedy, penalised.argmax(axis=1), tokens)
         return tokens, _logprobs(logits, own, tokens, plan)
@@ -201,7 +204,7 @@ def _nucleus(weights: Floats, top_k: Ids, top_p: Doubles) -> Floats:
     kth = ordered[each, np.where(top_k > 0, top_k, weights.shape[1]) - 1]
     np.multiply(ordered, ordered >= kth[:, None], out=ordered)
     sums = _bucket_sums(ordered)
-    last = _first_beyond(ordered, sums, top_p * sums[:, -1], each, reaching=True)
+    last = _first_reaching(ordered, sums, top_p * sums[:, -1], each)
     return np.asarray(np.maximum(kth, ordered[each, last]), np.float32)
 
 
@@ -224,26 +227,22 @@ def _bucket_sums(weights: Floats) -> Doubles:
     return sums.cumsum(axis=1, dtype=np.float64)
 
 
-def _first_beyond(weights: Floats, sums: Doubles, goal: Doubles, each: Rows, *, reaching: bool = False) -> Ids:
-    """The first place of each row at which the running sum of weights exceeds the goal (or, `reaching`, equals it).
-
-    With a goal of u * total, u uniform in [0, 1), this is the inverse of the cumulative distribution; a weight of zero
-    is never chosen, because the running sum does not grow there.
+def _first_reaching(weights: Floats, sums: Doubles, goal: Doubles, each: Rows) -> Ids:
+    """The first place of each row at which the running sum of weights reaches the goal.
 
     Args:
         weights: not negative. <float32>[b, V]
         sums: their bucket sums. <float64>[b, K]
         goal: <float64>[b]
         each: 0 to b - 1. <intp>[b]
-        reaching: stop where the running sum equals the goal, too.
     """
     goals = goal[:, None]
-    bucket: Ids = (sums < goals if reaching else sums <= goals).sum(axis=1)  # [b]
+    bucket: Ids = (sums < goals).sum(axis=1)  # [b]
     bucket = np.minimum(bucket, sums.shape[1] - 1)
     inside = _bucket(weights, bucket, each)  # [b, BUCKET]
     running = inside.cumsum(axis=1, dtype=np.float64)
     running += np.where(bucket > 0, sums[each, bucket - 1], 0.0)[:, None]
-    place: Ids = (running < goals if reaching else running <= goals).sum(axis=1)
+    place: Ids = (running < goals).sum(axis=1)
     if place.max() == BUCKET:
         # Rounding left the goal just out of reach: then the last place with weight in the bucket is the one.
         place = np.minimum(place, BUCKET - 1 - (inside[:, ::-1] > 0).argmax(axis=1))

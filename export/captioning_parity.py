@@ -29,7 +29,7 @@ from models.step import ATTENTION
 
 Floats = npt.NDArray[np.float32]
 
-ENCODER_BATCH_SIZES = (1, 2, 3, 7, 16)
+ENCODER_BATCH_SIZES = (1, 2, 3, 7, 16, 32)
 """Where an image is compared with itself alone. Fewer than a step's: an encoder takes milliseconds an image."""
 
 

@@ -21,6 +21,7 @@ from service.api.drain_gate import DrainGate
 from service.api.key_gate import KeyGate
 from service.api.load_gate import LoadGate
 from service.drain import Drain
+from service.engine.lock_turns import LONG_SECONDS
 from service.images import ImageReader
 from service.keys.keyring import Keyring
 from service.memories import open_memories
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from service.observability.spans import Spans
 
 logger = logging.getLogger("carousel")
-
-SWITCH_INTERVAL_SECONDS = 0.0001
-"""How long one thread may keep the interpreter's lock while another waits for it. With Python's 5 ms, a step that has
-returned from onnxruntime could wait longer for the event loop than it took to run."""
 
 
 def open_spans(environment: Mapping[str, str]) -> Spans | None:
@@ -81,7 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+        sys.setswitchinterval(LONG_SECONDS)
         try:
             repository.start()
             gc.collect()

@@ -220,7 +220,7 @@ class AsyncEngine:
             self.cancel(sequence)
             on_overflow()
 
-        stream = TokenStream(end_slow_reader, sink)
+        stream = TokenStream(end_slow_reader, sink, whole=sequence.whole)
         self._streams[sequence] = stream
         self._command("add", sequence)
         return stream

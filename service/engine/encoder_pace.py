@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-BATCHES = (1, 4, 16)
+BATCHES = (1, 4, 16, 32)
 """Batch sizes to choose from."""
 
 WORTH = 1.1

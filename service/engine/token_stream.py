@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from service.engine.lock_turns import LOCK_TURNS
 from service.engine.sequence import Event, FinishEvent, FinishReason, TokenEvent
 
 MAX_EVENTS = 1024
@@ -27,10 +28,17 @@ class TokenStream:
     Args:
         on_overflow: called once when the reader has fallen too far behind.
         sink: takes tokens past the queue, but for the last one of a sequence that a step ended.
+        max_events: see MAX_EVENTS.
+        whole: whether the end is the only event.
     """
 
     def __init__(
-        self, on_overflow: Callable[[], None], sink: TokenSink | None = None, max_events: int = MAX_EVENTS
+        self,
+        on_overflow: Callable[[], None],
+        sink: TokenSink | None = None,
+        max_events: int = MAX_EVENTS,
+        *,
+        whole: bool = False,
     ) -> None:
         self._events: deque[Event] = deque()
         self._max_events = max_events
@@ -42,6 +50,9 @@ class TokenStream:
         """Of the sink."""
         self.finished = False
         """Whether the last event has been put in."""
+        self._whole = whole
+        if not whole:
+            LOCK_TURNS.enter()
 
     def put_token(self, event: TokenEvent, last: bool) -> None:
         """Add a token, past the queue if that can be.
@@ -69,6 +80,8 @@ class TokenStream:
             event = FinishEvent(FinishReason.SLOW_READER, f"{self._max_events:,} events were waiting to be read")
             self._on_overflow()
         self.finished = isinstance(event, FinishEvent)
+        if self.finished and not self._whole:
+            LOCK_TURNS.leave()
         self._events.append(event)
         self._wake()
 

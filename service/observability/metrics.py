@@ -21,7 +21,7 @@ LATENCY_BUCKETS = (
 """Seconds. An LSTM step takes 0.1 to 5 ms: the first bucket is 50 microseconds."""
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
-IMAGE_BUCKETS = (1, 2, 4, 8, 16)
+IMAGE_BUCKETS = (1, 2, 4, 8, 16, 32)
 UNKNOWN = "unknown"
 """The model label of a request for a model that is not served: a client cannot make labels."""
 

@@ -1,0 +1,71 @@
+"""How long a thread may keep the interpreter's lock, by whether anybody reads token by token."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from service.engine.lock_turns import LONG_SECONDS, SHORT_SECONDS, LockTurns
+from service.engine.sequence import FinishEvent, FinishReason, TokenEvent
+from service.engine.token_stream import TokenStream
+
+
+@pytest.fixture(autouse=True)
+def interval():
+    """As it was before."""
+    seconds = sys.getswitchinterval()
+    sys.setswitchinterval(LONG_SECONDS)
+    yield
+    sys.setswitchinterval(seconds)
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    turns = LockTurns()
+    monkeypatch.setattr("service.engine.token_stream.LOCK_TURNS", turns)
+    return turns
+
+
+def assert_interval(seconds):
+    assert sys.getswitchinterval() == pytest.approx(seconds)
+
+
+def test_lock_turns_are_short_until_the_last_reader_is_gone():
+    turns = LockTurns()
+    turns.enter()
+    turns.enter()
+    assert_interval(SHORT_SECONDS)
+    turns.leave()
+    assert_interval(SHORT_SECONDS)
+    turns.leave()
+    assert_interval(LONG_SECONDS)
+
+
+def test_lock_turns_are_short_until_a_stream_ends_once(turns):
+    first, second = (TokenStream(lambda: None) for _ in range(2))
+    assert_interval(SHORT_SECONDS)
+    first.put(TokenEvent(3, -0.5))
+    for _ in range(2):
+        first.put(FinishEvent(FinishReason.STOP))
+    assert_interval(SHORT_SECONDS)
+    second.put(FinishEvent(FinishReason.CANCELLED))
+    assert_interval(LONG_SECONDS)
+
+
+def test_lock_turns_are_short_until_a_slow_reader_is_given_up(turns):
+    stream = TokenStream(lambda: None, max_events=1)
+    stream.put(TokenEvent(3, -0.5))
+    assert_interval(SHORT_SECONDS)
+    stream.put(TokenEvent(4, -0.5))
+    assert stream.finished
+    assert_interval(LONG_SECONDS)
+
+
+def test_lock_turns_stay_long_where_all_is_told_at_the_end(turns):
+    stream = TokenStream(lambda: None, whole=True)
+    assert_interval(LONG_SECONDS)
+    stream.put(FinishEvent(FinishReason.STOP))
+    assert_interval(LONG_SECONDS)
+    TokenStream(lambda: None)
+    assert_interval(SHORT_SECONDS)

@@ -21,9 +21,11 @@ class Scheduler:
         self.waiting_batch: deque[Sequence] = deque()
         """Those that are `batch`: the first of them joins when none of the others waits."""
         self.running: list[Sequence] = []
+        self.newest_first = False
+        """Whether who came last joins first, of those that are not batch."""
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence, first come first served: while the first waits for as many rows as it needs, so do all.
+        """Queue a sequence, first come first served (or last): while the first waits for all its rows, so do all.
 
         Batch sequences have a queue of their own, behind the other.
 
@@ -37,10 +39,12 @@ class Scheduler:
     def admit(self) -> list[tuple[range, Sequence]]:
         """Let waiting sequences into free rows; returns who joined, with the rows."""
         joined = []
-        while (queue := self.waiting or self.waiting_batch) and len(self.running) + (
-            count := queue[0].rows
-        ) <= self.max_rows:
-            sequence = queue.popleft()
+        while queue := self.waiting or self.waiting_batch:
+            newest = self.newest_first and queue is self.waiting
+            count = queue[-1 if newest else 0].rows
+            if len(self.running) + count > self.max_rows:
+                break
+            sequence = queue.pop() if newest else queue.popleft()
             first = len(self.running)
             joined.append((range(first, first + count), sequence))
             self.running += [sequence] * count

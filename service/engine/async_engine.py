@@ -28,7 +28,7 @@ from service.engine.token_stream import TokenSink, TokenStream
 logger = logging.getLogger("carousel.engine")
 
 MAX_UNDELIVERED_STEPS = 2
-"""Steps the engine may be ahead of an event loop that is busy; then it waits. All are delivered before anybody new is met."""
+"""Steps the engine may be ahead of an event loop that is busy; then it waits. It delivers all at once."""
 
 MAX_HELD_REPORTS = 64
 """Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop

@@ -22,8 +22,8 @@ GATHER_SECONDS = 1.0
 WINDOW_SECONDS = 30.0
 """How long the queue is compared with the crowd that has gathered; then with the longest that it was meanwhile."""
 DEVIATIONS = 3.0
-"""Of a Poisson number of arrivals: by more must the queue grow, since it may by so many by chance. A flood of five times
-what can be served is known at once, one of 1.1 times in six seconds."""
+"""Of a Poisson number of arrivals: by more must the queue grow, since it may by so many by chance. So a great flood is
+known at once, and with 128 rows one of 1.1 times what can be served within some ten rounds."""
 DOUBT_SECONDS = 4.0
 """Longest that the newest go first: near to what can be served a queue may grow by chance for much longer."""
 

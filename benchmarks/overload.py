@@ -3,8 +3,8 @@
 Two runs on one process of the service, over keep-alive HTTP. At capacity: a closed loop of as many streams as there are
 rows, so that every row is busy and nobody waits. Overload: arrivals that do not wait for one another, at a multiple of
 what the closed loop got; they are let in or refused. (A closed loop that is refused would ask again at once and measure
-how fast it can ask.) A refusal without Retry-After counts as a failure. The warm-up is longer than the service takes to
-tell a flood from a crowd.
+how fast it can ask.) A refusal without Retry-After counts as a failure. `--warmup 0` measures from the first arrival
+on, when the service cannot tell a flood from a crowd yet.
 """
 
 from __future__ import annotations

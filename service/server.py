@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import cast
@@ -33,6 +34,10 @@ site its URL, which may name a session. (HSTS is for whoever speaks TLS.)"""
 LINGER_SECONDS = 5.0
 """How long a socket whose application has ended may take to send what is buffered."""
 
+
+ACCEPTS = 16
+"""Times that each address is listened on: libuv accepts one connection for each in a turn of the event loop, and turns
+are long while tokens go out. Whoever came behind more would wait for many, before anybody could refuse it."""
 
 FAREWELL_SECONDS = 3.0
 """How long those who are ended when the grace is over may take to be told."""
@@ -92,9 +97,18 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Bind, and say so."""
         await super().startup(sockets)
-        for server in self.servers:
+        loop, config = asyncio.get_running_loop(), self.config
+
+        def protocol() -> asyncio.Protocol:
+            kind = cast(Callable[..., asyncio.Protocol], config.http_protocol_class)
+            return kind(config=config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        for server in list(self.servers):
             for listening in server.sockets:
                 logger.info("ready on http://%s:%d (/docs describes the API)", *listening.getsockname()[:2])
+                for _ in range(1, ACCEPTS):
+                    again = socket.socket(fileno=os.dup(listening.fileno()))
+                    self.servers.append(await loop.create_server(protocol, sock=again, backlog=config.backlog))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, and stop. Until what runs has ended the server listens, so that it can say that it is not ready."""

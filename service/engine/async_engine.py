@@ -19,7 +19,7 @@ import numpy as np
 
 from service.engine.admission import Admission, BeamTooWide, EngineFull, EngineStopped
 from service.engine.core import EngineCore
-from service.engine.places import Places
+from service.engine.places import CROWDED_OUT_SECONDS, Places
 from service.engine.prefill_runner import cores
 from service.engine.prefill_thread import PrefillThread
 from service.engine.queue_time import INTERACTIVE, Urgency
@@ -29,8 +29,8 @@ from service.engine.token_stream import TokenSink, TokenStream
 
 logger = logging.getLogger("carousel.engine")
 
-MAX_UNDELIVERED_STEPS = 8
-"""Steps the engine may be ahead of an event loop that is busy; then it waits."""
+MAX_UNDELIVERED_STEPS = 2
+"""Steps the engine may be ahead of an event loop that is busy; then it waits. It delivers all at once."""
 
 MAX_HELD_REPORTS = 64
 """Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
@@ -77,6 +77,8 @@ class AsyncEngine:
         self._outbox: list[Command] = []
         """Commands of this iteration of the event loop, which go to the thread together."""
         self._commands: list[Command] = []
+        self._newest_first = False
+        """Goes with the commands, lest the thread take who is crowded out for the first."""
         self._undelivered = 0
         self._held: list[StepReport] = []
         """Belongs to the engine's thread, as the next one does."""
@@ -165,7 +167,7 @@ class AsyncEngine:
         if rows > self.max_rows:
             raise BeamTooWide(f"the beam is {rows:,} rows wide; allowed are {self.max_rows:,}")
         self.check_room(rows, urgency, queued=queued)
-        self._came(rows)
+        self._came(rows, urgency, refused=False)
         self._places.take(rows)
         return Admission(self, rows, urgency, self._deadline_seconds)
 
@@ -176,20 +178,19 @@ class AsyncEngine:
         try:
             self._places.check(rows, urgency, queued=queued)
         except EngineFull:
-            self._came(rows)
+            self._came(rows, urgency, refused=True)
             raise
 
     def mark(self) -> Mark:
         """Now."""
         return Mark(time.perf_counter(), self._steps, self._step_rows)
 
-    def _came(self, rows: int) -> None:
-        """Note that somebody asked for rows. When that begins a flood, those who wait too long for it are ended."""
-        if self._places.came(rows):
-            waiting = [sequence for sequence, stream in self._streams.items() if not stream.finished]
-            for sequence, wait_seconds in list(self._places.crowded_out(waiting)):
-                detail = f"more come than can be served, and a row would be free in {wait_seconds:.3g} s"
-                self._end(sequence, FinishEvent(FinishReason.CROWDED_OUT, detail))
+    def _came(self, rows: int, urgency: Urgency, *, refused: bool) -> None:
+        """Note that somebody asked for rows. When that begins a flood, those who are too many for it are ended."""
+        if self._places.came(rows, urgency, refused=refused):
+            waiting = [sequence for sequence, stream in reversed(self._streams.items()) if not stream.finished]
+            for place, (sequence, detail) in enumerate(list(self._places.crowded_out(waiting))):
+                self._end(sequence, FinishEvent(FinishReason.CROWDED_OUT, detail), place * CROWDED_OUT_SECONDS)
 
     def leave(self, rows: int, *, started: bool) -> None:
         """Give a place back (Admission does it)."""
@@ -236,8 +237,8 @@ class AsyncEngine:
         if stream is not None and not stream.finished:
             self._end(sequence, FinishEvent(FinishReason.DEADLINE, detail))
 
-    def _end(self, sequence: Sequence, event: FinishEvent) -> None:
-        self._streams[sequence].put(event)
+    def _end(self, sequence: Sequence, event: FinishEvent, wake_seconds: float = 0.0) -> None:
+        self._streams[sequence].put(event, wake_seconds)
         if sequence.marks is not None:
             sequence.marks.reason = event.reason
         self._command("cancel", sequence)
@@ -258,6 +259,7 @@ class AsyncEngine:
         with self._wake:
             self._commands += self._outbox
             self._outbox.clear()
+            self._newest_first = self._places.newest_first
             self._wake.notify()
 
     def _deliver(self, output: StepOutput, reports: list[StepReport]) -> None:
@@ -318,6 +320,7 @@ class AsyncEngine:
                 )
             )
             commands, self._commands = self._commands, []
+            self._scheduler.newest_first = self._newest_first
         for verb, sequence in commands:
             if verb == "add":
                 core.add(sequence)

@@ -2,52 +2,90 @@
 
 A crowd that comes at once is served if it has the patience, and a long queue is what lets it. In a flood a queue is
 full however long it is: whoever is let in waits for its whole length, and no more are served than with a short one. So
-in a flood the wait that is allowed is short (queues that stay full: Nichols and Jacobson, ACM Queue 2012).
+in a flood only a short queue is allowed (queues that stay full: Nichols and Jacobson, ACM Queue 2012).
+
+What tells them apart is whether those who wait become more and more. A crowd gathers, and from then on nobody comes
+but who has been served; in a flood they go on to become more. Nothing need be known for it of how long anybody takes.
+While the queue may be either, the newest go first (adaptive LIFO: Maurer, "Fail at Scale", ACM Queue 2015): should it
+be a flood, those who were served had hardly waited; should it be a crowd, its oldest lose so many seconds.
 """
 
 from __future__ import annotations
 
 import math
 
-WINDOW_SECONDS = 2.0
-"""Longer than a crowd of a thousand needs to connect."""
+SHORT = 0.1
+"""Rows' worth: a queue that is no longer is nobody's concern, and in a flood none is longer."""
 
-EXCESS = 1.5
-"""Times what can be done: more must be asked for in two windows, one after the other, for a flood to begin. It ends
-with a window in which no more is asked for than can be done."""
+GATHER_SECONDS = 1.0
+"""A crowd of a thousand comes in half of it, counted from when the queue is no longer short."""
+WINDOW_SECONDS = 30.0
+"""How long the queue is compared with the crowd that has gathered; then with the longest that it was meanwhile."""
 DEVIATIONS = 3.0
-"""Of a Poisson number of arrivals: what must be exceeded besides, since that many may come by chance."""
+"""Of a Poisson number of arrivals: by more must the queue grow, since it may by so many by chance. So a great flood is
+known at once, and with 128 rows one of 1.1 times what can be served within some ten rounds."""
+DOUBT_SECONDS = 4.0
+"""Longest that the newest go first: near to what can be served a queue may grow by chance for much longer."""
+
+CALM_SECONDS = 5.0
+"""A flood is over when nobody has been refused for so long."""
 
 
 class Flood:
-    """Adds up what those who come ask for, let in or not, in windows of two seconds."""
+    """Watches how many wait, and how many are refused, as each of them comes.
 
-    def __init__(self) -> None:
+    Args:
+        rows: that there are.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.short = math.ceil(SHORT * rows)
+        """Rows that are waited for in a queue that is short."""
         self.on = False
-        self._since = -math.inf
-        self._count = 0
-        self._asked_seconds = 0.0
-        self._before = False
-        """Whether the last window was too much."""
+        self.undecided = False
+        """Whether those who wait may be a flood, or the beginning of one."""
+        self._refused_at = -math.inf
+        self._since: float | None = None
+        """When the crowd began to gather, or the window began; None while the queue is short."""
+        self._gathering = True
+        self._doubt_until = 0.0
+        self._crowd = self._longest = self._came = self._refused = 0
 
-    def came(self, service_seconds: float, now: float) -> bool:
+    def came(self, rows: int, waiting: int, now: float, *, refused: bool) -> bool:
         """Note that somebody came. True where a flood begins with it.
 
         Args:
-            service_seconds: by which all rows together are busier for it: their time over their number.
+            rows: that were asked for.
+            waiting: rows that all of those wait for who are let in.
             now: monotonic, seconds.
+            refused: whether this one was not let in.
         """
-        elapsed = now - self._since
-        if elapsed >= WINDOW_SECONDS:
-            self._before = self._too_much(elapsed)
-            self.on &= self._asked_seconds > elapsed
-            self._since, self._count, self._asked_seconds = now, 0, 0.0
-        self._count += 1
-        self._asked_seconds += service_seconds
-        begins = self._before and not self.on and self._too_much(WINDOW_SECONDS)
-        self.on |= begins
-        return begins
+        if self.on:
+            self.on = now - self._refused_at < CALM_SECONDS
+            if refused:
+                self._refused_at = now
+            return False
+        if waiting <= self.short and not refused:
+            self._since, self.undecided = None, False
+            return False
+        if self._since is None:
+            self._gathering, self._doubt_until = True, now + DOUBT_SECONDS
+            self._watch(now)
+        elif now - self._since >= (GATHER_SECONDS if self._gathering else WINDOW_SECONDS):
+            self._gathering, self._crowd = False, self._longest
+            self._watch(now)
+        self._longest = max(self._longest, waiting)
+        if self._gathering:
+            self._crowd = self._longest
+        self._came += rows
+        self._refused += rows if refused else 0
+        growth = waiting + self._refused - self._crowd
+        by_chance = math.sqrt(self._came)
+        self.undecided = self._gathering or (growth > by_chance and now < self._doubt_until)
+        if growth > DEVIATIONS * by_chance:
+            self.on, self.undecided, self._since, self._refused_at = True, False, None, now
+        return self.on
 
-    def _too_much(self, seconds: float) -> bool:
-        by_chance = min(1.0, DEVIATIONS / math.sqrt(max(1, self._count)))
-        return self._asked_seconds * (1 - by_chance) > EXCESS * seconds
+    def _watch(self, now: float) -> None:
+        self._since = now
+        self._longest = self._came = self._refused = 0

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterable, Iterator
 
 from service.engine.admission import EngineFull, WaitTooLong
-from service.engine.flood import Flood
+from service.engine.flood import SHORT, Flood
 from service.engine.queue_time import INTERACTIVE, QueueTime, Urgency
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
 
-FLOOD_WAIT_PART = 0.2
-"""In a flood nobody is let in who would wait longer than this part of the time that a row is held."""
+CROWDED_OUT_SECONDS = 0.002
+"""Between the ends of those who are crowded out, of whom there may be a thousand: tokens go out in between."""
 
 
 class Places:
@@ -30,7 +30,7 @@ class Places:
         self._max_taken_by_batch = scheduler.max_rows + (max_waiting + 1) // 2
         self._max_wait_seconds = max_wait_seconds
         self.queue_time = QueueTime(scheduler.max_rows)
-        self._flood = Flood()
+        self._flood = Flood(scheduler.max_rows)
         self.taken = 0
         """Places that have not been left."""
         self._unstarted = 0
@@ -59,13 +59,27 @@ class Places:
         wait_seconds, most = self._wait_seconds(ahead + rows), self.most(batch=urgency.batch)
         if self.taken + rows > most:
             raise EngineFull(f"{self.taken:,} requests run and wait; allowed are {most:,}", wait_seconds)
+        waiting, short = self._waiting(-queued), self._flood.short
+        if self._flood.on and not urgency.batch and waiting >= short:
+            raise EngineFull(f"{waiting:,} wait; while more come than can be served, {short:,} may", wait_seconds)
         longest = min(self._longest_wait(urgency.batch), urgency.timeout_seconds)
         if wait_seconds > longest:
             raise WaitTooLong(f"a row would be free in {wait_seconds:.3g} s; allowed are {longest:.3g}", wait_seconds)
 
-    def came(self, rows: int) -> bool:
-        """Note that somebody asked for so many rows, let in or not. True where a flood begins with it."""
-        return self._flood.came(rows * self.queue_time.held_seconds / self._scheduler.max_rows, time.perf_counter())
+    def came(self, rows: int, urgency: Urgency, *, refused: bool) -> bool:
+        """Note that somebody asked for so many rows, and was let in or not. True where a flood begins with it.
+
+        Nobody but batch sequences waits for batch sequences.
+        """
+        if urgency.batch:
+            return False
+        waiting = self._waiting(0 if refused else rows)
+        return self._flood.came(rows, waiting, time.perf_counter(), refused=refused)
+
+    @property
+    def newest_first(self) -> bool:
+        """Whether it is better that who came last joins first."""
+        return self._flood.undecided
 
     def take(self, rows: int) -> None:
         """A request is let in."""
@@ -100,16 +114,21 @@ class Places:
         if not started:
             self._unstarted -= rows
 
-    def crowded_out(self, sequences: Iterable[Sequence]) -> Iterator[tuple[Sequence, float]]:
-        """Of these, oldest first, those that wait longer for a row than is allowed now; with how many seconds."""
+    def crowded_out(self, sequences: Iterable[Sequence]) -> Iterator[tuple[Sequence, str]]:
+        """Of these, newest first, those who wait and are too many for a flood; each with why it is ended."""
         place = 0
         for sequence in sequences:
             if sequence.joined_at is None and not sequence.batch:
                 wait_seconds = self._wait_seconds(place + sequence.rows)
-                if wait_seconds > self._longest_wait(batch=False):
-                    yield sequence, wait_seconds
+                if place >= self._flood.short or wait_seconds > self._longest_wait(batch=False):
+                    yield sequence, f"more come than can be served, and a row would be free in {wait_seconds:.3g} s"
                 else:
                     place += sequence.rows
+
+    def _waiting(self, more: int) -> int:
+        """How many rows would be waited for that are not for batch sequences, with so many more than are now."""
+        places = self._unstarted + self._submitted - len(self._scheduler.waiting_batch) + more
+        return max(0, places - self._scheduler.max_rows)
 
     def _wait_seconds(self, place: int) -> float:
         return self.queue_time.wait_seconds(self._scheduler.running, place, time.perf_counter())
@@ -117,4 +136,4 @@ class Places:
     def _longest_wait(self, batch: bool) -> float:
         if batch or not self._flood.on:
             return self._max_wait_seconds
-        return min(self._max_wait_seconds, FLOOD_WAIT_PART * self.queue_time.held_seconds)
+        return min(self._max_wait_seconds, SHORT * self.queue_time.held_seconds)

@@ -21,9 +21,11 @@ class Scheduler:
         self.waiting_batch: deque[Sequence] = deque()
         """Those that are `batch`: the first of them joins when none of the others waits."""
         self.running: list[Sequence] = []
+        self.newest_first = False
+        """Whether who came last joins first, of those that are not batch."""
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence, first come first served: while the first waits for as many rows as it needs, so do all.
+        """Queue a sequence, first come first served (or last): while the first waits for all its rows, so do all.
 
         Batch sequences have a queue of their own, behind the other.
 
@@ -41,9 +43,9 @@ class Scheduler:
         """
         joined, free = [], self.max_rows - len(self.running)
         for queue in (self.waiting, self.waiting_batch):
-            unready = []
-            while queue and (count := queue[0].rows) <= free:
-                sequence = queue.popleft()
+            newest, unready = self.newest_first and queue is self.waiting, []
+            while queue and (count := queue[-1 if newest else 0].rows) <= free:
+                sequence = queue.pop() if newest else queue.popleft()
                 free -= count
                 if sequence.ahead:
                     unready.append(sequence)
@@ -52,7 +54,10 @@ class Scheduler:
                 joined.append((range(first, first + count), sequence))
                 self.running += [sequence] * count
             crowded = bool(queue)
-            queue.extendleft(reversed(unready))
+            if newest:
+                queue.extend(reversed(unready))
+            else:
+                queue.extendleft(reversed(unready))
             if crowded:
                 break  # while the first waits for as many rows as it needs, so do all behind it
         return joined

@@ -149,7 +149,7 @@ def test_stream_that_ends_before_its_first_event_has_a_status_of_its_own(run_ser
         eventually(lambda: engine.waiting == 1 or len(engine._commands) == 1)
         engine._places.queue_time.ended(1e6, asked=1)  # a row is free in days
         flood = engine._places._flood
-        flood._before, flood._since, flood._count, flood._asked_seconds = True, time.perf_counter(), 10**9, 1e9
+        flood._since, flood._refused = time.perf_counter(), 10**9
         refused(ask(timeout_seconds=1.0), 503, "capacity_exceeded", retryable=True)
         crowded_out = waits.result()
         assert "more come than can be served" in refused(crowded_out, 503, "capacity_exceeded", retryable=True)

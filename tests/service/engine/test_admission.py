@@ -65,6 +65,25 @@ def test_batch_does_not_pass_an_interactive_beam_that_waits_for_its_rows():
     assert scheduler.admit() == [(range(1, 2), small)]
 
 
+def test_newest_first_joins_in_that_order_but_for_batch():
+    scheduler = Scheduler(2)
+    first, second, wide, third = waiting(), waiting(), waiting(width=2), waiting()
+    patient, later = waiting(batch=True), waiting(batch=True)
+    for sequence in (patient, later, first, second, wide, third):
+        scheduler.add(sequence)
+    scheduler.newest_first = True
+    assert scheduler.admit() == [(range(1), third)]  # the wide one is next, and waits for two rows
+    scheduler.newest_first = False
+    assert scheduler.admit() == [(range(1, 2), first)]
+    for _ in range(2):
+        scheduler.remove(0)
+    scheduler.newest_first = True
+    assert scheduler.admit() == [(range(2), wide)]
+    for _ in range(2):
+        scheduler.remove(0)
+    assert scheduler.admit() == [(range(1), second), (range(1, 2), patient)]
+
+
 def test_batch_takes_half_of_the_places_to_wait_in(make_engine):
     engine = make_engine(max_rows=2, max_waiting=5)
     for _ in range(5):
@@ -179,9 +198,8 @@ async def test_place_whose_sequence_has_ended_is_nobody_to_wait_for(make_engine)
 
 
 def flood(engine):
-    """Let the engine see a flood; it begins with the next who comes."""
-    seen = engine._places._flood
-    seen._before, seen._since, seen._count, seen._asked_seconds = True, time.perf_counter(), 10**9, 1e9
+    """Let the engine see a flood; it begins with the next who is refused."""
+    engine._places._flood._since, engine._places._flood._refused = time.perf_counter(), 10**9
 
 
 async def test_flood_ends_who_waits_too_long_but_for_batch(make_engine):
@@ -201,7 +219,7 @@ async def test_flood_ends_who_waits_too_long_but_for_batch(make_engine):
                 end = await second.get()
                 assert end.reason is FinishReason.CROWDED_OUT
                 assert "more come than can be served" in end.detail
-                with pytest.raises(WaitTooLong, match=r"allowed are 2e"):
+                with pytest.raises(EngineFull, match=r"while more come than can be served, 1 may|allowed are 1e\+05"):
                     engine.admit()
                 engine.admit(urgency=BATCH).__exit__(None, None, None)
                 assert isinstance(await first.get(), TokenEvent)

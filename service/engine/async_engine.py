@@ -25,19 +25,13 @@ from service.engine.prefill_thread import PrefillThread
 from service.engine.queue_time import INTERACTIVE, Urgency
 from service.engine.runner import RunnerBroken
 from service.engine.sequence import FinishEvent, FinishReason, Mark, Sequence, StepOutput, StepReport, TokenEvent
+from service.engine.step_post import StepPost
 from service.engine.token_stream import TokenSink, TokenStream
 
 logger = logging.getLogger("carousel.engine")
 
-MAX_UNDELIVERED_STEPS = 2
-"""Steps the engine may be ahead of an event loop that is busy; then it waits. It delivers all at once."""
-
-MAX_HELD_REPORTS = 64
-"""Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
-at each of its tokens. This many at most."""
-
-MIN_HELD_TOKENS = 32
-"""Fewer tokens of a step are posted at once: the event loop is done with them before the next run, a short one, is."""
+MAX_UNDELIVERED_STEPS = 8
+"""Steps the engine may be ahead of an event loop that is busy; then it waits."""
 
 Command = tuple[Literal["add", "cancel"], Sequence]
 
@@ -80,10 +74,7 @@ class AsyncEngine:
         self._newest_first = False
         """Goes with the commands, lest the thread take who is crowded out for the first."""
         self._undelivered = 0
-        self._held: list[StepReport] = []
-        """Belongs to the engine's thread, as the next one does."""
-        self._unposted: StepOutput | None = None
-        """What the last step told, until the next one is about to run."""
+        self._post = StepPost(self._send)
         self._closing = False
         self._failure: str | None = None
         self._wake = threading.Condition()
@@ -296,13 +287,9 @@ class AsyncEngine:
         try:
             with np.errstate(all="ignore"):  # a row of NaN is that row's failure, not a warning
                 while self._await_work():
-                    # What a step told to many goes out when the next one is about to run: the event loop then has
-                    # the interpreter's lock to itself, instead of taking it from what is to be done before the run.
-                    self._unposted = output = core.step(self._post_last)
-                    if core.idle or output.batch is None or len(output.batch.tokens) < MIN_HELD_TOKENS:
-                        self._post_last()
-            self._post_last()
-            self._post(core.fail_all("the server is shutting down"))
+                    self._post.put(core.step(self._post.flush), last=core.idle)
+            self._post.flush()
+            self._post.put(core.fail_all("the server is shutting down"), last=True)
         except RunnerBroken as error:
             self._break(core, f"the model's runner is broken ({error})")
         except BaseException as error:  # nothing may end this thread without its streams being told
@@ -328,17 +315,7 @@ class AsyncEngine:
                 core.cancel(sequence)
         return not self._closing
 
-    def _post_last(self) -> None:
-        output, self._unposted = self._unposted, None
-        if output is not None:
-            self._post(output)
-
-    def _post(self, output: StepOutput) -> None:
-        if output.report is not None:
-            self._held.append(output.report)
-        if output.batch is None and not output.finished and len(self._held) < MAX_HELD_REPORTS:
-            return
-        reports, self._held = self._held, []
+    def _send(self, output: StepOutput, reports: list[StepReport]) -> None:
         assert self._loop is not None
         with self._wake:
             self._undelivered += 1
@@ -349,9 +326,9 @@ class AsyncEngine:
 
     def _break(self, core: EngineCore, reason: str) -> None:
         self._failure = reason
-        self._post_last()
+        self._post.flush()
         with contextlib.suppress(Exception):  # its tables may be what is broken
-            self._post(core.fail_all(reason))
+            self._post.put(core.fail_all(reason), last=True)
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._fail_streams, reason)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.engine.admission import BeamTooWide, EngineFull, EngineStopped
-from service.engine.async_engine import MAX_UNDELIVERED_STEPS, MIN_HELD_TOKENS, AsyncEngine
+from service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine
 from service.engine.core import EngineCore
 from service.engine.sequence import (
     BeamParameters,
@@ -21,6 +21,7 @@ from service.engine.sequence import (
     Sequence,
     TokenEvent,
 )
+from service.engine.step_post import MIN_HELD_TOKENS
 from service.engine.token_stream import MAX_EVENTS, TokenStream
 
 DEADLINE_SECONDS = 30

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
             gt=0,
             description="Longest that a request may be expected to wait for a row; what would wait longer gets a 503.",
         ),
-    ] = 10.0
+    ] = 20.0
     deadline_seconds: Annotated[
         float,
         Field(gt=0, description="Longest that a request may take once it is let in; then it ends with a 504."),

@@ -17,14 +17,19 @@ import math
 SHORT = 0.1
 """Rows' worth: a queue that is no longer is nobody's concern, and in a flood none is longer."""
 
-GATHER_SECONDS = 1.0
-"""A crowd of a thousand comes in half of it, counted from when the queue is no longer short."""
+LONG = 0.3
+"""Rows' worth: in a longer queue the newest go first while it is not known what it is. Near to what can be served a queue
+is often no longer short, and the oldest should not pay for that."""
+
+GATHER_SECONDS = 4.0
+"""A crowd of a thousand comes in a quarter of it, counted from when the queue is no longer short, and in half of it
+where everything is slow. A great flood is known sooner: it fills all places meanwhile, and is refused."""
 WINDOW_SECONDS = 30.0
 """How long the queue is compared with the crowd that has gathered; then with the longest that it was meanwhile."""
 DEVIATIONS = 3.0
 """Of a Poisson number of arrivals: by more must the queue grow, since it may by so many by chance. So a great flood is
 known at once, and with 128 rows one of 1.1 times what can be served within some ten rounds."""
-DOUBT_SECONDS = 4.0
+DOUBT_SECONDS = 6.0
 """Longest that the newest go first: near to what can be served a queue may grow by chance for much longer."""
 
 CALM_SECONDS = 5.0
@@ -41,9 +46,10 @@ class Flood:
     def __init__(self, rows: int) -> None:
         self.short = math.ceil(SHORT * rows)
         """Rows that are waited for in a queue that is short."""
+        self._long = LONG * rows
         self.on = False
         self.undecided = False
-        """Whether those who wait may be a flood, or the beginning of one."""
+        """Whether those who wait are many, and may be a flood or the beginning of one."""
         self._refused_at = -math.inf
         self._since: float | None = None
         """When the crowd began to gather, or the window began; None while the queue is short."""
@@ -81,7 +87,8 @@ class Flood:
         self._refused += rows if refused else 0
         growth = waiting + self._refused - self._crowd
         by_chance = math.sqrt(self._came)
-        self.undecided = self._gathering or (growth > by_chance and now < self._doubt_until)
+        doubtful = self._gathering or (growth > by_chance and now < self._doubt_until)
+        self.undecided = doubtful and waiting > self._long
         if growth > DEVIATIONS * by_chance:
             self.on, self.undecided, self._since, self._refused_at = True, False, None, now
         return self.on

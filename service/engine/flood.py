@@ -18,8 +18,8 @@ SHORT = 0.1
 """Rows' worth: a queue that is no longer is nobody's concern, and in a flood none is longer."""
 
 LONG = 0.3
-"""Rows' worth: in a longer queue the newest go first while it is not known what it is. Near to what can be served a queue
-is often no longer short, and the oldest should not pay for that."""
+"""Rows' worth: in a longer queue the newest go first while it is not known what it is. Near to what can be served a
+queue is often no longer short, and the oldest should not pay for that."""
 
 GATHER_SECONDS = 4.0
 """A crowd of a thousand comes in a quarter of it, counted from when the queue is no longer short, and in half of it

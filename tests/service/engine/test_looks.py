@@ -152,3 +152,11 @@ def test_outputs_of_real_graphs_are_equal_bit_for_bit_at_every_cut(bundle):
         again, after = outputs_after(warm)
         assert [one.tobytes() for one in again] == [one.tobytes() for one in outputs]
         assert same_states(after.state, snapshot.state)
+
+
+def test_sequence_is_not_written_out_with_its_states(runner):
+    """A list that does not hold a sequence says so in words, and thousands may be cancelled at once."""
+    state = {"state.a": np.zeros(100_000, np.float32)}
+    sequence = Sequence(np.arange(2000), SAMPLING, snapshot=Snapshot(state, np.arange(2000)))
+    assert len(repr(sequence)) < 200
+    EngineCore(runner, 1).cancel(sequence)

@@ -22,13 +22,15 @@ class EngineFull(Exception):
 
     Args:
         wait_seconds: how long one more would wait.
+        impatient: whether it is only the request's own timeout that is shorter.
     """
 
     reason: Literal["full", "wait"] = "full"
 
-    def __init__(self, message: str, wait_seconds: float) -> None:
+    def __init__(self, message: str, wait_seconds: float, *, impatient: bool = False) -> None:
         super().__init__(message)
         self.wait_seconds = wait_seconds
+        self.impatient = impatient
 
 
 class WaitTooLong(EngineFull):

@@ -71,7 +71,7 @@ class AsyncEngine:
         self._outbox: list[Command] = []
         """Commands of this iteration of the event loop, which go to the thread together."""
         self._commands: list[Command] = []
-        self._newest_first = False
+        self._newest_first_until = -math.inf
         """Goes with the commands, lest the thread take who is crowded out for the first."""
         self._undelivered = 0
         self._post = StepPost(self._send)
@@ -84,7 +84,7 @@ class AsyncEngine:
         """None where there is one core alone; and once closed, like the core."""
         if cores() > 1:
             self._prefill_thread = PrefillThread(core.prefill, lambda: bool(self._scheduler.running), f"{name}-prefill")
-            core.eat_beside = self._prefill_thread.nudge
+            core.prefill.eat_beside = self._prefill_thread.nudge
 
     def start(self) -> None:
         """Start the thread. Called on the event loop."""
@@ -158,7 +158,7 @@ class AsyncEngine:
         if rows > self.max_rows:
             raise BeamTooWide(f"the beam is {rows:,} rows wide; allowed are {self.max_rows:,}")
         self.check_room(rows, urgency, queued=queued)
-        self._came(rows, urgency, refused=False)
+        self._came(rows, urgency)
         self._places.take(rows)
         return Admission(self, rows, urgency, self._deadline_seconds)
 
@@ -168,17 +168,17 @@ class AsyncEngine:
             raise EngineStopped(self.failure)
         try:
             self._places.check(rows, urgency, queued=queued)
-        except EngineFull:
-            self._came(rows, urgency, refused=True)
+        except EngineFull as refusal:
+            self._came(rows, urgency, refusal)
             raise
 
     def mark(self) -> Mark:
         """Now."""
         return Mark(time.perf_counter(), self._steps, self._step_rows)
 
-    def _came(self, rows: int, urgency: Urgency, *, refused: bool) -> None:
+    def _came(self, rows: int, urgency: Urgency, refusal: EngineFull | None = None) -> None:
         """Note that somebody asked for rows. When that begins a flood, those who are too many for it are ended."""
-        if self._places.came(rows, urgency, refused=refused):
+        if self._places.came(rows, urgency, refusal):
             waiting = [sequence for sequence, stream in reversed(self._streams.items()) if not stream.finished]
             for place, (sequence, detail) in enumerate(list(self._places.crowded_out(waiting))):
                 self._end(sequence, FinishEvent(FinishReason.CROWDED_OUT, detail), place * CROWDED_OUT_SECONDS)
@@ -212,7 +212,7 @@ class AsyncEngine:
             self.cancel(sequence)
             on_overflow()
 
-        stream = TokenStream(end_slow_reader, sink, whole=sequence.whole)
+        stream = TokenStream(end_slow_reader, sink, whole=sequence.whole or sequence.sampling is None)
         self._streams[sequence] = stream
         self._command("add", sequence)
         return stream
@@ -245,13 +245,14 @@ class AsyncEngine:
             self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
-        if self._prefill_thread is not None:  # at once, not before the next step
-            self._prefill_thread.begin(sequence for verb, sequence in self._outbox if verb == "add")
+        commands = self._outbox.copy()
+        self._outbox.clear()
         with self._wake:
-            self._commands += self._outbox
-            self._outbox.clear()
-            self._newest_first = self._places.newest_first
+            self._commands += commands
+            self._newest_first_until = self._places.newest_first_until
             self._wake.notify()
+        if self._prefill_thread is not None:  # at once, not before the next step
+            self._prefill_thread.begin(sequence for verb, sequence in commands if verb == "add")
 
     def _deliver(self, output: StepOutput, reports: list[StepReport]) -> None:
         """On the event loop: hand a step's events to their streams."""
@@ -307,7 +308,7 @@ class AsyncEngine:
                 )
             )
             commands, self._commands = self._commands, []
-            self._scheduler.newest_first = self._newest_first
+            self._scheduler.newest_first_until = self._newest_first_until
         for verb, sequence in commands:
             if verb == "add":
                 core.add(sequence)

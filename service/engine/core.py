@@ -13,7 +13,7 @@ import numpy as np
 
 from service.engine.beam_rows import BeamRows
 from service.engine.plan import Mask, Rows
-from service.engine.prefill import MAX_TOKENS, MAX_TOKENS_ALONE, Prefill
+from service.engine.prefill import Prefill
 from service.engine.quiet_rows import QuietRows
 from service.engine.rows import CHUNK, NOT_FINITE, Ended, RowTable
 from service.engine.runner import PrefillRunner, Runner, Step, StepArrays, probe
@@ -59,8 +59,6 @@ class EngineCore:
         self._table = RowTable(max_rows, runner.output_size)
         self._beams = BeamRows(self._pool, self._table)
         self.prefill = Prefill(prefill, runner.states)
-        self.eat_beside: Callable[[], None] | None = None
-        """Has prompts eaten beside the steps; None where a step does it before it runs."""
         self._sampler = Sampler(runner.output_size)
         self._ids = np.zeros(max_rows, np.int64)
         self._outputs = np.zeros((max_rows, runner.output_size), np.float32)
@@ -122,9 +120,11 @@ class EngineCore:
         before_run()
         prefill_seconds = 0.0
         if self.prefill.pending and not self._finished:  # which wait to be told
-            prefill_seconds = self._eat_prompts(started)
-        n = len(self.scheduler.running)
-        batch, report = None, None
+            eating = self._clock()
+            if self.prefill.eat(busy=bool(self.scheduler.running)):
+                self._join(started)
+            prefill_seconds = self._clock() - eating
+        n, batch, report = len(self.scheduler.running), None, None
         if n:
             prompt_rows = self._table.generated[:n] == 0
             ids = self._ids[:n]
@@ -135,7 +135,8 @@ class EngineCore:
             batch, generated = self._digest(ids, failures)
             report = StepReport(
                 rows=n,
-                prompt_tokens=int(prompt_rows.sum()) + self.prefill.take_eaten(),
+                prompt_tokens=int(prompt_rows.sum()),
+                eaten_ahead=self.prefill.take_eaten(),
                 generated_tokens=generated,
                 step_seconds=self._clock() - started,
                 runner_seconds=runner_seconds + prefill_seconds,
@@ -153,7 +154,8 @@ class EngineCore:
 
     def _join(self, now: float) -> None:
         """Let waiting sequences into free rows."""
-        for rows, sequence in self.scheduler.admit():
+        self.prefill.newest_first = now < self.scheduler.newest_first_until
+        for rows, sequence in self.scheduler.admit(now):
             for row in rows:
                 self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None, sequence.memories)
             if sequence.beam is None:
@@ -162,18 +164,6 @@ class EngineCore:
             else:
                 self._beams.acquire(rows, sequence)
             sequence.joined_at = now
-
-    def _eat_prompts(self, now: float) -> float:
-        """Take long prompts forward, or have it done. Returns the seconds that it took here."""
-        busy = bool(self.scheduler.running)
-        if busy and self.eat_beside is not None:
-            self.eat_beside()
-            return 0.0
-        started = self._clock()
-        self.prefill.advance(MAX_TOKENS if busy else MAX_TOKENS_ALONE)
-        seconds = self._clock() - started
-        self._join(now)
-        return seconds
 
     def _run(self, n: int) -> Ended:
         """One step of all rows. Returns the rows that failed, with the reason.

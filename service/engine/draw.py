@@ -46,13 +46,14 @@ class Draw:
 
     Args:
         size: V.
-        in_place: whether a softmax may be written over its logits.
+        probabilities: where a softmax is written, as many rows as a block has; None for over its logits.
+            <float32>[block, V]
     """
 
-    def __init__(self, size: int, *, in_place: bool) -> None:
+    def __init__(self, size: int, probabilities: Floats | None = None) -> None:
         self._sample = open_session(SAMPLE_GRAPH.read_bytes(), "sample", 1)
         self._draw = open_session(DRAW_GRAPH.read_bytes(), "draw", 1)
-        self._in_place = in_place
+        self._probabilities = probabilities
         self._calls: dict[tuple[bool, int, int], _Call] = {}
         """By whether the softmax is in it, where it reads, and the number of rows: an engine has few of each."""
         width = bucket_width(size)
@@ -106,10 +107,8 @@ class Draw:
             for name, array in named.items():
                 binding.bind_input(name, *address_of(array))
             if softmax:
-                if self._in_place:
-                    binding.bind_output("probabilities", *address_of(read))
-                else:
-                    binding.bind_output("probabilities")
+                written = read if self._probabilities is None else self._probabilities[:rows]
+                binding.bind_output("probabilities", *address_of(written))
             binding.bind_output("token", *address_of(call.tokens))
             binding.bind_output("weight", *address_of(call.weights))
         return call

@@ -48,16 +48,16 @@ class Flood:
         """Rows that are waited for in a queue that is short."""
         self._long = LONG * rows
         self.on = False
-        self.undecided = False
-        """Whether those who wait are many, and may be a flood or the beginning of one."""
+        self.newest_first_until = -math.inf
+        """Until when those who came last should go first: they are many, and may be a flood or the beginning of one."""
         self._refused_at = -math.inf
         self._since: float | None = None
         """When the crowd began to gather, or the window began; None while the queue is short."""
         self._gathering = True
-        self._doubt_until = 0.0
-        self._crowd = self._longest = self._came = self._refused = 0
+        self._gathered_at = self._doubt_until = 0.0
+        self._crowd = self._longest = self._squares = self._refused = 0
 
-    def came(self, rows: int, waiting: int, now: float, *, refused: bool) -> bool:
+    def came(self, rows: int, waiting: int, now: float, *, refused: bool, full: bool = False) -> bool:
         """Note that somebody came. True where a flood begins with it.
 
         Args:
@@ -65,6 +65,7 @@ class Flood:
             waiting: rows that all of those wait for who are let in.
             now: monotonic, seconds.
             refused: whether this one was not let in.
+            full: whether that was because all places are taken: of who would have to wait too long, a crowd has some.
         """
         if self.on:
             self.on = now - self._refused_at < CALM_SECONDS
@@ -72,10 +73,10 @@ class Flood:
                 self._refused_at = now
             return False
         if waiting <= self.short and not refused:
-            self._since, self.undecided = None, False
+            self._since, self.newest_first_until = None, -math.inf
             return False
         if self._since is None:
-            self._gathering, self._doubt_until = True, now + DOUBT_SECONDS
+            self._gathering, self._gathered_at, self._doubt_until = True, now + GATHER_SECONDS, now + DOUBT_SECONDS
             self._watch(now)
         elif now - self._since >= (GATHER_SECONDS if self._gathering else WINDOW_SECONDS):
             self._gathering, self._crowd = False, self._longest
@@ -83,16 +84,17 @@ class Flood:
         self._longest = max(self._longest, waiting)
         if self._gathering:
             self._crowd = self._longest
-        self._came += rows
-        self._refused += rows if refused else 0
+        self._squares += rows * rows  # the variance of a compound Poisson sum
+        self._refused += rows if full or (refused and not self._gathering) else 0
         growth = waiting + self._refused - self._crowd
-        by_chance = math.sqrt(self._came)
-        doubtful = self._gathering or (growth > by_chance and now < self._doubt_until)
-        self.undecided = doubtful and waiting > self._long
+        by_chance = math.sqrt(self._squares)
+        self.newest_first_until = -math.inf
+        if waiting > self._long and (self._gathering or growth > by_chance):
+            self.newest_first_until = self._gathered_at if self._gathering else self._doubt_until
         if growth > DEVIATIONS * by_chance:
-            self.on, self.undecided, self._since, self._refused_at = True, False, None, now
+            self.on, self.newest_first_until, self._since, self._refused_at = True, -math.inf, None, now
         return self.on
 
     def _watch(self, now: float) -> None:
         self._since = now
-        self._longest = self._came = self._refused = 0
+        self._longest = self._squares = self._refused = 0

@@ -62,24 +62,28 @@ class Places:
         waiting, short = self._waiting(-queued), self._flood.short
         if self._flood.on and not urgency.batch and waiting >= short:
             raise EngineFull(f"{waiting:,} wait; while more come than can be served, {short:,} may", wait_seconds)
-        longest = min(self._longest_wait(urgency.batch), urgency.timeout_seconds)
-        if wait_seconds > longest:
-            raise WaitTooLong(f"a row would be free in {wait_seconds:.3g} s; allowed are {longest:.3g}", wait_seconds)
+        longest = self._longest_wait(urgency.batch)
+        allowed = min(longest, urgency.timeout_seconds)
+        if wait_seconds > allowed:
+            message = f"a row would be free in {wait_seconds:.3g} s; allowed are {allowed:.3g}"
+            raise WaitTooLong(message, wait_seconds, impatient=wait_seconds <= longest)
 
-    def came(self, rows: int, urgency: Urgency, *, refused: bool) -> bool:
+    def came(self, rows: int, urgency: Urgency, refusal: EngineFull | None = None) -> bool:
         """Note that somebody asked for so many rows, and was let in or not. True where a flood begins with it.
 
-        Nobody but batch sequences waits for batch sequences.
+        Nobody but batch sequences waits for batch sequences; and who is in a hurry says nothing of the others.
         """
-        if urgency.batch:
+        if urgency.batch or (refusal is not None and refusal.impatient):
             return False
+        refused = refusal is not None
+        full = refusal is not None and refusal.reason == "full"
         waiting = self._waiting(0 if refused else rows)
-        return self._flood.came(rows, waiting, time.perf_counter(), refused=refused)
+        return self._flood.came(rows, waiting, time.perf_counter(), refused=refused, full=full)
 
     @property
-    def newest_first(self) -> bool:
-        """Whether it is better that who came last joins first."""
-        return self._flood.undecided
+    def newest_first_until(self) -> float:
+        """Until when it is better that who came last joins first; monotonic, seconds."""
+        return self._flood.newest_first_until
 
     def take(self, rows: int) -> None:
         """A request is let in."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -56,6 +56,10 @@ class Prefill:
         self._queue: dict[Sequence, int] = {}
         """Who is to be taken forward, in order of arrival, and how many of the last ids are left to steps."""
         self._eaten = 0
+        self.eat_beside: Callable[[], None] | None = None
+        """Has prompts eaten beside the steps; None where `eat` does it between them."""
+        self.newest_first = False
+        """Whether who came last has the first turn: as the scheduler has it."""
 
     @property
     def pending(self) -> bool:
@@ -82,12 +86,12 @@ class Prefill:
 
     def begin(self, sequence: Sequence) -> None:
         """Queue a sequence that is to join, if what it has to eat is long enough. A second time nothing happens."""
-        if sequence.ahead is not None:
-            return
-        left = _left_to_steps(sequence) if self._runner is not None else None
-        sequence.ahead = left is not None and len(sequence.prompt) - sequence.eaten - left >= MIN_TOKENS
-        if left is not None and sequence.ahead:
-            with self._lock:
+        with self._lock:
+            if sequence.ahead is not None:
+                return
+            left = _left_to_steps(sequence) if self._runner is not None else None
+            sequence.ahead = left is not None and len(sequence.prompt) - sequence.eaten - left >= MIN_TOKENS
+            if left is not None and sequence.ahead:
                 self._queue[sequence] = left
                 self._look(sequence)
 
@@ -95,6 +99,17 @@ class Prefill:
         """Forget a sequence: its marks stay what they are, whatever is being eaten."""
         with self._lock:
             self._leave(sequence)
+
+    def eat(self, *, busy: bool) -> bool:
+        """Take prompts forward as far as may be before a step, or have it done beside it. Whether it was done here.
+
+        Args:
+            busy: whether anybody is in steps.
+        """
+        if busy and self.eat_beside is not None:
+            self.eat_beside()
+            return False
+        return self.advance(MAX_TOKENS if busy else MAX_TOKENS_ALONE)
 
     def advance(self, budget: int) -> bool:
         """Take the first prompts forward by so many ids, or fewer. False where there was nothing to do."""
@@ -113,15 +128,16 @@ class Prefill:
 
     def give_up(self) -> None:
         """Leave all to steps, from now on."""
-        self._runner = None
         with self._lock:
+            self._runner = None
             for sequence in [*self._queue]:
                 self._leave(sequence)
 
     def _choose(self) -> dict[Sequence, int]:
         """Whose turn it is, and how many ids each may eat."""
         with self._lock:
-            first = sorted(self._queue, key=lambda sequence: sequence.batch)[:MAX_ROWS]
+            waiting = reversed(self._queue) if self.newest_first else self._queue
+            first = sorted(waiting, key=lambda sequence: sequence.batch)[:MAX_ROWS]
             return {sequence: self._ahead(sequence) for sequence in first}
 
     def _ahead(self, sequence: Sequence) -> int:
@@ -134,15 +150,17 @@ class Prefill:
         with self._lock:
             ids = np.stack([one.prompt[one.eaten : one.eaten + length] for one in sequences])  # [b, T]
             rows = [self._state(one) for one in sequences]
-        assert self._runner is not None
+            runner = self._runner
+        if runner is None:  # given up meanwhile
+            return 0
         try:
-            after = self._runner(ids, {name: np.stack([row[name] for row in rows]) for name in self._states})
+            after = runner(ids, {name: np.stack([row[name] for row in rows]) for name in self._states})
+            left = {name: np.asarray(after[name]) for name in self._states}
         except Exception:
             if len(sequences) == 1:
                 self.withdraw(sequences[0])
                 return 0
             return sum(self._take([one], length) for one in sequences)
-        left = {name: np.asarray(after[name]) for name in self._states}
         with self._lock:
             self._eaten += ids.size
             for place, sequence in enumerate(sequences):
@@ -152,6 +170,7 @@ class Prefill:
 
     def _move_on(self, sequence: Sequence, length: int, state: Mapping[str, Array]) -> None:
         sequence.eaten += length
+        sequence.asked -= length  # of its row
         sequence.snapshot = Snapshot(state, sequence.prompt[sequence.eaten :])
         self._look(sequence)
         if sequence.eaten == len(sequence.prompt) - self._queue[sequence]:

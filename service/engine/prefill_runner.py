@@ -34,8 +34,8 @@ PIECE = 16
 they should be short, and handing one over costs about what a token does."""
 
 MIN_PIECES = 3
-"""Shorter calls stay on one thread: they gain little, and they are those that are made while streams wait for their
-next step and the event loop, for which the other cores are, has tokens to send (prefill.py)."""
+"""Shorter calls stay on one thread: they gain little, and are made beside the steps of others, which
+have the other cores (prefill.py)."""
 
 
 class OnnxPrefillRunner:

@@ -43,10 +43,10 @@ class Sampler:
         self._size = vocabulary_size
         self._block = block_rows(vocabulary_size)
         self._softmax = Softmax()
-        self._draw = Draw(vocabulary_size, in_place=self._softmax.in_place)
         shape = (self._block, vocabulary_size)
         self._own = np.zeros(shape, np.float32)
         """The model's own probabilities."""
+        self._draw = Draw(vocabulary_size, None if self._softmax.in_place else self._own)
         self._altered = np.zeros(shape, np.float32)
         """Probabilities after penalty and temperature."""
         self._scratch = np.zeros(shape, np.float32)

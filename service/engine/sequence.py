@@ -150,8 +150,7 @@ class Sequence:
     The engine keeps its own marks here: when the sequence got a row, the memory that it got it with (`snapshot`), how
     many prompt ids it has taken (`eaten`), how many it has sampled (a beam: how long its hypotheses grew), what it
     weighed, read and, being `whole`, said, and the states it took a copy of, by the number of ids eaten. They are
-    complete, and nobody's but the caller's, from the
-    first event on.
+    complete, and nobody's but the caller's, from the first event on.
     """
 
     prompt: Ids
@@ -282,7 +281,8 @@ class StepReport:
     """What one step cost and did, for whoever keeps figures.
 
     `runner_seconds` is the part of `step_seconds` spent inside the runner; the rest is the engine's own overhead. A
-    beam counts as one sequence: one prompt token or one generated token, in as many rows as it is wide.
+    beam counts as one sequence: one prompt token or one generated token, in as many rows as it is wide. `eaten_ahead`
+    are prompt tokens that no row ate, since the last step: those of who was about to join.
     """
 
     rows: int
@@ -290,6 +290,7 @@ class StepReport:
     generated_tokens: int
     step_seconds: float
     runner_seconds: float
+    eaten_ahead: int = 0
 
     @property
     def phase(self) -> str:

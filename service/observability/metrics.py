@@ -58,7 +58,8 @@ class Metrics:
         )
         self.step_seconds = self._histogram(
             "carousel_step_seconds",
-            "One step of all active rows, and what long prompts eat before it, by phase: prefill, decode or mixed.",
+            "One step of all active rows, and what long prompts eat before it where nobody is in steps, by phase: "
+            "prefill, decode or mixed.",
             "phase",
         )
         self.engine_overhead_seconds = self._histogram(
@@ -243,7 +244,7 @@ class ModelMetrics:
             self._step_seconds[report.phase].observe(report.step_seconds)
             self._engine_overhead_seconds.observe(report.step_seconds - report.runner_seconds)
             self._step_rows.observe(report.rows)
-            prompt_tokens += report.prompt_tokens
+            prompt_tokens += report.prompt_tokens + report.eaten_ahead
             generated_tokens += report.generated_tokens
         self._prompt_tokens.inc(prompt_tokens)
         self._generated_tokens.inc(generated_tokens)

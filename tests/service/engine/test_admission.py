@@ -41,13 +41,13 @@ def test_batch_joins_when_nothing_interactive_waits():
     first, second, third = (waiting() for _ in range(3))
     for sequence in (batch, first, late_batch, second, third):
         scheduler.add(sequence)
-    assert [sequence for _, sequence in scheduler.admit()] == [first, second, third]
+    assert [sequence for _, sequence in scheduler.admit(0.0)] == [first, second, third]
     scheduler.remove(0)
-    assert scheduler.admit() == [(range(2, 3), batch)]
+    assert scheduler.admit(0.0) == [(range(2, 3), batch)]
     scheduler.remove(0)
     fourth = waiting()
     scheduler.add(fourth)
-    assert scheduler.admit() == [(range(2, 3), fourth)]
+    assert scheduler.admit(0.0) == [(range(2, 3), fourth)]
     assert not scheduler.withdraw(fourth)
     assert scheduler.withdraw_all() == [late_batch]
     assert not scheduler.waiting_batch
@@ -57,12 +57,12 @@ def test_batch_does_not_pass_an_interactive_beam_that_waits_for_its_rows():
     scheduler = Scheduler(3)
     running, wide, small = waiting(), waiting(width=3), waiting(batch=True)
     scheduler.add(running)
-    scheduler.admit()
+    scheduler.admit(0.0)
     scheduler.add(small)
     scheduler.add(wide)
-    assert scheduler.admit() == []
+    assert scheduler.admit(0.0) == []
     assert scheduler.withdraw(wide)
-    assert scheduler.admit() == [(range(1, 2), small)]
+    assert scheduler.admit(0.0) == [(range(1, 2), small)]
 
 
 def test_newest_first_joins_in_that_order_but_for_batch():
@@ -71,17 +71,17 @@ def test_newest_first_joins_in_that_order_but_for_batch():
     patient, later = waiting(batch=True), waiting(batch=True)
     for sequence in (patient, later, first, second, wide, third):
         scheduler.add(sequence)
-    scheduler.newest_first = True
-    assert scheduler.admit() == [(range(1), third)]  # the wide one is next, and waits for two rows
-    scheduler.newest_first = False
-    assert scheduler.admit() == [(range(1, 2), first)]
+    scheduler.newest_first_until = 1.0
+    assert scheduler.admit(0.0) == [(range(1), third)]  # the wide one is next, and waits for two rows
+    scheduler.newest_first_until = 0.0
+    assert scheduler.admit(0.0) == [(range(1, 2), first)]
     for _ in range(2):
         scheduler.remove(0)
-    scheduler.newest_first = True
-    assert scheduler.admit() == [(range(2), wide)]
+    scheduler.newest_first_until = 1.0
+    assert scheduler.admit(0.0) == [(range(2), wide)]
     for _ in range(2):
         scheduler.remove(0)
-    assert scheduler.admit() == [(range(1), second), (range(1, 2), patient)]
+    assert scheduler.admit(0.0) == [(range(1), second), (range(1, 2), patient)]
 
 
 def test_batch_takes_half_of_the_places_to_wait_in(make_engine):
@@ -216,6 +216,8 @@ async def test_flood_ends_who_waits_too_long_but_for_batch(make_engine):
                 flood(engine)
                 with pytest.raises(WaitTooLong, match="allowed are 1e"):
                     engine.admit(urgency=Urgency(timeout_seconds=1e8))
+                assert not engine._places._flood.on  # who is in a hurry says nothing of the others
+                engine.admit().__exit__(None, None, None)
                 end = await second.get()
                 assert end.reason is FinishReason.CROWDED_OUT
                 assert "more come than can be served" in end.detail

@@ -23,8 +23,8 @@ def test_sample_is_draw_after_softmax(size):
     logits, uniforms = logits_of(50, size), np.random.default_rng(1).random(50)
     weights = np.empty_like(logits)
     Softmax()(logits, weights)
-    for in_place in (True, False):
-        draw = Draw(size, in_place=in_place)
+    for elsewhere in (None, np.zeros_like(logits)):
+        draw = Draw(size, elsewhere)
         drawn = draw.draw(weights, uniforms).copy()
         tokens, probabilities = draw.sample(logits.copy(), uniforms)
         np.testing.assert_array_equal(tokens, drawn)
@@ -36,7 +36,7 @@ def test_row_is_drawn_alike_wherever_it_lies(size):
     """Sums of a few weights that differ by much show the order in which they were added up."""
     row = (np.random.default_rng(size).standard_normal(size) * 8).astype(np.float32)
     weights = np.exp(row - row.max())
-    draw, uniforms = Draw(size, in_place=True), np.linspace(0, 1, 64, endpoint=False)
+    draw, uniforms = Draw(size), np.linspace(0, 1, 64, endpoint=False)
     many = draw.draw(np.tile(weights, (64, 1)), uniforms).copy()
     cumulative = weights.astype(np.float64).cumsum()
     edges = cumulative[:-1] / cumulative[-1]  # where the sums decide, to the last bit
@@ -69,7 +69,7 @@ def test_plain_row_gets_the_same_bits_beside_rows_that_are_not(size):
 def test_weight_of_zero_is_never_drawn():
     weights = np.zeros((1, 300), np.float32)
     weights[0, [7, 150, 299]] = 1
-    draw = Draw(300, in_place=True)
+    draw = Draw(300)
     drawn = [int(draw.draw(weights, np.array([u]))[0]) for u in (0.0, 1 / 3, 0.34, 0.67, 1 - 2.0**-53)]
     assert drawn == [7, 150, 150, 299, 299]
 
@@ -77,10 +77,10 @@ def test_weight_of_zero_is_never_drawn():
 def test_rows_that_are_not_finite_are_told_and_keep_to_themselves():
     logits = logits_of(4, 200)
     logits[1, 3], logits[2] = np.nan, -np.inf
-    tokens, probabilities = Draw(200, in_place=True).sample(logits.copy(), np.full(4, 0.5))
+    tokens, probabilities = Draw(200).sample(logits.copy(), np.full(4, 0.5))
     assert np.isfinite(probabilities).tolist() == [True, False, False, True]
     assert ((tokens >= 0) & (tokens < 200)).all()
-    alone = Draw(200, in_place=True).sample(logits[3:].copy(), np.full(1, 0.5))
+    alone = Draw(200).sample(logits[3:].copy(), np.full(1, 0.5))
     assert (tokens[3], probabilities[3]) == (alone[0][0], alone[1][0])
 
 

@@ -40,7 +40,8 @@ class Rows:
 
     def join(self, now):
         while self.waiting and len(self.ends) < self.rows:
-            came = self.waiting.pop() if self.flood.undecided else self.waiting.popleft()
+            newest = now < self.flood.newest_first_until
+            came = self.waiting.pop() if newest else self.waiting.popleft()
             self.waits.append((now, now - came))
             heapq.heappush(self.ends, now + 1.0)
 
@@ -49,7 +50,8 @@ class Rows:
         refused = queue >= self.max_waiting
         if self.flood.on and queue >= 0:
             refused = queue >= self.flood.short or heapq.nsmallest(queue + 1, self.ends)[-1] - now > SHORT
-        if self.flood.came(1, max(0, queue + (not refused)), now, refused=refused):
+        full = queue >= (self.flood.short if self.flood.on else self.max_waiting)
+        if self.flood.came(1, max(0, queue + (not refused)), now, refused=refused, full=refused and full):
             self.began.append(now)
             while len(self.waiting) > self.flood.short:
                 self.waiting.popleft()
@@ -120,7 +122,7 @@ def test_crowd_that_then_takes_turns_is_no_flood_and_nobody_starves(clients, gat
     seen = Rows(128).run(crowd, returning=1.0, until=30.0)
     assert (seen.began, seen.refused, seen.crowded_out) == ([], 0, 0)
     assert max(wait for _, wait in seen.waits) <= (clients - 128) / 128 + GATHER_SECONDS + 1.5
-    assert not seen.flood.undecided
+    assert seen.flood.newest_first_until < 30.0
 
 
 def test_crowd_that_is_somewhat_too_large_is_served_but_for_the_excess():
@@ -160,4 +162,29 @@ def test_few_wide_beams_among_small_requests_are_no_flood():
     for at in poisson(60, start=0.0, end=60.0):
         beam = draw.random() < 0.03
         assert not flood.came(20 if beam else 1, 10 if beam else 0, at, refused=False)
-    assert not flood.undecided
+    assert flood.newest_first_until == -math.inf
+
+
+@pytest.mark.parametrize("clients", [500, 1_152])
+def test_crowd_of_which_nobody_returns_is_served_oldest_first_once_it_has_gathered(clients):
+    seen = Rows(128).run([0.001 * place for place in range(clients)])
+    assert (seen.began, seen.refused, seen.crowded_out) == ([], 0, 0)
+    late = [now - wait for now, wait in seen.waits if now > GATHER_SECONDS + 1.0]
+    assert late == sorted(late)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_wide_beam_alone_is_no_flood(refused):
+    flood = Flood(128)
+    for place in range(60):
+        flood.came(1, 40, 0.1 * place, refused=False)
+    assert not flood.came(48, 40 if refused else 88, 6.1, refused=refused, full=refused)
+    assert not flood.on
+
+
+def test_who_would_wait_too_long_is_part_of_a_crowd_while_it_gathers():
+    flood = Flood(128)
+    for place in range(850):
+        assert not flood.came(1, place, 0.001 * place, refused=False)
+    for place in range(300):
+        assert not flood.came(1, 850, 0.85 + 0.001 * place, refused=True)

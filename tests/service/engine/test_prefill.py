@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_prefilled_prompt_gives_what_the_oracle_gives_in_fewer_steps(runner, pre
     assert tokens == greedy_oracle(prompt, 9)
     assert (prefill.eaten > 0) == (length > MIN_TOKENS)
     assert runner.steps == length + 8 - prefill.eaten
-    assert sum(report.prompt_tokens for report in listener.reports) == length
+    assert sum(report.prompt_tokens + report.eaten_ahead for report in listener.reports) == length
     if length == max(LENGTHS):
         assert runner.steps < 8 + length / 50
 
@@ -260,7 +261,7 @@ def test_report_counts_prefill_as_prompt_and_as_runner(runner, prefill):
     core = EngineCore(runner, 4, clock=lambda: float(next(ticks)), prefill=prefill)
     core.add(Sequence(np.array([1] * 60), greedy(2)))
     first, second = core.step().report, core.step().report
-    assert (first.prompt_tokens, first.generated_tokens, first.phase) == (60, 1, "mixed")
+    assert (first.prompt_tokens, first.eaten_ahead, first.generated_tokens, first.phase) == (1, 59, 1, "mixed")
     assert (first.step_seconds, first.runner_seconds) == (5.0, 2.0)
     assert (second.prompt_tokens, second.phase, second.runner_seconds) == (0, "decode", 1.0)
 
@@ -294,3 +295,32 @@ def test_warm_up_refuses_a_prefill_that_cannot_run(runner, prefill):
     prefill.fault = fault
     with pytest.raises(RunnerBroken, match="no such kernel"):
         EngineCore(runner, 2, prefill=prefill).warm_up()
+
+
+def test_newest_prompt_is_eaten_first_where_the_newest_join_first(runner, prefill, greedy_oracle):
+    listener = Listener(runner, prefill, max_rows=2)
+    listener.core.scheduler.newest_first_until = math.inf
+    running = listener.add([1], greedy(10**6))
+    listener.step()
+    prompts = [random_ids(3 * MAX_TOKENS, seed) for seed in range(3 * MAX_ROWS)]
+    sequences = [listener.add(prompt, greedy(2)) for prompt in prompts]
+    while not any(sequence in listener.ends for sequence in sequences):
+        listener.step()
+    assert len(prefill.calls) < 40  # the last ones are through, and the others have hardly begun
+    first = next(sequence for sequence in sequences if sequence in listener.ends)
+    assert sequences.index(first) >= len(sequences) - MAX_ROWS
+    listener.core.cancel(running)
+    listener.run()
+    assert [listener.tokens[sequence] for sequence in sequences] == [greedy_oracle(prompt, 2) for prompt in prompts]
+
+
+def test_prompts_that_come_after_prefill_was_given_up_take_steps(runner, prefill, greedy_oracle):
+    listener = Listener(runner, prefill)
+    early = listener.add(random_ids(90), greedy(4))
+    listener.core.prefill.give_up()
+    late = listener.add(random_ids(80), greedy(4))
+    assert not listener.core.prefill.advance(MAX_TOKENS)
+    listener.run()
+    assert listener.tokens[early] == greedy_oracle(random_ids(90), 4)
+    assert listener.tokens[late] == greedy_oracle(random_ids(80), 4)
+    assert not prefill.calls

@@ -17,7 +17,8 @@ IR_VERSION = 10
 class GraphBuilder:
     """Collects inputs, constants, nodes and outputs; the same calls give the same bytes.
 
-    Axis 0 of every input and output is the batch, free; of all others the size is given, or a name where it is free.
+    Axis 0 of every output, and of an input unless it is said otherwise, is the batch, free; of all others the size is
+    given, or a name where it is free.
     """
 
     def __init__(self) -> None:
@@ -45,14 +46,21 @@ class GraphBuilder:
             "Scan", *states, *sequences, results=results, body=graph, num_scan_inputs=len(sequences)
         )
 
-    def input(self, name: str, dtype: type[np.generic], *sizes: int | str) -> str:
-        """An input of shape [batch, *sizes]; its name, to hand to `node`."""
-        self._inputs.append(_value(name, dtype, sizes))
+    def branch(self, condition: str, then: GraphBuilder, otherwise: GraphBuilder) -> str:
+        """What the first body says where `condition` <bool>[] is true, else what the other does. One output each."""
+        graphs = [
+            helper.make_graph(body._nodes, body._prefix.rstrip("."), [], body._outputs) for body in (then, otherwise)
+        ]
+        return self.node("If", condition, then_branch=graphs[0], else_branch=graphs[1])
+
+    def input(self, name: str, dtype: type[np.generic], *sizes: int | str, batched: bool = True) -> str:
+        """An input of shape [batch, *sizes], or [*sizes]; its name, to hand to `node`."""
+        self._inputs.append(_value(name, dtype, ("batch", *sizes) if batched else sizes))
         return name
 
     def output(self, name: str, dtype: type[np.generic], *sizes: int | str) -> None:
         """Say that the value `name`, [batch, *sizes], is an output."""
-        self._outputs.append(_value(name, dtype, sizes))
+        self._outputs.append(_value(name, dtype, ("batch", *sizes)))
 
     def constant(self, name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> str:
         """A weight; its name. Asked for again by the same name, it is the first one."""
@@ -94,4 +102,4 @@ class GraphBuilder:
 
 def _value(name: str, dtype: type[np.generic], sizes: tuple[int | str, ...]) -> onnx.ValueInfoProto:
     element: TensorProto.DataType = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    return helper.make_tensor_value_info(name, element, ["batch", *sizes])
+    return helper.make_tensor_value_info(name, element, sizes)

@@ -33,7 +33,7 @@ class PrefillThread:
         self._thread.start()
 
     def begin(self, sequences: Iterable[Sequence]) -> None:
-        """These are about to be queued."""
+        """These have been queued, or will be at once."""
         for sequence in sequences:
             self._prefill.begin(sequence)
         if self._prefill.pending and self._busy():

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.draw import Draw
+from service.engine.draw import BUCKET, Draw
 from service.engine.plan import BlockPlan, Doubles, Mask, Rows, Truncation, block_rows
 from service.engine.rows import RowTable
 from service.engine.runner import Softmax
 from service.engine.sequence import Alternative, Floats, Ids
-
-BUCKET = 128
-"""Weights summed together before the running sum is taken: a running sum is slow, a plain sum is not."""
 
 TINY = np.float32(1e-30)
 """Below this a probability is near the end of what float32 can tell apart, and its logarithm is had another way."""

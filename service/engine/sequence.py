@@ -121,7 +121,7 @@ class Readout:
     last: int = 1
 
 
-@dataclass(eq=False, repr=False, slots=True)  # list.index makes a text of what it does not find: with states, in 30 ms
+@dataclass(eq=False, repr=False, slots=True)  # list.index makes a text of what it does not find
 class Sequence:
     """One request as the engine sees it: ids to eat, then ids to sample or to search, or outputs to read.
 

@@ -79,6 +79,13 @@ def ids(length, seed=0):
     return np.random.default_rng([seed, length]).integers(0, 23, length)
 
 
+async def endless(place):
+    """A stream that goes on, after its first token."""
+    stream = place.start(Sequence(np.array([1]), greedy(10**9)))
+    await stream.get()
+    return stream
+
+
 async def rest(stream):
     tokens = []
     while isinstance(event := await stream.get(), TokenEvent):
@@ -89,8 +96,7 @@ async def rest(stream):
 async def test_streams_go_on_while_a_prompt_is_eaten(runner, prefill, greedy_oracle):
     async with running(runner, prefill) as engine:
         with engine.admit() as one, engine.admit() as other:
-            stream = one.start(Sequence(np.array([1]), greedy(10**9)))
-            await stream.get()
+            stream = await endless(one)
             prompt = ids(3 * MAX_TOKENS)
             late = other.start(Sequence(prompt, greedy(9)))
             await prefill.entrance()
@@ -114,8 +120,7 @@ async def test_prompt_is_eaten_by_the_engine_where_nobody_streams(runner, prefil
 async def test_prompt_that_is_left_alone_by_streams_is_finished(runner, prefill, greedy_oracle):
     async with running(runner, prefill) as engine:
         with engine.admit() as one, engine.admit() as other:
-            stream = one.start(Sequence(np.array([1]), greedy(10**9)))
-            await stream.get()
+            stream = await endless(one)
             prompt = ids(20 * MAX_TOKENS)
             late = other.start(Sequence(prompt, greedy(9)))
             await prefill.entrance()
@@ -129,8 +134,7 @@ async def test_prompt_that_is_left_alone_by_streams_is_finished(runner, prefill,
 async def test_row_is_kept_free_for_whose_prompt_is_eaten(runner, prefill, greedy_oracle):
     async with running(runner, prefill, max_rows=2) as engine:
         with engine.admit() as one, engine.admit() as other, engine.admit() as third:
-            stream = one.start(Sequence(np.array([1]), greedy(10**9)))
-            await stream.get()
+            stream = await endless(one)
             late = other.start(Sequence(ids(40), greedy(5)))
             await prefill.entrance()
             last = third.start(Sequence(np.array([2]), greedy(7)))
@@ -145,8 +149,7 @@ async def test_row_is_kept_free_for_whose_prompt_is_eaten(runner, prefill, greed
 async def test_cancelled_prompt_keeps_what_it_had_eaten_before_the_call(runner, prefill, greedy_oracle):
     async with running(runner, prefill) as engine:
         with engine.admit() as one, engine.admit() as other, engine.admit() as third:
-            stream = one.start(Sequence(np.array([1]), greedy(10**9)))
-            await stream.get()
+            await endless(one)
             prompt = ids(5 * MAX_TOKENS)
             late = other.start(Sequence(prompt, greedy(5), keep_state=True))
             await prefill.entrance()
@@ -166,8 +169,7 @@ async def test_prompt_that_the_graph_fails_on_is_left_to_steps(runner, prefill, 
     prefill.open()
     async with running(runner, prefill) as engine:
         with engine.admit() as one, engine.admit() as other:
-            stream = one.start(Sequence(np.array([1]), greedy(10**9)))
-            await stream.get()
+            await endless(one)
             late = other.start(Sequence(ids(60), greedy(9)))
             assert (await rest(late))[0] == greedy_oracle(ids(60).tolist(), 9)
 
@@ -178,8 +180,7 @@ async def test_thread_that_dies_leaves_all_prompts_to_steps(runner, prefill, gre
 
     async with running(runner, prefill) as engine:
         with engine.admit() as one, engine.admit() as other:
-            stream = one.start(Sequence(np.array([1]), greedy(10**9)))
-            await stream.get()
+            await endless(one)
             monkeypatch.setattr(Prefill, "advance", die)
             for _ in range(2):
                 late = other.start(Sequence(ids(60), greedy(9)))
@@ -191,8 +192,7 @@ async def test_thread_that_dies_leaves_all_prompts_to_steps(runner, prefill, gre
 async def test_engine_closes_in_the_middle_of_a_prompt(runner, prefill):
     async with running(runner, prefill) as engine:
         with engine.admit() as one, engine.admit() as other:
-            stream = one.start(Sequence(np.array([1]), greedy(10**9)))
-            await stream.get()
+            await endless(one)
             late = other.start(Sequence(ids(500), greedy(9)))
             await prefill.entrance()
             closing = asyncio.create_task(engine.close())

@@ -96,7 +96,6 @@ class Benchmark:
         print(f"| prompts between steps |{self._gaps(self._core(), prompts=3)}|", flush=True)
         core = self._core()
         thread = PrefillThread(core.prefill, lambda: bool(core.scheduler.running), "prefill")
-        core.prefill.eat_beside = thread.nudge
         thread.start()
         print(f"| prompts beside steps |{self._gaps(core, prompts=3)}|", flush=True)
         thread.close()

@@ -84,7 +84,6 @@ class AsyncEngine:
         """None where there is one core alone; and once closed, like the core."""
         if cores() > 1:
             self._prefill_thread = PrefillThread(core.prefill, lambda: bool(self._scheduler.running), f"{name}-prefill")
-            core.prefill.eat_beside = self._prefill_thread.nudge
 
     def start(self) -> None:
         """Start the thread. Called on the event loop."""

@@ -30,6 +30,7 @@ class PrefillThread:
 
     def start(self) -> None:
         """Start the thread."""
+        self._prefill.eat_beside = self.nudge
         self._thread.start()
 
     def begin(self, sequences: Iterable[Sequence]) -> None:
@@ -48,6 +49,7 @@ class PrefillThread:
 
     def close(self) -> None:
         """Stop the thread, and wait for it."""
+        self._prefill.eat_beside = None  # a circle would keep its graphs until the garbage is collected
         with self._wake:
             self._closed = True
             self._wake.notify()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -221,3 +223,13 @@ def test_thread_stops_when_the_engine_is_idle_and_goes_on_when_nudged(prefill, r
     assert prompts.advance(1000)
     assert (sequence.eaten, prompts.pending, sequence.ahead) == (3 * MAX_TOKENS, False, False)
     assert prompts.take_eaten() == 3 * MAX_TOKENS
+
+
+async def test_closed_engine_keeps_no_prefill_graphs_until_garbage_is_collected(runner, prefill):
+    gc.disable()
+    try:
+        async with running(runner, prefill) as engine:
+            prompts = weakref.ref(engine._core.prefill)
+        assert prompts() is None
+    finally:
+        gc.enable()

@@ -14,22 +14,23 @@ from service.api.direct_frames import FRAME_WRITER
 class ChunkWriter:
     """Writes chunks of one response's body (a service.api.direct_frames.FrameWriter).
 
+    It does not know its request's scope, which knows it: only a search for garbage would free the two.
+
     Args:
         protocol: the connection.
-        scope: of the request; a request that comes on the same connection before its end makes it wait its turn.
     """
 
-    def __init__(self, protocol: HttpToolsProtocol, scope: Scope) -> None:
+    def __init__(self, protocol: ChunkProtocol) -> None:
         self._protocol = protocol
-        self._scope = scope
 
     @property
     def ready(self) -> bool:
-        """Whether the response has begun, in chunks, and not too much of it is unsent."""
-        cycle = self._protocol.cycle
+        """Whether the response has begun, in chunks, not too much of it is unsent, and no other request has come."""
+        protocol = self._protocol
+        cycle = protocol.cycle
         return (
-            cycle is not None
-            and cycle.scope is self._scope
+            protocol.chunk_writer is self
+            and cycle is not None
             and bool(cycle.chunked_encoding)
             and not (cycle.response_complete or cycle.disconnected or cycle.flow.write_paused)
         )
@@ -46,13 +47,16 @@ class ChunkProtocol(HttpToolsProtocol):
     It also tells a request that its client has left when another was pipelined behind it, which uvicorn would not.
     """
 
+    chunk_writer: ChunkWriter | None = None
+    """Of the last request that has come."""
+
     _running: RequestResponseCycle | None = None
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
         scope = cast(Scope, self.scope)  # as ASGI has it: servers may add keys
-        scope[FRAME_WRITER] = ChunkWriter(self, scope)
+        scope[FRAME_WRITER] = self.chunk_writer = ChunkWriter(self)
 
     def on_headers_complete(self) -> None:
         """A request has come. One that waits its turn does not stop the reading: the client's end must be seen."""

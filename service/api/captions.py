@@ -17,7 +17,7 @@ from service.api.caption_form import Asked, read_asked
 from service.api.caption_messages import CaptionFields, CaptionsRequest, CaptionsResponse
 from service.api.context import context_of, find_model
 from service.api.disconnect import all_or_none, while_connected
-from service.api.event_stream import EventStream, sse
+from service.api.event_stream import EventStream, LastEvents, note, sse
 from service.api.plain_route import PlainRoute
 from service.api.probability import ERRORS
 from service.attention_picture import attention_svg
@@ -95,12 +95,12 @@ async def captions(request: Request, model: str) -> Response:
     if len(asked.files) > 1:
         raise RequestError("invalid_request", f"stream is for one image, and there are {len(asked.files):,}")
     async with AsyncExitStack() as places:
-        overflowed = asyncio.Event()
+        overflow = asyncio.get_running_loop().create_future()
         place = places.enter_context(admit(served, urgency=asked.fields.urgency))
-        work = _begin(served, place, images, asked, parameters, overflowed)
+        work = _begin(served, place, images, asked, parameters, overflow)
         stream = await while_connected(request, work)
         places.enter_context(context_of(request).drain.ending(stream.cancel))
-        return EventStream(_events(request, served, stream), places.pop_all(), overflowed)
+        return EventStream(_events(request, served, stream), places.pop_all(), overflow)
 
 
 @router.post(
@@ -203,11 +203,11 @@ async def _begin(
     images: ImageReader,
     asked: Asked,
     parameters: CaptionParameters,
-    overflowed: asyncio.Event,
+    overflow: asyncio.Future[None],
 ) -> CaptionStream:
     """All that can be refused before a byte is answered."""
     encoding = await images.encode(model, asked.files[0])
-    return CaptionStream(model, place, encoding, parameters, overflowed.set)
+    return CaptionStream(model, place, encoding, parameters, partial(note, overflow))
 
 
 async def _events(request: Request, model: ServedModel, stream: CaptionStream) -> AsyncIterator[bytes]:
@@ -217,14 +217,17 @@ async def _events(request: Request, model: ServedModel, stream: CaptionStream) -
     try:
         async for event in stream.events():
             if isinstance(event, Finished):
-                yield sse(frames.finished(event))
-                if event.reason is FinishReason.CANCELLED:  # nobody else cancels it
-                    raise drain.refusal()
+                end = sse(frames.finished(event))
+                if event.reason is not FinishReason.CANCELLED:
+                    yield LastEvents(end)
+                    continue
+                yield end
+                raise drain.refusal()  # nobody else cancels it
             else:
                 yield f"data: {frames.token_json(event)}\n\n".encode()
     except ServiceError as error:
         record.outcome = error.code
-        yield sse(frames.error(error))
+        yield LastEvents(sse(frames.error(error)))
 
 
 async def _picture(model: ServedModel, images: ImageReader, asked: Asked, parameters: CaptionParameters) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,7 +19,7 @@ from service.api import frames
 from service.api.context import context_of, find_model
 from service.api.direct_frames import TokenFrames, token_frames
 from service.api.disconnect import all_or_none, while_connected
-from service.api.event_stream import EventStream, sse
+from service.api.event_stream import EventStream, LastEvents, note, sse
 from service.api.json_route import JsonRoute
 from service.api.messages import CompletionsRequest, check_top_k
 from service.api.probability import ERRORS
@@ -51,11 +52,9 @@ async def completions(request: Request, body: CompletionsRequest) -> Response:
     async with AsyncExitStack() as places:
         work = Completion(model, context_of(request).memories, body, places)
         if not body.stream:
-            return JSONResponse(await while_connected(request, work.whole()))
-        await while_connected(request, work.prepare())
-        work.start(request)
+            return JSONResponse(await while_connected(request, work.whole(places)))
         held = places.pop_all()
-        return EventStream(work.stream(request, held), held, work.overflowed)
+        return EventStream(work.stream(request, held), held, work.overflow)
 
 
 class Completion:
@@ -67,18 +66,17 @@ class Completion:
         self._model = model
         self._memories = memories
         self._body = body
-        self._places = places
         self._recall: Recall | None = None
         self._head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": f"cmpl-{random.getrandbits(128):032x}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": model.name,
         }
         self._generations: list[Generation] = []
         self._echoes: list[str] = []
-        self.overflowed = asyncio.Event()
-        """Set when the client has read the events too slowly and the generation was ended."""
+        self.overflow: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the client has read the events too slowly and the generation was ended."""
         urgency = body.urgency
         wanted, most = len(body.prompts) * (body.n or 1), model.engine.max_admitted(batch=urgency.batch)
         if wanted > most:
@@ -88,7 +86,7 @@ class Completion:
         # Places are taken before any prompt is tokenised.
         self._admissions = admit_many(places, model, wanted, urgency)
 
-    async def prepare(self) -> None:
+    async def _prepare(self, places: AsyncExitStack) -> None:
         """Tokenise, and refuse what must be refused before a byte is answered."""
         body, codec = self._body, self._model.bundle.text_codec
         if body.echo and body.logprobs is not None:
@@ -104,7 +102,7 @@ class Completion:
             raise RequestError("invalid_request", str(error)) from None
         admissions = iter(self._admissions)
         prompts = [await prompt_ids(self._model, prompt) for prompt in body.prompts]
-        self._recall = recall = await self._places.enter_async_context(
+        self._recall = recall = await places.enter_async_context(
             self._memories.recall(self._model.identity, body.memory)
         )
         for prompt, ids in zip(body.prompts, prompts, strict=True):
@@ -121,22 +119,21 @@ class Completion:
                         snapshot=recall.snapshot,
                         context=recall.context,
                         keep_state=body.memory.keeps,
-                        on_overflow=self.overflowed.set,
+                        on_overflow=partial(note, self.overflow),
                         cache_salt=body.cache_salt,
                     )
                 )
                 text = prompt if isinstance(prompt, str) else codec.decode(prompt)
                 self._echoes.append(text if body.echo else "")
 
-    def start(self, request: Request) -> None:
-        """Let the engine begin: the first token need not wait for the head of the response."""
+    def _start(self, request: Request) -> None:
         taker = self._taker(request) if len(self._generations) == 1 and self._body.logprobs is None else None
         for generation in self._generations:
             generation.start(taker)
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self, places: AsyncExitStack) -> dict[str, Any]:
         """The answer at once."""
-        await self.prepare()
+        await self._prepare(places)
         results = await all_or_none([self._collect(index) for index in range(len(self._generations))])
         return {
             **self._head,
@@ -147,7 +144,10 @@ class Completion:
 
     async def stream(self, request: Request, places: AsyncExitStack) -> AsyncIterator[bytes]:
         """The answer as events. An error after the first byte is the last event, without [DONE]."""
+        await self._prepare(places)
+        self._start(request)
         usages: list[Usage] = []
+        end = b""
         shown = [len(echo) for echo in self._echoes]
         drain, begun, cut_off = context_of(request).drain, False, False
         places.enter_context(drain.ending(self._cancel))
@@ -162,22 +162,25 @@ class Completion:
                     usages.append(event.usage)
                     cut_off |= event.reason is FinishReason.CANCELLED
                     await self._keep(index, event)
-                    yield self._event([self._choice(index, "", None, event.reason)], **self._told)
+                    end = self._event([self._choice(index, "", None, event.reason)], **self._told)
+                    if len(usages) < len(self._generations):
+                        yield end
                 elif event.text or self._body.logprobs is not None:
                     logprobs = self._logprobs([event], shown[index])
                     shown[index] += len(event.text)
                     yield self._event([self._choice(index, event.text, logprobs, None)])
             await places.aclose()  # whoever reads the end may ask again at once
             if cut_off:  # nobody else cancels it
+                yield end
                 raise drain.refusal()
             if (self._body.stream_options or {}).get("include_usage"):
-                yield self._event([], usage=self._usage(usages))
-            yield b"data: [DONE]\n\n"
+                end += self._event([], usage=self._usage(usages))
+            yield LastEvents(end + b"data: [DONE]\n\n")
         except ServiceError as error:
             if not begun:
                 raise
             record_of(request.scope).outcome = error.code
-            yield sse(error.body())
+            yield LastEvents(sse(error.body()))
 
     def _cancel(self) -> None:
         for generation in self._generations:

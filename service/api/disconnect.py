@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.types import Receive
 
 Result = TypeVar("Result")
 
@@ -15,34 +16,51 @@ class ClientGone(Exception):
     """The client closed its connection before the answer was ready."""
 
 
+class Interrupted(Exception):
+    """The work was cancelled, since it is wanted no more."""
+
+
+async def unless(signal: asyncio.Future[Any], work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work` to its end, unless `signal` is done first, in whichever way: then cancel it.
+
+    It runs in the caller's task, so that it costs none of its own.
+
+    Raises:
+        Interrupted: the signal was first.
+    """
+    worker = asyncio.current_task()
+    assert worker is not None
+    interrupted = False
+
+    def interrupt(_: asyncio.Future[Any]) -> None:
+        nonlocal interrupted
+        interrupted = True
+        worker.cancel()
+
+    signal.add_done_callback(interrupt)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if interrupted and worker.uncancel() == 0:
+            raise Interrupted from None
+        raise
+    finally:
+        signal.remove_done_callback(interrupt)
+
+
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Run `work` to its end, unless the client leaves first: then cancel it.
-
-    It runs in the caller's task: one task beside it, which listens, is all that this costs.
 
     Raises:
         ClientGone: the client left.
     """
-    worker = asyncio.current_task()
-    assert worker is not None
-    gone = False
-
-    def leave(_: asyncio.Task[None]) -> None:
-        nonlocal gone
-        gone = True
-        worker.cancel()
-
-    watcher = asyncio.ensure_future(_disconnected(request))
-    watcher.add_done_callback(leave)
+    leaves = asyncio.ensure_future(disconnected(request.receive))
     try:
-        return await work
-    except asyncio.CancelledError:
-        if gone and worker.uncancel() == 0:
-            raise ClientGone from None
-        raise
+        return await unless(leaves, work)
+    except Interrupted:
+        raise ClientGone from None
     finally:
-        watcher.remove_done_callback(leave)
-        watcher.cancel()
+        leaves.cancel()
 
 
 async def all_or_none(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -55,6 +73,7 @@ async def all_or_none(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Resul
             task.cancel()
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def disconnected(receive: Receive) -> None:
+    """Wait until a client whose request has come leaves."""
+    while (await receive())["type"] != "http.disconnect":
         pass

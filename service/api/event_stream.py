@@ -11,10 +11,19 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from service.api.disconnect import Interrupted, disconnected, unless
 from service.observability.requests import record_of
 
 FAREWELL_SECONDS = 2.0
 """How long a client that read too slowly has to take the last event."""
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Not json.dumps, which makes an encoder for each call that asks for its own format."""
+
+
+class LastEvents(bytes):
+    """What a stream ends with: goes out in one write with the end of the response."""
 
 
 class EventStream(StreamingResponse):
@@ -22,43 +31,58 @@ class EventStream(StreamingResponse):
 
     The head goes with the first event: an error before it is answered with a status of its own.
     A client that does not read at all leaves the response stuck in a send: after an overflow it is cut off.
+
+    Args:
+        content: the events.
+        places: left at the end.
+        overflow: done (see `note`) when the client has read too slowly.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, content: AsyncIterator[bytes], places: AsyncExitStack, overflowed: asyncio.Event) -> None:
+    def __init__(self, content: AsyncIterator[bytes], places: AsyncExitStack, overflow: asyncio.Future[None]) -> None:
         super().__init__(content, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         self._places = places
-        self._overflowed = overflowed
+        self._overflow = overflow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         async with self._places:
-            response = asyncio.ensure_future(super().__call__(scope, receive, send))
-            overflow = asyncio.ensure_future(self._overflowed.wait())
-            try:
-                await asyncio.wait({response, overflow}, return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.wait({response}, timeout=FAREWELL_SECONDS)
-                if response.done():
-                    response.result()
-                else:
+            leaves = asyncio.ensure_future(disconnected(receive))
+
+            def cut_off() -> None:
+                if not leaves.done():
                     record_of(scope).outcome = "slow_reader"
+                    leaves.cancel()
+
+            loop = asyncio.get_running_loop()
+            self._overflow.add_done_callback(lambda _: loop.call_later(FAREWELL_SECONDS, cut_off))
+            try:
+                await unless(leaves, self.stream_response(send))
+            except Interrupted:
+                pass
             finally:
-                overflow.cancel()
-                response.cancel()
-                await asyncio.gather(response, overflow, return_exceptions=True)
+                leaves.cancel()
 
     async def stream_response(self, send: Send) -> None:
         """Send the head and the body."""
-        events = aiter(self.body_iterator)
-        first = await anext(events)
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": first, "more_body": True})
-        async for event in events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        begun, more = False, True
+        async for event in self.body_iterator:
+            if not begun:
+                begun = True
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            more = not isinstance(event, LastEvents)
+            await send({"type": "http.response.body", "body": event, "more_body": more})
+        if more:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def note(overflow: asyncio.Future[None]) -> None:
+    """The client of a stream has read too slowly; every sequence of its request may say so."""
+    if not overflow.done():
+        overflow.set_result(None)
 
 
 def sse(value: dict[str, Any]) -> bytes:
     """One event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _encode(value).encode() + b"\n\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from starlette.types import Scope
 from uvicorn._types import ASGI3Application
@@ -74,3 +74,16 @@ class ChunkProtocol(HttpToolsProtocol):
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
+        self._let_go()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Another protocol takes the connection over."""
+        super().handle_websocket_upgrade()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Forget who knows this protocol: only a search for garbage would free them, and all they know."""
+        self.parser = cast(Any, None)  # as uvicorn does, but for the upgrade
+        self.chunk_writer = None
+        if self.scope is not None:
+            cast(Scope, self.scope).pop(FRAME_WRITER, None)

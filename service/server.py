@@ -55,6 +55,7 @@ class StreamProtocol(WebSocketsSansIOProtocol):
         scope[MESSAGE_LIMIT] = self._allow_messages_of
         scope[FRAME_WRITER] = self
         await super().run_asgi()
+        del scope[MESSAGE_LIMIT], scope[FRAME_WRITER]  # lest only a search for garbage free this protocol
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     @property

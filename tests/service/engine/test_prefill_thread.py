@@ -226,10 +226,13 @@ def test_thread_stops_when_the_engine_is_idle_and_goes_on_when_nudged(prefill, r
 
 
 async def test_closed_engine_keeps_no_prefill_graphs_until_garbage_is_collected(runner, prefill):
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
     gc.disable()
     try:
         async with running(runner, prefill) as engine:
-            prompts = weakref.ref(engine._core.prefill)
+            # The pool's thread that waited for the engine's to end may be the last to let go.
+            prompts = weakref.ref(engine._core.prefill, lambda _: loop.call_soon_threadsafe(gone.set))
+        await asyncio.wait_for(gone.wait(), DEADLINE_SECONDS)
         assert prompts() is None
     finally:
         gc.enable()

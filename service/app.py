@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("carousel")
 
 YOUNG_OBJECTS = 3_000
-"""New objects before garbage is looked for among them. At Python's 700, a few requests make a round, and a round takes
-half a millisecond, for which every stream's next token waits; nearly all that requests leave is freed without one."""
+"""New objects before garbage is looked for among them. At Python's 700, a few requests make a round, for which
+every stream's next token waits; nearly all that requests leave is freed without one."""
 
 
 def open_spans(environment: Mapping[str, str]) -> Spans | None:

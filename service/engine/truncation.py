@@ -56,7 +56,7 @@ class Truncator:
     def _nucleus(self, weights: Floats, top_k: Ids, top_p: Doubles) -> Floats:
         """The smallest weight that top-k, then top-p, keep in each row. <float32>[r]
 
-        To single out the largest weights takes a third of what sorting all takes; it is of no use where a model is so
+        To single out the largest weights is quicker than to sort all; it is of no use where a model is so
         unsure that top-p keeps more than those.
         """
         size, totals = weights.shape[1], bucket_sums(weights)[:, -1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -11,15 +10,12 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from service.api import frames
 from service.api.disconnect import Interrupted, disconnected, unless
 from service.observability.requests import record_of
 
 FAREWELL_SECONDS = 2.0
 """How long a client that read too slowly has to take the last event."""
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-"""Not json.dumps, which makes an encoder for each call that asks for its own format."""
 
 
 class LastEvents(bytes):
@@ -85,4 +81,4 @@ def note(overflow: asyncio.Future[None]) -> None:
 
 def sse(value: dict[str, Any]) -> bytes:
     """One event."""
-    return b"data: " + _encode(value).encode() + b"\n\n"
+    return b"data: " + frames.dumps(value).encode() + b"\n\n"

@@ -13,10 +13,13 @@ from service.errors import ServiceError
 from service.generation import Finished, Token
 from service.repository import ServedModel
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Not json.dumps, which makes an encoder for each call that asks for its own format."""
+
 
 def dumps(event: dict[str, Any]) -> str:
     """An event as JSON."""
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+    return _encode(event)
 
 
 def accepted(request_id: str, model: ServedModel, prompt_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:

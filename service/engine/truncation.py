@@ -56,8 +56,8 @@ class Truncator:
     def _nucleus(self, weights: Floats, top_k: Ids, top_p: Doubles) -> Floats:
         """The smallest weight that top-k, then top-p, keep in each row. <float32>[r]
 
-        To single out the largest weights is quicker than to sort all; it is of no use where a model is so
-        unsure that top-p keeps more than those.
+        To single out the largest weights is quicker than to sort all; it is of no use where a model is so unsure that
+        top-p keeps more than those.
         """
         size, totals = weights.shape[1], bucket_sums(weights)[:, -1]
         if size <= 2 * CANDIDATES or self._sort_all:

@@ -5,27 +5,25 @@
     look      load what has been published since the last look; what `CAROUSEL_WATCH_SECONDS` does
 
 One that must not be served is refused, and what was served goes on. A model whose directory is gone goes on too: what
-is served are verified bytes in memory.
+is served are verified bytes in memory. A directory that cannot be read, or holds nonsense, hides no other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from pathlib import Path
 
-from models.bundle import model_names, versions
+from models.bundle import Listing, list_repository
 from models.errors import BundleError
-from service.engine.runner import RunnerBroken
 from service.errors import RequestError
 from service.observability.metrics import Metrics
 from service.repository import Refusal, Repository, ServedModel
 
 logger = logging.getLogger("carousel.reloads")
 
-_Stamp = tuple[tuple[str, int, int, int], ...]
+_Stamp = tuple[tuple[str, int, int, int, int], ...]
 
 
 class Reloads:
@@ -44,14 +42,17 @@ class Reloads:
         self._metrics = metrics
         self._watch_seconds = watch_seconds
         self._lock = asyncio.Lock()
-        for name in repository.models:  # from 0 on: what appears with its first event has no rate then
+        for name in {
+            *repository.models,
+            *repository.refusals,
+        }:  # from 0 on: what appears with its first event has no rate then
             for result in ("ok", "refused"):
                 metrics.model_reloads.labels(name, result)
             metrics.model_refused.labels(name).set(name in repository.refusals)
         self._decided = {name: model.bundle.version for name, model in repository.models.items()}
         """The newest version, when it was last said what is to be served: looking must not undo a rollback."""
-        self._refused_files: dict[str, _Stamp] = {}
-        """What a version consisted of when a look found it bad: it may have been half copied."""
+        self._refused_files: dict[str, dict[int, _Stamp]] = {}
+        """What versions consisted of when a look found them bad: they may have been half copied."""
         self._watching: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -76,7 +77,10 @@ class Reloads:
             RequestError: unknown_model, unknown_version, or bundle_refused: then what was served goes on.
         """
         async with self._lock:
-            found = (await self.published()).get(name)
+            listing = await self.published()
+            if name in listing.unreadable:
+                raise RequestError("bundle_refused", f"{name} cannot be loaded: {listing.unreadable[name]}")
+            found = listing.versions.get(name)
             if found is None:
                 raise RequestError("unknown_model", f"no model {name[:100]!r} is in the repository")
             if version is not None and version not in found:
@@ -96,30 +100,59 @@ class Reloads:
         """
         async with self._lock:
             model = self._repository.get(name)
-            self._decided[name] = max([model.bundle.version, *(await self.published()).get(name, ())])
+            found = (await self.published()).versions.get(name, [])
+            self._decided[name] = max([model.bundle.version, *found])
             self._repository.withdraw(name)
             self._settle(name)
             logger.info("%s version %d is unloaded", name, model.bundle.version)
             return model
 
     async def look(self) -> None:
-        """Load each model's newest version, if it is newer than what there was when it was last decided."""
-        for name, found in (await self.published()).items():
-            version = found[-1]
-            if version <= self._decided.get(name, 0):
-                continue
-            files = await asyncio.to_thread(_stamp, self._root / name / str(version))
-            if self._refused_files.get(name) == files:
-                continue
-            try:
-                await self.load(name, version)
-                self._refused_files.pop(name, None)
-            except RequestError:
-                self._refused_files[name] = files
+        """Load of each model the newest version that can be, if it is newer than when it was last decided.
 
-    async def published(self) -> dict[str, list[int]]:
-        """The versions of each model that the repository holds, ascending."""
-        return await asyncio.to_thread(_published, self._root)
+        Raises:
+            BundleError: the repository is gone, or cannot be listed. What is served goes on.
+        """
+        listing = await asyncio.to_thread(list_repository, self._root)
+        for name, reason in listing.unreadable.items():
+            if self._repository.refusals.get(name) != Refusal(None, reason):
+                self._refuse(name, self._repository.refusal(name, None, reason))
+        for name, refusal in list(self._repository.refusals.items()):
+            if refusal.version is None and name not in listing.unreadable:  # its directory can be listed again
+                self._settle(name)
+        for name, found in listing.versions.items():
+            async with self._lock:
+                await self._look_at(name, found)
+
+    async def published(self) -> Listing:
+        """What the repository holds; nothing where it is gone: what is served goes on."""
+        try:
+            return await asyncio.to_thread(list_repository, self._root)
+        except BundleError:
+            return Listing({}, {})
+
+    async def _look_at(self, name: str, found: list[int]) -> None:
+        """Load the newest of these versions that can be. What was found bad is tried again when its files change."""
+        before = self._refused_files.pop(name, {})
+        bad: dict[int, _Stamp] = {}
+        refusal = self._repository.refusals.get(name)
+        for version in reversed(found):
+            if version <= self._decided.get(name, 0):
+                break
+            files = await asyncio.to_thread(_stamp, self._root / name / str(version))
+            if before.get(version) != files:
+                try:
+                    await self._load(name, version)
+                    self._decided[name] = version
+                    break
+                except RequestError:
+                    if not bad:
+                        refusal = self._repository.refusals[name]
+            bad[version] = files
+        if bad:
+            self._refused_files[name] = bad
+            if refusal is not None:  # of the newest, whichever older one is served in its place
+                self._refuse(name, refusal)
 
     async def _load(self, name: str, version: int) -> ServedModel:
         served = self._repository.models.get(name)
@@ -127,14 +160,11 @@ class Reloads:
         try:
             model = await asyncio.to_thread(self._repository.open, path, served)
         except Exception as error:
-            if not isinstance(error, BundleError | RunnerBroken):
-                logger.exception("%s version %d cannot be loaded", name, version)
             self._metrics.model_reloads.labels(name, "refused").inc()
+            refusal = self._repository.refusal(name, version, error)
+            self._refuse(name, refusal)
             goes_on = "" if served is None else f"; version {served.bundle.version} goes on"
-            reason = f"{name} version {version} cannot be served: {error}{goes_on}"
-            self._repository.refusals[name] = Refusal(version, str(error))
-            self._metrics.model_refused.labels(name).set(1)
-            logger.error("%s", reason)
+            reason = f"{name} version {version} cannot be served: {refusal.reason}{goes_on}"
             raise RequestError("bundle_refused", reason) from None
         self._settle(name)
         if model is not served:
@@ -143,6 +173,10 @@ class Reloads:
             before = "" if served is None else f" in place of {served.bundle.version}"
             logger.info("serving %s version %d%s", name, version, before)
         return model
+
+    def _refuse(self, name: str, refusal: Refusal) -> None:
+        self._repository.refusals[name] = refusal
+        self._metrics.model_refused.labels(name).set(1)
 
     def _settle(self, name: str) -> None:
         """What is served is what was asked for: forget what was refused."""
@@ -159,18 +193,17 @@ class Reloads:
             except Exception as error:  # a look that fails must not be the last
                 if repr(error) != complaint:
                     complaint = repr(error)
-                    logger.exception("the repository %s could not be looked at", self._root)
-
-
-def _published(root: Path) -> dict[str, list[int]]:
-    with contextlib.suppress(BundleError):  # the directory is gone: what is served goes on
-        return {name: versions(root, name) for name in model_names(root)}
-    return {}
+                    unexpected = None if isinstance(error, BundleError) else error
+                    logger.error("the repository could not be looked at: %s", error, exc_info=unexpected)
 
 
 def _stamp(directory: Path) -> _Stamp:
+    """What tells whether a version has changed; of one that cannot be read, that it cannot."""
     entries = []
-    for entry in os.scandir(directory):
-        status = entry.stat()
-        entries.append((entry.name, status.st_mtime_ns, status.st_size, status.st_ino))
+    try:
+        for entry in os.scandir(directory):
+            status = entry.stat(follow_symlinks=False)  # where a link leads nobody looks: it is refused
+            entries.append((entry.name, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino))
+    except OSError as error:
+        entries.append((type(error).__name__, error.errno or 0, 0, 0, 0))
     return tuple(sorted(entries))

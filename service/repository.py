@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, model_names, open_bundle, versions
+from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, list_repository, open_bundle
 from models.errors import BundleError, BundleNotFound
 from models.graph import TensorSpec
 from models.prefill import prefill_names
@@ -45,7 +45,8 @@ last bits of some operators depend on how a batch is split among threads (servic
 class Refusal:
     """The last version of a model that was not loaded, and why."""
 
-    version: int
+    version: int | None
+    """None where the model's directory cannot be listed: nobody knows what is in it."""
     reason: str
 
 
@@ -137,8 +138,7 @@ class Repository:
     """Opens models, finds them by name, and lets one version take over from another.
 
     Raises:
-        BundleError: the repository is missing or empty, or no bundle of some model may be served.
-        RunnerBroken: the same, where it is graphs that do not run.
+        BundleError: the repository is missing or empty, or nothing in it can be served.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -150,11 +150,12 @@ class Repository:
         root = settings.repository
         self.refusals: dict[str, Refusal] = {}
         """What was to be served last and is not, by the model's name; nothing once something else was decided."""
-        self.models = {name: self._open_newest(root, name) for name in model_names(root)}
+        self.models: dict[str, ServedModel] = {}
         self.retiring: dict[asyncio.Task[None], ServedModel] = {}
         """Served no more, with requests that still run."""
+        self._open_all(root)
         if not self.models:
-            raise BundleNotFound(f"{root} holds no <model>/<version>/ directory; publish one with python -m export")
+            raise _nothing_served(root, self.refusals)
 
     def start(self) -> None:
         """Start every engine and encoder. Called on the event loop."""
@@ -208,18 +209,34 @@ class Repository:
         for model in models:
             await _close(model)
 
-    def _open_newest(self, root: Path, name: str) -> ServedModel:
-        """The newest version that can be served: a start must not fail by what a running server would refuse."""
-        failure: type[BundleError | RunnerBroken] = BundleNotFound
-        for version in reversed(versions(root, name)):
-            try:
-                return self.open(root / name / str(version))
-            except (BundleError, RunnerBroken) as error:
-                logger.error("%s version %d cannot be served: %s", name, version, error)
-                self.refusals.setdefault(name, Refusal(version, str(error)))
-                failure = type(error)
-        newest = self.refusals[name]
-        raise failure(f"{name} version {newest.version} cannot be served, and no older one can: {newest.reason}")
+    def _open_all(self, root: Path) -> None:
+        """Of each model the newest version that can be served. A bad one is refused and stops nothing else."""
+        listing = list_repository(root)
+        for name, reason in listing.unreadable.items():
+            self.refusals[name] = self.refusal(name, None, reason)
+        for name, found in listing.versions.items():
+            for version in reversed(found):
+                try:
+                    self.models[name] = self.open(root / name / str(version))
+                    break
+                except Exception as error:
+                    self.refusals.setdefault(name, self.refusal(name, version, error))
+
+    def refusal(self, name: str, version: int | None, error: Exception | str) -> Refusal:
+        """What a version that cannot be served is listed as, after the log has been told.
+
+        Args:
+            name: of the model.
+            version: None where the model's directory cannot be listed.
+            error: what is wrong. One that nobody expects is logged with where it came from.
+        """
+        served = self.models.get(name)
+        goes_on = "" if served is None else f"; version {served.bundle.version} goes on"
+        unexpected = None if isinstance(error, str | BundleError | RunnerBroken) else error
+        refusal = Refusal(version, str(error) if unexpected is None else f"{type(error).__name__}: {error}")
+        what = f"{_named(name, version)} cannot be served: {refusal.reason}{goes_on}"
+        logger.error("%s", what, exc_info=unexpected)
+        return refusal
 
     def open(self, path: Path, served: ServedModel | None = None) -> ServedModel:
         """What serves the bundle at `<repository>/<model>/<version>`: verified, warm and not yet started.
@@ -290,6 +307,17 @@ class Repository:
         encoder.warm_up()
         logger.info("%s encodes up to %d images in one call", bundle.model, encoder.max_batch)
         return encoder
+
+
+def _nothing_served(root: Path, refusals: dict[str, Refusal]) -> BundleError:
+    if not refusals:
+        return BundleNotFound(f"{root} holds no <model>/<version>/ directory; publish one with python -m export")
+    reasons = (f"{_named(name, refusal.version)}: {refusal.reason}" for name, refusal in sorted(refusals.items()))
+    return BundleError(f"nothing in {root} can be served; {'; '.join(reasons)}")
+
+
+def _named(name: str, version: int | None) -> str:
+    return name if version is None else f"{name} version {version}"
 
 
 def _start(model: ServedModel) -> None:

@@ -13,7 +13,7 @@ from service.api.context import context_of
 from service.api.handshake import key_of
 from service.api.messages import ErrorBody
 from service.keys.admin import check_admin
-from service.repository import ServedModel
+from service.repository import Refusal, ServedModel
 
 PREFIX = "/v1/repository"
 
@@ -59,7 +59,7 @@ class Serving(BaseModel):
 class RefusedVersion(BaseModel):
     """A version that was not loaded, and why."""
 
-    version: int
+    version: Annotated[int | None, Field(description="Null where the model's directory cannot be listed.")]
     reason: str
 
 
@@ -85,18 +85,20 @@ class RepositoryList(BaseModel):
 async def get_repository(request: Request) -> RepositoryList:
     """Each model with its versions, on disk and in memory."""
     context = context_of(request)
-    published = await context.reloads.published()
+    listing = await context.reloads.published()
     serving, refusals = context.repository.models, context.repository.refusals
     ending: dict[str, list[int]] = {}
     for model in context.repository.retiring.values():
         ending.setdefault(model.name, []).append(model.bundle.version)
     found = []
-    for name in sorted({*published, *serving, *ending}):
+    for name in sorted({*listing.versions, *listing.unreadable, *serving, *ending}):
         served, refusal = serving.get(name), refusals.get(name)
+        if name in listing.unreadable:  # which may be news
+            refusal = Refusal(None, listing.unreadable[name])
         found.append(
             RepositoryModel(
                 model=name,
-                published=published.get(name, []),
+                published=listing.versions.get(name, []),
                 served=None if served is None else served.bundle.version,
                 digest=None if served is None else served.bundle.digest,
                 failure=None if served is None else served.failure,

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from models import bundle as bundle_module
-from models.bundle import model_names, open_bundle, publish, versions
+from models.bundle import list_repository, open_bundle, publish, versions
 from models.errors import BundleError, BundleNotFound, DigestMismatch, GraphRejected
 from models.manifest import LanguageValidation, Manifest, TextCodecSpec
 
@@ -291,7 +291,7 @@ def test_publish_that_is_killed_leaves_no_version(
     killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path, moment, path], check=False)
     assert killed.returncode == 9
     assert versions(tmp_path, "hand.made-1") == [1]
-    assert model_names(tmp_path) == ["hand.made-1"]
+    assert list(list_repository(tmp_path).versions) == ["hand.made-1"]
     assert publish(tmp_path, "hand.made-1", MANIFEST, files).name == "2"  # what the dead one left is in nobody's way
 
 
@@ -300,17 +300,30 @@ def test_manifest_takes_no_infinite_figure() -> None:
         LanguageValidation(tokens=1, nats_per_token=1e3, perplexity=float("inf"), bits_per_character=1.0)
 
 
-def test_model_names_are_those_with_a_version(tmp_path: Path, path: Path) -> None:
+def test_listing_has_the_models_with_a_version(tmp_path: Path, path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / ".hidden" / "1").mkdir(parents=True)
     (tmp_path / "README.md").write_text("not a model")
-    assert model_names(tmp_path) == ["hand.made-1"]
+    assert list(list_repository(tmp_path).versions) == ["hand.made-1"]
     assert versions(tmp_path, "absent") == []
 
 
-def test_model_names_of_no_repository_is_an_error(tmp_path: Path) -> None:
+def test_listing_goes_on_past_a_directory_that_cannot_be_listed(tmp_path: Path, path: Path) -> None:
+    loop, dangling = tmp_path / "loop", tmp_path / "dangling"
+    loop.symlink_to(loop)
+    dangling.symlink_to(tmp_path / "nowhere")
+    listing = list_repository(tmp_path)
+    assert listing.versions == {"hand.made-1": [1]}
+    assert list(listing.unreadable) == ["loop"]
+    with pytest.raises(BundleError, match=r"the directory .*loop cannot be listed \("):
+        versions(tmp_path, "loop")
+    with pytest.raises(BundleError, match=r"loop cannot be listed \(.*; a model repository holds"):
+        list_repository(loop)
+
+
+def test_listing_no_repository_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BundleNotFound, match="is not a directory; a model repository holds"):
-        model_names(tmp_path / "absent")
+        list_repository(tmp_path / "absent")
 
 
 def test_contract_needs_neither_torch_nor_onnx() -> None:

@@ -2,7 +2,11 @@
 
 import asyncio
 import gc
+import os
+import re
 import shutil
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -186,12 +190,192 @@ def test_start_on_a_bad_newest_version_serves_the_one_before(run_server, reposit
         assert admin.get("/v1/repository").json()["models"][0]["refused"] is None
 
 
-def test_start_without_any_good_version_fails_with_the_newest_ones_reason(run_server, repository, publish):
+def test_start_goes_on_without_a_model_that_has_no_good_version(run_server, repository, publish, refused, caplog):
     publish()
     for number in (FIRST, SECOND):
         (repository / "tiny" / str(number) / "manifest.json").write_text(f"[{number}]")
-    with pytest.raises(BundleError, match=r"^tiny version 2 cannot be served, and no older one can: manifest\.json"):
+    with (
+        run_server(repository=repository, admin_key=ADMIN) as live,
+        httpx.Client(base_url=live.url, headers={"Authorization": f"Bearer {ADMIN}"}, trust_env=False) as admin,
+    ):
+        assert served(admin) == {"tutor": 1}
+        assert [value(live, "model_refused", model=name) for name in ("tiny", "tutor")] == [1, 0]
+        tiny = admin.get("/v1/repository").json()["models"][0]
+        assert (tiny["served"], tiny["refused"]["version"]) == (None, SECOND)
+        assert len([one for one in caplog.records if "tiny version" in one.getMessage()]) == 2
+        refused(admin.post("/v1/repository/models/tiny/load"), 422, "bundle_refused")
+
+
+def test_start_with_nothing_to_serve_fails_with_the_newest_reasons(run_server, repository, publish):
+    publish()
+    for path in repository.glob("*/*/manifest.json"):
+        path.write_text("[]")
+    loop = repository / "newone"
+    loop.symlink_to(loop)
+    with pytest.raises(BundleError) as error:
         run_server(repository=repository).__enter__()
+    told = str(error.value)
+    assert told.startswith(f"nothing in {repository} can be served; newone: the directory {loop} cannot be listed (")
+    assert "; tiny version 2: manifest.json" in told
+    assert "; tutor version 1: manifest.json" in told
+
+
+def dangling(path):
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def looping(path):
+    path.symlink_to(path)
+
+
+def a_file(path):
+    path.write_bytes(b"not a directory")
+
+
+def a_pipe(path):
+    os.mkfifo(path)
+
+
+def empty(path):
+    path.mkdir()
+
+
+@pytest.mark.parametrize("make", [dangling, looping, a_file, a_pipe, empty])
+def test_bad_version_stops_no_look_at_others(live, admin, repository, make, refused):
+    call = _caller(live)
+    make(repository / "tiny" / str(SECOND))
+    shutil.copytree(repository / "tutor" / "1", repository / "tutor" / "2")
+    for _ in range(2):
+        call(live.context.reloads.look())
+    assert served(admin) == {"tiny": FIRST, "tutor": 2}
+    assert value(live, "model_refused", model="tiny") == 1
+    assert value(live, "model_reloads_total", model="tiny", result="refused") == 1
+    tiny, tutor = admin.get("/v1/repository").json()["models"]
+    assert (tiny["refused"]["version"], tutor["refused"]) == (SECOND, None)
+    refused(admin.post("/v1/repository/models/tiny/load"), 422, "bundle_refused")
+    assert admin.post("/v1/repository/models/tutor/load").status_code == 200
+
+
+def test_model_directory_that_cannot_be_listed_is_refused_and_hides_no_other(
+    live, admin, repository, publish, refused, caplog
+):
+    call, loop = _caller(live), repository / "newone"
+    loop.symlink_to(loop)  # which root cannot list either
+    publish()
+    for _ in range(2):
+        call(live.context.reloads.look())
+    assert served(admin) == {"tiny": SECOND, "tutor": 1}
+    assert value(live, "model_refused", model="newone") == 1
+    assert len([one for one in caplog.records if one.getMessage().startswith("newone cannot be served")]) == 1
+    found = {model["model"]: model for model in admin.get("/v1/repository").json()["models"]}
+    assert found["newone"]["refused"]["version"] is None
+    assert "cannot be listed" in found["newone"]["refused"]["reason"]
+    assert (found["newone"]["published"], found["newone"]["served"]) == ([], None)
+    assert "cannot be listed" in refused(admin.post("/v1/repository/models/newone/load"), 422, "bundle_refused")
+    assert admin.post("/v1/repository/models/tutor/load").status_code == 200
+    assert admin.post("/v1/repository/models/tutor/unload").status_code == 200
+    loop.unlink()
+    shutil.copytree(repository / "tutor", loop)
+    call(live.context.reloads.look())
+    assert served(admin) == {"tiny": SECOND, "newone": 1}
+    assert value(live, "model_refused", model="newone") == 0
+
+
+def test_directory_of_a_served_model_may_become_unreadable_and_come_back(live, admin, repository, tmp_path):
+    call, home = _caller(live), repository / "tiny"
+    home.rename(tmp_path / "aside")
+    home.symlink_to(home)
+    call(live.context.reloads.look())
+    assert served(admin)["tiny"] == FIRST
+    assert value(live, "model_refused", model="tiny") == 1
+    home.unlink()
+    (tmp_path / "aside").rename(home)
+    call(live.context.reloads.look())
+    assert value(live, "model_refused", model="tiny") == 0
+
+
+def test_look_loads_the_newest_version_that_can_be_loaded(live, admin, repository, publish):
+    call = _caller(live)
+    for number in (SECOND, 3, 4):
+        publish(number)
+    manifests = {number: repository / "tiny" / str(number) / "manifest.json" for number in (3, 4)}
+    content = manifests[4].read_bytes()
+    for manifest in manifests.values():
+        manifest.write_bytes(b"[]")
+    for _ in range(2):
+        call(live.context.reloads.look())
+        assert served(admin)["tiny"] == SECOND
+        assert value(live, "model_refused", model="tiny") == 1
+        assert admin.get("/v1/repository").json()["models"][0]["refused"]["version"] == 4
+    assert value(live, "model_reloads_total", model="tiny", result="refused") == 2
+    manifests[3].write_bytes(content)
+    call(live.context.reloads.look())
+    assert served(admin)["tiny"] == 3
+    assert admin.get("/v1/repository").json()["models"][0]["refused"]["version"] == 4
+    manifests[4].write_bytes(content)
+    call(live.context.reloads.look())
+    assert served(admin)["tiny"] == 4
+    assert value(live, "model_refused", model="tiny") == 0
+
+
+def test_repository_that_is_gone_is_told_once(run_server, repository, eventually, caplog):
+    with run_server(repository=repository, watch_seconds=0.01) as server:
+        shutil.rmtree(repository)
+        looks = []
+        look = server.context.reloads.look
+
+        async def counted():
+            looks.append(1)
+            await look()
+
+        server.context.reloads.look = counted
+        eventually(lambda: len(looks) > 5)
+        assert set(server.context.repository.models) == {"tiny", "tutor"}
+    told = [one for one in caplog.records if "could not be looked at" in one.getMessage()]
+    assert len(told) == 1
+    assert told[0].exc_info is None
+
+
+UNREADABLE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+"""What takes root's right to read everything away."""
+
+
+@pytest.mark.skipif(bool(UNREADABLE) and shutil.which("setpriv") is None, reason="setpriv is not installed")
+def test_directories_of_another_user_stop_neither_the_start_nor_the_watch(repository, tmp_path, eventually):
+    """The server as a process of its own, on directories that it may not enter."""
+    hidden = [repository / "tiny" / "7", repository / "aaa"]
+    for path in hidden:
+        path.mkdir(mode=0o700)
+        if UNREADABLE:
+            os.chown(path, 65534, 65534)
+        else:
+            path.chmod(0)
+    settings = {"CAROUSEL_REPOSITORY": str(repository), "CAROUSEL_PORT": "0", "CAROUSEL_WATCH_SECONDS": "0.05"}
+    command = [*UNREADABLE, sys.executable, "-m", "service"]
+    with (tmp_path / "log").open("wb") as log:
+        child = subprocess.Popen(command, stderr=log, env=os.environ | settings | {"CAROUSEL_ADMIN_KEY": ADMIN})
+    try:
+        eventually(lambda: child.poll() is not None or b"ready on" in (tmp_path / "log").read_bytes())
+        assert child.poll() is None, (tmp_path / "log").read_text()
+        url = re.search(r"ready on (http://\S+)", (tmp_path / "log").read_text())[1]
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {ADMIN}"}, trust_env=False) as admin:
+            assert served(admin) == {"tiny": FIRST, "tutor": 1}
+            shutil.copytree(repository / "tutor" / "1", tmp_path / "2")
+            (tmp_path / "2").rename(repository / "tutor" / "2")
+            eventually(lambda: served(admin)["tutor"] == 2)
+            metrics = admin.get("/metrics").text
+            for name, refused in (("aaa", 1), ("tiny", 1), ("tutor", 0)):
+                assert f'carousel_model_refused{{model="{name}"}} {refused}.0' in metrics
+            found = {model["model"]: model["refused"] for model in admin.get("/v1/repository").json()["models"]}
+            assert found["aaa"]["version"] is None
+            assert "Permission denied" in found["aaa"]["reason"]
+            assert found["tiny"]["version"] == 7
+            assert "Permission denied" in found["tiny"]["reason"]
+    finally:
+        child.terminate()
+        child.wait(30)
+        for path in hidden:
+            path.chmod(0o700)
 
 
 def test_reload_of_a_version_that_was_deleted_is_refused_and_what_is_served_goes_on(live, admin, repository, refused):
@@ -299,7 +483,8 @@ def test_watcher_loads_what_is_published_and_nothing_twice(
     call(reloads.look())
     assert served(admin)["tiny"] == 3
     shutil.rmtree(repository)
-    call(reloads.look())
+    with pytest.raises(BundleError, match="is not a directory"):
+        call(reloads.look())
     assert served(admin) == {"tiny": 3, "tutor": 1}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import model_names, open_bundle, versions
+from models.bundle import list_repository, open_bundle
 from service.engine.runner import StepArrays
 from service.engine.state_pool import zeros
 from service.repository import open_runner
@@ -16,8 +16,8 @@ BUNDLES = Path(__file__).parents[3] / "bundles"
 ROWS = 128
 PATHS = [
     pytest.param(BUNDLES / name / str(version), id=f"{name}-{version}")
-    for name in model_names(BUNDLES)
-    for version in versions(BUNDLES, name)
+    for name, versions in list_repository(BUNDLES).versions.items()
+    for version in versions
 ]
 
 

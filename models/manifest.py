@@ -14,6 +14,11 @@ MANIFEST = "manifest.json"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """What a model and a bundle's file may be called: one path component that cannot climb out of its directory."""
 
+MAX_TEMPERATURE = 1_000
+"""Of sampling: a masked logit (-inf) divided by what overflows float32 would be no number."""
+MAX_LENGTH_PENALTY = 10
+"""Of a beam: far above what is of use, and no length to its power overflows."""
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Precision = Literal["fp32", "int8"]
@@ -101,12 +106,12 @@ class Limits(_Part):
 class DecodingDefaults(_Part):
     """Decoding parameters of a request that names none."""
 
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     beam_width: Annotated[int, Field(ge=1)] = 1
     """Captioning: 1 is greedy."""
-    length_penalty: Annotated[float, Field(ge=0)] = 0.0
+    length_penalty: Annotated[float, Field(ge=0, le=MAX_LENGTH_PENALTY)] = 0.0
     """Captioning: a beam's score is its log-probability over its length to this power."""
 
 

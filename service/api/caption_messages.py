@@ -6,14 +6,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
-from service.api.messages import SamplingFields, UrgencyFields, check_top_k
+from models.manifest import MAX_LENGTH_PENALTY
+from service.api.messages import SamplingFields, Temperature, UrgencyFields, check_top_k
 from service.api.stream_messages import Cancel
 from service.captioning import CaptionParameters, check_attention
 from service.engine.sequence import BeamParameters
 from service.repository import ServedModel
 
 MAX_IMAGES = 128
-MAX_LENGTH_PENALTY = 10.0
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -24,10 +24,7 @@ class CaptionFields(SamplingFields, UrgencyFields):
     """How to caption, and what to tell. What is left out is the model's default (its manifest's `decoding`)."""
 
     temperature: Annotated[
-        float | None,
-        Field(
-            ge=0, allow_inf_nan=False, description="Above 0, or 1 with another field of sampling: sample one caption."
-        ),
+        Temperature | None, Field(description="Above 0, or 1 with another field of sampling: sample one caption.")
     ] = None
     beam_width: Annotated[
         int | None, Field(ge=1, description="Hypotheses that the search keeps; 1 is greedy. A beam does not sample.")

@@ -213,9 +213,12 @@ async def _begin(
 async def _events(request: Request, model: ServedModel, stream: CaptionStream) -> AsyncIterator[bytes]:
     """The stream's events. An error after the first byte is the last of them."""
     record, drain = record_of(request.scope), context_of(request).drain
-    yield sse(frames.accepted(record.request_id, model, prompt_tokens=0))
+    accepted = sse(frames.accepted(record.request_id, model, prompt_tokens=0))
     try:
         async for event in stream.events():
+            if accepted:  # not before: what fails until then has a status of its own
+                yield accepted
+                accepted = b""
             if isinstance(event, Finished):
                 end = sse(frames.finished(event))
                 if event.reason is not FinishReason.CANCELLED:
@@ -226,6 +229,8 @@ async def _events(request: Request, model: ServedModel, stream: CaptionStream) -
             else:
                 yield f"data: {frames.token_json(event)}\n\n".encode()
     except ServiceError as error:
+        if record.status is None:
+            raise
         record.outcome = error.code
         yield LastEvents(sse(frames.error(error)))
 

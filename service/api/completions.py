@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
@@ -107,8 +108,8 @@ class Completion:
         )
         for prompt, ids in zip(body.prompts, prompts, strict=True):
             check_uneaten(self._model, recall.snapshot, len(ids))
-            for copy in range(body.n or 1):
-                each = replace(sampling, seed=(sampling.seed + copy) % 2**63)
+            for _ in range(body.n or 1):
+                each = replace(sampling, seed=choice_seed(sampling.seed, len(self._generations)))
                 self._generations.append(
                     Generation(
                         self._model,
@@ -149,15 +150,13 @@ class Completion:
         usages: list[Usage] = []
         end = b""
         shown = [len(echo) for echo in self._echoes]
-        drain, begun, cut_off = context_of(request).drain, False, False
+        drain, cut_off = context_of(request).drain, False
         places.enter_context(drain.ending(self._cancel))
         try:
-            for index, echo in enumerate(self._echoes):
-                if echo:
-                    begun = True
-                    yield self._event([self._choice(index, echo, None, None)])
             async for index, event in _merge([generation.events() for generation in self._generations]):
-                begun = True
+                if self._echoes[index]:
+                    echo, self._echoes[index] = self._echoes[index], ""
+                    yield self._event([self._choice(index, echo, None, None)])
                 if isinstance(event, Finished):
                     usages.append(event.usage)
                     cut_off |= event.reason is FinishReason.CANCELLED
@@ -177,9 +176,10 @@ class Completion:
                 end += self._event([], usage=self._usage(usages))
             yield LastEvents(end + b"data: [DONE]\n\n")
         except ServiceError as error:
-            if not begun:
+            record = record_of(request.scope)
+            if record.status is None:  # what was sampled may all be held back: then there is an answer to come
                 raise
-            record_of(request.scope).outcome = error.code
+            record.outcome = error.code
             yield LastEvents(sse(error.body()))
 
     def _cancel(self) -> None:
@@ -252,6 +252,15 @@ class Completion:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of one of a request's choices: that of the request for the first, and of streams independent of it, and
+    of those of other seeds, for the rest."""
+    if index == 0:
+        return seed
+    (word,) = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)
+    return int(word) >> 1
 
 
 async def _merge(sources: list[AsyncIterator[Token | Finished]]) -> AsyncIterator[tuple[int, Token | Finished]]:

@@ -6,9 +6,9 @@ import math
 import secrets
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from models.manifest import Manifest
+from models.manifest import MAX_TEMPERATURE, Manifest
 from service.engine.queue_time import Urgency
 from service.engine.sequence import SamplingParameters
 from service.memories import MemoryChoice
@@ -20,10 +20,21 @@ MAX_FIELDS = 64
 MAX_SALT_CHARACTERS = 128
 DEFAULT_MAX_TOKENS = 256
 
+DRAWN = -1
+"""The seed of clients that must send one and mean none."""
+
+INSTEAD = {
+    "presence_penalty": ", or give repetition_penalty, which divides the logits of tokens seen before",
+    "frequency_penalty": ", or give repetition_penalty, which divides the logits of tokens seen before",
+    "suffix": ": a recurrent model goes on from what it has read, and reads nothing that comes after",
+}
+"""What there is in place of fields of OpenAI's that are not supported."""
+
 # The first wrong element is enough: a list of a million would make a million errors and hold everybody up.
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
+Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 
 
 class Message(BaseModel):
@@ -102,9 +113,7 @@ class SamplingFields(Message):
     """How to sample. A field left out takes the model's default (its manifest's `decoding`)."""
 
     max_tokens: Annotated[int | None, Field(ge=1, description="Tokens to sample at most.")] = None
-    temperature: Annotated[  # a masked logit (-inf) divided by what overflows float32 would be no number
-        float | None, Field(ge=0, le=1_000, allow_inf_nan=False, description="Divides the logits; 0 is greedy.")
-    ] = None
+    temperature: Annotated[Temperature | None, Field(description="Divides the logits; 0 is greedy.")] = None
     top_k: Annotated[int | None, Field(ge=0, description="Keep the k most probable tokens; 0 keeps all.")] = None
     top_p: Annotated[float | None, Field(gt=0, le=1, description="Keep the smallest set of tokens with this mass.")] = (
         None
@@ -116,7 +125,8 @@ class SamplingFields(Message):
         float, Field(ge=0.01, le=100, description="Divides the logits of tokens seen before; 1 changes nothing.")
     ] = 1.0
     seed: Annotated[
-        int | None, Field(ge=0, lt=2**63, description="The same seed gives the same tokens; none draws one.")
+        int | None,
+        Field(ge=DRAWN, lt=2**63, description="The same seed gives the same tokens; none or -1 draws one."),
     ] = None
 
     def parameters(
@@ -155,7 +165,7 @@ class SamplingFields(Message):
             top_p=defaults.top_p if self.top_p is None else self.top_p,
             min_p=self.min_p or 0.0,
             repetition_penalty=self.repetition_penalty,
-            seed=self.seed if self.seed is not None else 0 if temperature == 0.0 else secrets.randbits(63),
+            seed=self.seed if self.seed not in (None, DRAWN) else 0 if temperature == 0.0 else secrets.randbits(63),
             alternatives=alternatives,
         )
 
@@ -233,16 +243,23 @@ class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyField
     echo: bool | None = None
     user: str | None = None
     best_of: Annotated[int | None, Field(ge=1, le=1)] = None
-    presence_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
-    frequency_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
-    suffix: None = None
-    logit_bias: Annotated[dict[str, float] | None, Field(max_length=0)] = None
+    presence_penalty: Annotated[float | None, Field(description="Not supported: 0.")] = None
+    frequency_penalty: Annotated[float | None, Field(description="Not supported: 0.")] = None
+    suffix: Annotated[str | None, Field(description="Not supported: empty.")] = None
+    logit_bias: Annotated[dict[str, float] | None, Field(description="Not supported: empty.")] = None
 
     @model_validator(mode="after")
     def _one_text_per_memory(self) -> Self:
         if (self.memory.keeps or self.memory.resumes) and len(self.prompts) * (self.n or 1) > 1:
             raise ValueError("session, state and return_state are for one prompt and n of 1: a memory is of one text")
         return self
+
+    @field_validator("presence_penalty", "frequency_penalty", "suffix", "logit_bias")
+    @classmethod
+    def _asks_for_nothing(cls, value: object, info: ValidationInfo) -> object:
+        if value:
+            raise ValueError(f"is not supported; leave it out{INSTEAD.get(info.field_name or '', '')}")
+        return value
 
     @field_validator("stop")
     @classmethod
@@ -293,7 +310,7 @@ class ScoreResponse(MemoryTold):
     tokens: list[ScoredToken]
     total_logprob: float | None
     nats_per_token: float | None
-    perplexity: float
+    perplexity: Annotated[float | None, Field(description="Null where it is more than a double can hold.")]
     bits_per_character: float | None
 
 

@@ -144,8 +144,16 @@ def _score_json(
     return (
         f'{{"model":{json.dumps(model.name)},"version":{model.bundle.version},"tokens":[{",".join(rows)}],'
         f'"total_logprob":{_number(total)},"nats_per_token":{_number(nats)},'
-        f'"perplexity":{_number(math.exp(min(nats, 700.0)))},"bits_per_character":{_number(bits)}{memory}}}'
+        f'"perplexity":{_number(_exp(nats))},"bits_per_character":{_number(bits)}{memory}}}'
     )
+
+
+def _exp(value: float) -> float:
+    """e to the power of it; infinity where a double holds no more."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _number(value: float | None) -> str:

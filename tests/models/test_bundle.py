@@ -148,6 +148,8 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
         (lambda m: m["codec"].update(tokenizer="../tokenizer.json"), r"codec\.text\.tokenizer: String should match"),
         (lambda m: m["limits"].update(max_prompt_tokens=0), r"limits\.max_prompt_tokens: Input should be greater"),
         (lambda m: m["decoding"].update(temperature=-1), r"decoding\.temperature: Input should be greater"),
+        (lambda m: m["decoding"].update(temperature=1e300), r"decoding\.temperature: Input should be less than"),
+        (lambda m: m["decoding"].update(length_penalty=1e300), r"decoding\.length_penalty: Input should be less than"),
         (lambda m: m["decoding"].update(top_p=0), r"decoding\.top_p: Input should be greater"),
         (lambda m: m["files"]["step.onnx"].update(sha256="abc"), r"files\.step\.onnx\.sha256: String should match"),
         (lambda m: m["files"]["step.onnx"].update(bytes=-1), r"files\.step\.onnx\.bytes: Input should be greater"),

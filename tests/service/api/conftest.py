@@ -333,7 +333,7 @@ BAD_SAMPLING = [
     *[("top_p", value) for value in ("0", "-0.1", "1.0001", "NaN", "Infinity", '"1"')],
     *[("min_p", value) for value in ("-0.1", "1.1", "NaN")],
     *[("repetition_penalty", value) for value in ("0", "-1", "NaN", "Infinity")],
-    *[("seed", value) for value in ("-1", str(2**63), "1.5", "true")],
+    *[("seed", value) for value in ("-2", str(2**63), "1.5", "true")],
     *[("stop", value) for value in ('[""]', '["a", 5]', '{"a": 1}', '["' + "a" * 257 + '"]', '["\\ud800"]')],
     ("stop", json.dumps(["a"] * 10_000)),
     ("stop", json.dumps([f"{number}" for number in range(17)])),

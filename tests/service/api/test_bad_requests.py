@@ -62,6 +62,23 @@ def test_completions_field_is_refused(client, name, value):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", -0.5),
+        ("suffix", "end"),
+        ("logit_bias", {"5": -100}),
+    ],
+)
+def test_field_that_is_not_supported_says_so_and_may_ask_for_nothing(client, name, value):
+    body = {"model": "tiny", "prompt": "abc"}
+    message = _refused(client.post(COMPLETIONS, json=body | {name: value}), 422, "invalid_request")
+    assert message.startswith(f"{name}: is not supported; leave it out")
+    for nothing in (None, type(value)()):
+        assert client.post(COMPLETIONS, json=body | {name: nothing}).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("prompt", "code"),
     [
         ("", "empty_prompt"),

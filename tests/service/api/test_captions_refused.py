@@ -137,7 +137,8 @@ BAD_FIELDS = [
     ("beam_width", 0), ("beam_width", -1), ("beam_width", 7), ("beam_width", 10_000), ("beam_width", 10**30),
     ("beam_width", "a"), ("beam_width", 1.5), ("n", 0), ("n", 4), ("n", 10_000), ("max_tokens", 0), ("max_tokens", 21),
     ("max_tokens", 10**30), ("length_penalty", -0.1), ("length_penalty", 10.1), ("length_penalty", 1e308),
-    ("temperature", -1), ("top_k", 14), ("top_p", 0), ("top_p", 1.1), ("seed", -1), ("seed", 2**63),
+    ("temperature", -1), ("top_k", 14), ("top_p", 0), ("top_p", 1.1), ("seed", -2), ("seed", 2**63),
+    ("temperature", 1_000.1), ("temperature", 1e300),
     ("attention", "maybe"), ("stream", 7), ("beam_with", 3), ("session", "ada"), ("state", "x"), ("return_state", True),
     ("prompt", "a"), ("min_p", 2), ("repetition_penalty", 0),
 ]  # fmt: skip

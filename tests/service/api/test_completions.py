@@ -70,9 +70,9 @@ def test_completion_repeats_with_the_seed_and_differs_without(client):
 
 def test_completion_of_several_prompts_keeps_their_order(client):
     prompts = ["abc", "kj", "ddddd"]
-    answer = _complete(client, prompt=prompts, seed=9, max_tokens=11, logprobs=1)
+    answer = _complete(client, prompt=prompts, temperature=0, max_tokens=11, logprobs=1)
     for index, prompt in enumerate(prompts):
-        (alone,) = _complete(client, prompt=prompt, seed=9, max_tokens=11, logprobs=1)["choices"]
+        (alone,) = _complete(client, prompt=prompt, temperature=0, max_tokens=11, logprobs=1)["choices"]
         assert answer["choices"][index] == alone | {"index": index}
     assert answer["usage"] == _usage(10, 33)
 
@@ -83,8 +83,29 @@ def test_completion_copies_differ_and_the_first_is_that_of_the_seed(client):
     texts = [choice["text"] for choice in answer["choices"]]
     assert len(set(texts[:3])) == len(set(texts[3:])) == 3
     assert answer["choices"][0] == _complete(client, **fields)["choices"][0]
-    assert answer["choices"][3] == _complete(client, prompt="kj", **fields)["choices"][0] | {"index": 3}
     assert answer["usage"] == _usage(5, 180)
+
+
+@pytest.mark.parametrize("fields", [{"prompt": ["abc"] * 4}, {"n": 4}, {"prompt": ["abc"] * 2, "n": 2}], ids=str)
+@pytest.mark.parametrize("stream", [False, True])
+def test_completion_choices_are_independent_and_repeat_with_the_seed(client, fields, stream):
+    def texts(**more):
+        asked = {"max_tokens": 40, **fields, **more}
+        if stream:
+            events = _events(client, **asked)
+            return [_joined(events, index) for index in range(4)]
+        return [choice["text"] for choice in _complete(client, **asked)["choices"]]
+
+    assert len(set(texts())) == 4
+    first = texts(seed=9)
+    assert len(set(first)) == 4
+    assert texts(seed=9) == first
+    assert not set(texts(seed=10)) & set(first)  # the second choice of a seed is not the first of the next
+
+
+def test_completion_of_seed_minus_one_draws_one(client):
+    texts = {_complete(client, seed=-1, max_tokens=60)["choices"][0]["text"] for _ in range(2)}
+    assert len(texts) == 2
 
 
 def test_completion_echo_puts_the_prompt_before_the_text(client):

@@ -54,6 +54,18 @@ def test_score_takes_ids(client):
     assert by_text == client.post("/v1/models/tiny/score", json={"tokens": [2, 3, 4, 2, 3, 4]}).json()
 
 
+def test_score_of_an_impossible_text_has_no_perplexity(client, monkeypatch):
+    from service.engine.sampler import Sampler
+
+    for logprob in (-np.inf, -800.0):
+        monkeypatch.setattr(Sampler, "score", lambda *_, value=logprob: np.full(1, value))
+        answer = client.post("/v1/models/tiny/score", json={"text": "abc"}).json()
+        assert answer["perplexity"] is None
+        assert answer["nats_per_token"] == (None if logprob == -np.inf else 800.0)
+    monkeypatch.setattr(Sampler, "score", lambda *_: np.full(1, -705.0))
+    assert client.post("/v1/models/tiny/score", json={"text": "abc"}).json()["perplexity"] == math.exp(705)
+
+
 def test_score_of_one_token_is_refused(client):
     response = client.post("/v1/models/tiny/score", json={"text": "a"})
     assert response.status_code == 422

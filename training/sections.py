@@ -118,7 +118,11 @@ class AnswerFiles(Section):
     user: str = "user_id"
     """rows: the column that tells learners apart."""
     order: str = "order_id"
-    """rows: the column, a number, that orders a learner's answers; rows that share it are one answer."""
+    """rows: the column, of numbers or of times as ISO 8601 writes them, that orders a learner's answers."""
+    answer: str = ""
+    """rows: the column that says which rows are one answer; empty where `ties` says it."""
+    ties: Literal["one-answer", "file"] = "one-answer"
+    """rows: what a learner's rows of one order are: one answer, or answers of their own in the file's order."""
     skill: str = "skill_name"
     """rows: the column of the skill."""
     correct: str = "correct"
@@ -136,6 +140,8 @@ class AnswerFiles(Section):
             raise ValueError("kind generated reads no files; leave out train and validation")
         if self.kind != "generated" and not self.train:
             raise ValueError(f"kind {self.kind} takes files; set corpus.train to one path or a list of them")
+        if self.answer and self.ties != "one-answer":
+            raise ValueError("answer says which rows are one answer, and so does ties; set one of them")
         return self
 
 

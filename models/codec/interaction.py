@@ -6,11 +6,22 @@ Axes: S skills. An attempt's id is `2 * skill + correct`, in [0, 2 S): one int64
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from models.errors import UnknownSkill
 
 MAX_NAME_CHARACTERS = 500
+
+COMBINED = " & "
+"""Between the names of the skills that one answer took together."""
+
+
+def combined_skill(names: Iterable[str]) -> str:
+    """The one skill of an answer that took several: an answer is one attempt, so that no part of it predicts another.
+
+    Each name once, sorted: "Area & Perimeter".
+    """
+    return COMBINED.join(sorted(set(names)))
 
 
 class InteractionCodec:

@@ -82,7 +82,10 @@ def test_rows_name_their_skills_and_say_what_was_left_out(tmp_path: Path) -> Non
     )
     seen = corpus(tmp_path / "a.csv", text, kind="rows")
     assert seen.codec.skills == ("Area", "Mean")
-    assert seen.remarks == ("corpus.train: 4 rows without a skill were left out",)
+    assert seen.remarks == (
+        "corpus.train: 4 rows without a skill were left out",
+        "corpus.train: 8 rows are 8 answers; 0 rows were joined to another of the same order_id",
+    )
     assert all(history.tolist() == [1, 3] for history in [*seen.train, *seen.validation])
 
 
@@ -113,3 +116,90 @@ def test_learner_in_both_halves_is_refused(tmp_path: Path) -> None:
 def test_answers_that_cannot_be_used_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(CorpusError, match=sentence):
         corpus(tmp_path / "a.csv", text)
+
+
+HEADER = "user_id,order_id,skill_name,correct\n"
+
+
+def remark(seen: AnswerCorpus, words: str) -> str:
+    """The one remark that has these words in it."""
+    (found,) = [remark for remark in seen.remarks if words in remark]
+    return found
+
+
+def test_skills_in_two_spellings_are_one_and_said(tmp_path: Path) -> None:
+    text = HEADER + "a,1,33,1\na,2,33.0,1\nb,1,33.,0\nb,2,4,0\n"
+    seen = corpus(tmp_path / "a.csv", text, kind="rows", validation_fraction=0.5)
+    assert seen.codec.skill_count == 34
+    assert sorted(history.tolist() for history in [*seen.train, *seen.validation]) == [[66, 8], [67, 67]]
+    assert remark(seen, "in one spelling") == (
+        "corpus: skills are read in one spelling, 2 of them in another: '33.' as '33', '33.0' as '33'"
+    )
+
+
+def test_skills_composed_otherwise_are_one(tmp_path: Path) -> None:
+    text = HEADER + "a,1,Caf\u00e9,1\na,2,Cafe\u0301,1\nb,1,Caf\u00e9 & x,1\nb,2,x,1\n"
+    seen = corpus(tmp_path / "a.csv", text, kind="rows", skill_separator=" & ")
+    assert seen.codec.skills == ("Caf\u00e9", "Caf\u00e9 & x", "x")
+
+
+@pytest.mark.parametrize(
+    ("skills", "told"),
+    [
+        (["033", "33"], "'033' and '33'"),
+        (["33.5", "33", "33.0"], "'33' and '33.0'"),
+        (["Area", "area", "AREA "], "'AREA' and 'Area' and 'area'"),
+        (["Word-problems", "Word problems"], "'Word problems' and 'Word-problems'"),
+        (["\u2460", "1"], "'1' and '\u2460'"),
+    ],
+)
+def test_skills_that_only_look_alike_are_kept_apart_and_said(tmp_path: Path, skills: list[str], told: str) -> None:
+    text = HEADER + "".join(f"{user},{order},{skill},1\n" for user in "ab" for order, skill in enumerate(skills))
+    seen = corpus(tmp_path / "a.csv", text, kind="rows")
+    assert seen.codec.skills == tuple(sorted(skill.strip() for skill in skills))
+    assert f"kept apart, 1 groups: {told};" in remark(seen, "look alike")
+
+
+def test_three_lines_and_pykt_spell_skills_alike_too(tmp_path: Path) -> None:
+    seen = corpus(tmp_path / "a.csv", "2\n3,3.0\n1,0\n2\n1,2\n1,1\n")
+    assert seen.codec.skill_count == 4
+    assert remark(seen, "in one spelling")
+    text = 'uid,concepts,responses\n1,"3,3.0_1","1,0"\n1.0,3,1\n2,"1,2","0,1"\n'
+    seen = corpus(tmp_path / "b.csv", text, kind="pykt")
+    assert sorted(history.tolist() for history in [*seen.train, *seen.validation]) == [[0, 5], [7, 2, 7]]
+    assert seen.codec.skills == ("1", "1 & 3", "2", "3")
+    assert remark(seen, "learners are read in one spelling") == (
+        "corpus.train: learners are read in one spelling, 1 of them in another: '1.0' as '1'"
+    )
+
+
+def test_missing_values_and_names_like_combinations_are_said(tmp_path: Path) -> None:
+    seen = corpus(tmp_path / "a.csv", HEADER + "a,1,NaN,1\na,2,x & y,1\na,3,x,0\na,3,y,0\nb,1,x,1\n", kind="rows")
+    assert remark(seen, "NaN").startswith("corpus: 1 answers are at a skill called 'NaN', kept as a name;")
+    assert remark(seen, "one skill here").startswith("corpus: skill 'x & y' is a name, and what answers that took both")
+
+
+def test_learner_in_both_halves_is_found_in_another_spelling(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text(HEADER + "7.0,1,x,1\n")
+    with pytest.raises(CorpusError, match=r"^learner '7' is both in corpus\.train and in corpus\.validation"):
+        corpus(tmp_path / "a.csv", HEADER + "7,1,x,1\nc,2,x,1\n", kind="rows", validation=str(tmp_path / "b.csv"))
+
+
+def test_file_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.csv", tmp_path / "b.csv.gz"
+    one.write_text(three_lines(4))
+    other.write_bytes(gzip.compress(three_lines(4).encode()))
+    with pytest.raises(CorpusError, match=r"^corpus\.train: .*b\.csv\.gz holds what .*a\.csv holds, byte for byte"):
+        read_answers(AnswerFiles(train=[str(one), str(other)]), 0)
+    with pytest.raises(CorpusError, match=r"^corpus\.validation: .*b\.csv\.gz holds what .*a\.csv of corpus\.train"):
+        read_answers(AnswerFiles(train=[str(one)], validation=[str(other)]), 0)
+
+
+def test_history_that_is_in_both_halves_is_said(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    skills, answers = (",".join(map(str, random.integers(0, most, 25))) for most in (9, 2))
+    long = [f"25\n{skills}\n{answers}\n"] * 2
+    seen = corpus(tmp_path / "a.csv", "".join(long), validation_fraction=0.5)
+    assert remark(seen, "attempt for attempt").startswith("corpus: 1 of the 1 validation learners have a history of 20")
+    alike = f"25\n{','.join('1' * 25)}\n{','.join('1' * 25)}\n" * 4  # nobody is known by making no mistake
+    assert corpus(tmp_path / "b.csv", alike).remarks == ()

@@ -54,6 +54,7 @@ TWO_PICTURES = [
     [
         ("tsv", "b.jpg\t0\tA dog .\na.jpg\t0\tIt's a cat\r\n\nb.jpg\t1\tThe dog runs .\nb.jpg\t2\t .\n"),
         ("flickr8k", "b.jpg#0\tA dog .\na.jpg#0\tIt's a cat\nb.jpg#1\tThe dog runs .\n"),
+        ("flickr8k", "\ufeffb.jpg#0\tA dog .\ra.jpg#0\tIt's a cat\rb.jpg#1\tThe dog runs .\r"),
         (
             "coco",
             json.dumps({
@@ -110,6 +111,12 @@ def test_captions_are_those_of_the_list_in_its_order(tmp_path: Path) -> None:
         ("coco", '{"images": [3], "annotations": []}', "f: images[0] is 3; allowed is an object"),
         ("coco", '{"images": [{"id": "x", "file_name": "a"}], "annotations": []}', "f: images[0]: id is 'x'; allowed"),
         ("coco", '{"images": [{"id": 1}], "annotations": []}', "f: images[0]: file_name is None; allowed is a text"),
+        (
+            "coco",
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": []}',
+            "f: images[1]: id 1 is of 'b' and of 'a'; allowed is one picture an id",
+        ),
+        ("csv", "image,caption,caption\na.jpg,A cat,A dog\n", "f: has 2 columns 'caption'; allowed is one"),
         (
             "coco",
             '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "A"}]}',

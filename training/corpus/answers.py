@@ -7,6 +7,7 @@ The split is by learner, never by row: nobody is in both halves.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.codec.interaction import InteractionCodec
+from models.codec.interaction import COMBINED, InteractionCodec, combined_skill
+from models.codec.spelling import one_name, spelling_remarks
 from training.corpus.files import read_text
 from training.corpus.learners import SKILLS, simulate
 from training.corpus.pykt import read_pykt
 from training.corpus.rows import Columns, read_rows
 from training.corpus.three_line import read_three_line
-from training.corpus.transcript import Transcript
+from training.corpus.transcript import Reading, Skills, Transcript
 from training.errors import CorpusError
 from training.sections import AnswerFiles
 
@@ -28,6 +30,13 @@ History = npt.NDArray[np.int64]
 
 MAX_SKILL_NUMBER = 9_999
 """Where every skill of a corpus is a number up to this, numbers are kept as ids."""
+
+MISSING = frozenset({"nan", "na", "n/a", "<na>", "nat", "null", "none"})
+"""What other programs write where there is no value."""
+
+TELLING_ATTEMPTS = 20
+TELLING_MISTAKES = 3
+"""Two learners hardly ever answer so often alike by chance, unless hardly ever wrong, or hardly ever right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class AnswerCorpus:
     validation_sha256: str
     """Of the validation files; as `sha256` where the validation learners are some of the training files'."""
     remarks: tuple[str, ...] = ()
-    """What was left out and why, for people."""
+    """What was joined, left out or read in another spelling, for people."""
 
 
 def read_answers(files: AnswerFiles, seed: int) -> AnswerCorpus:
@@ -57,29 +66,27 @@ def read_answers(files: AnswerFiles, seed: int) -> AnswerCorpus:
     """
     if files.kind == "generated":
         return _generated(files, seed)
-    train, digest, remarks = _read(files, files.train, "corpus.train")
+    train, digests, remarks = _read(files, files.train, "corpus.train")
+    validation_digests = digests
     if files.validation:
-        validation, validation_digest, more = _read(files, files.validation, "corpus.validation")
+        validation, validation_digests, more = _read(files, files.validation, "corpus.validation")
         remarks += more
-        shared = {learner.name for learner in train if learner.name} & {learner.name for learner in validation}
-        if shared:
-            raise CorpusError(
-                f"learner {min(shared)!r} is both in corpus.train and in corpus.validation; the split is by learner"
-            )
+        _refuse_shared(digests, validation_digests, train, validation)
     else:
         train, validation = _split(train, files.validation_fraction, seed)
-        validation_digest = digest
+    names, more = _skill_names([*train, *validation])
     try:
-        codec = InteractionCodec(skill_names(skill for learner in [*train, *validation] for skill in learner.skills))
+        codec = InteractionCodec(skill_names(names.values()))
     except ValueError as error:
         raise CorpusError(f"corpus: {error}") from None
+    histories, held_out = ([_encode(codec, names, learner) for learner in part] for part in (train, validation))
     return AnswerCorpus(
         codec,
-        [_encode(codec, learner) for learner in train],
-        [_encode(codec, learner) for learner in validation],
-        digest,
-        validation_digest,
-        tuple(remarks),
+        histories,
+        held_out,
+        _digest(digests),
+        _digest(validation_digests),
+        (*remarks, *more, *_known_by_heart(histories, held_out)),
     )
 
 
@@ -98,28 +105,98 @@ def skill_names(seen: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
-def _read(files: AnswerFiles, paths: Sequence[str], key: str) -> tuple[list[Transcript], str, list[str]]:
-    texts, digests = [], []
+def _read(files: AnswerFiles, paths: Sequence[str], key: str) -> tuple[list[Transcript], dict[str, str], list[str]]:
+    """The learners of some files, the files by digest, and what is to be said of them."""
+    texts: list[tuple[str, str]] = []
+    digests: dict[str, str] = {}
     for path in paths:
         text, digest = read_text(Path(path), key)
+        if digest in digests:
+            raise CorpusError(f"{key}: {path} holds what {digests[digest]} holds, byte for byte; list it once")
         texts.append((path, text))
-        digests.append(digest)
-    remarks: list[str] = []
+        digests[digest] = path
     match files.kind:
         case "three-line":
-            learners = [learner for path, text in texts for learner in read_three_line(text, path)]
+            reading = Reading([learner for path, text in texts for learner in read_three_line(text, path)])
         case "pykt":
-            learners = read_pykt(texts)
+            reading = read_pykt(texts)
         case _:
-            columns = Columns(files.user, files.order, files.skill, files.correct, files.skill_separator)
-            learners, skipped = read_rows(texts, columns)
-            if skipped:
-                remarks.append(f"{key}: {skipped:,} rows without a skill were left out")
-    if not learners:
+            reading = read_rows(
+                texts,
+                Columns(
+                    files.user,
+                    files.order,
+                    files.skill,
+                    files.correct,
+                    files.skill_separator,
+                    files.answer,
+                    files.ties,
+                ),
+            )
+    if not reading.learners:
         raise CorpusError(f"{key}: {', '.join(paths)}: holds no learner with an answer")
-    if len(digests) == 1:
-        return learners, digests[0], remarks
-    return learners, hashlib.sha256("\n".join(digests).encode()).hexdigest(), remarks
+    return reading.learners, digests, [f"{key}: {remark}" for remark in reading.remarks]
+
+
+def _digest(digests: Iterable[str]) -> str:
+    """Of one file, its own; of several, that of their digests, one a line."""
+    several = list(digests)
+    return several[0] if len(several) == 1 else hashlib.sha256("\n".join(several).encode()).hexdigest()
+
+
+def _refuse_shared(
+    digests: dict[str, str],
+    validation_digests: dict[str, str],
+    train: Sequence[Transcript],
+    validation: Sequence[Transcript],
+) -> None:
+    """See that nobody is in both halves."""
+    for digest in digests.keys() & validation_digests.keys():
+        raise CorpusError(
+            f"corpus.validation: {validation_digests[digest]} holds what {digests[digest]} of corpus.train holds, byte "
+            "for byte; the split is by learner"
+        )
+    shared = {learner.name for learner in train if learner.name} & {learner.name for learner in validation}
+    if shared:
+        raise CorpusError(
+            f"learner {min(shared)!r} is both in corpus.train and in corpus.validation; the split is by learner"
+        )
+
+
+def _skill_names(learners: Sequence[Transcript]) -> tuple[dict[Skills, str], list[str]]:
+    """What the skills of an answer are called together, and what is to be said of it."""
+    taken = Counter(skills for learner in learners for skills in learner.skills)
+    read_as = one_name({name for skills in taken for name in skills})
+    names = {skills: combined_skill(read_as[name] for name in skills) for skills in taken}
+    remarks = spelling_remarks("skills", read_as)
+    missing = sorted(name for name in read_as.values() if name.lower() in MISSING)
+    if missing:
+        count = sum(count for skills, count in taken.items() if names[skills] in missing)
+        remarks.append(
+            f"{count:,} answers are at a skill called {missing[0]!r}, kept as a name; where there is none, "
+            "leave the cell empty"
+        )
+    combined = {name for skills, name in names.items() if len(skills) > 1}
+    for name in sorted(name for name in set(read_as.values()) & combined if COMBINED in name)[:1]:
+        remarks.append(f"skill {name!r} is a name, and what answers that took both are called; they are one skill here")
+    return names, [f"corpus: {remark}" for remark in remarks]
+
+
+def _known_by_heart(train: Sequence[History], validation: Sequence[History]) -> list[str]:
+    """Whether validation learners answered, attempt for attempt, what a training learner did: the same one, perhaps."""
+    telling, others = ([history.tobytes() for history in part if _tells(history)] for part in (validation, train))
+    count = sum(map(set(others).__contains__, telling))
+    if not count:
+        return []
+    return [
+        f"corpus: {count:,} of the {len(validation):,} validation learners have a history of {TELLING_ATTEMPTS} "
+        "attempts or more that a training learner has too, attempt for attempt; who stands there twice is in both"
+    ]
+
+
+def _tells(history: History) -> bool:
+    right = int((history & 1).sum())
+    return len(history) >= TELLING_ATTEMPTS and TELLING_MISTAKES <= right <= len(history) - TELLING_MISTAKES
 
 
 def _split(learners: list[Transcript], fraction: float, seed: int) -> tuple[list[Transcript], list[Transcript]]:
@@ -137,9 +214,9 @@ def _split(learners: list[Transcript], fraction: float, seed: int) -> tuple[list
     )
 
 
-def _encode(codec: InteractionCodec, learner: Transcript) -> History:
+def _encode(codec: InteractionCodec, names: dict[Skills, str], learner: Transcript) -> History:
     attempts = zip(learner.skills, learner.correct, strict=True)
-    return np.array([codec.encode(skill, correct) for skill, correct in attempts], np.int64)
+    return np.array([codec.encode(names[skills], correct) for skills, correct in attempts], np.int64)
 
 
 def _generated(files: AnswerFiles, seed: int) -> AnswerCorpus:

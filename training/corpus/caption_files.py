@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.corpus.captions import CaptionedImage, group_captions
-from training.corpus.files import read_text
-from training.corpus.rows import table
+from training.corpus.files import lines_of, read_text
+from training.corpus.tables import table
 from training.errors import CorpusError
 
 CaptionKind = Literal["tsv", "flickr8k", "coco", "csv"]
@@ -110,10 +110,11 @@ def read_coco(text: str, file: str) -> list[CaptionedImage]:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise CorpusError(f"{file}, line {error.lineno}: is not JSON ({error.msg})") from None
-    names = {
-        _number(image, "id", where): _text(image, "file_name", where)
-        for where, image in _entries(content, "images", file)
-    }
+    names: dict[int, str] = {}
+    for where, image in _entries(content, "images", file):
+        id_, name = _number(image, "id", where), _text(image, "file_name", where)
+        if names.setdefault(id_, name) != name:
+            raise CorpusError(f"{where}: id {id_} is of {name!r} and of {names[id_]!r}; allowed is one picture an id")
 
     def lines() -> Iterator[tuple[str, str]]:
         for where, annotation in _entries(content, "annotations", file):
@@ -166,9 +167,9 @@ def _listed(images: Sequence[CaptionedImage], file: str, path: Path, key: str) -
 
 def _lines(text: str, file: str) -> Iterator[tuple[str, str]]:
     """The lines that are not blank, each with where it stands."""
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also cut at U+2028 and the like
+    for number, line in enumerate(lines_of(text), start=1):
         if line.strip():
-            yield f"{file}, line {number}", line.removesuffix("\r")
+            yield f"{file}, line {number}", line
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Text files, plain or gzipped, read whole with their digest."""
+"""Text files, plain or gzipped, read whole with their digest; and their lines."""
 
 from __future__ import annotations
 
@@ -40,3 +40,13 @@ def read_text(path: Path, key: str) -> tuple[str, str]:
             "convert it to UTF-8 first"
         ) from None
     return text, hashlib.sha256(content).hexdigest()
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines, whoever's ends they have; splitlines() would also cut at U+2028 and the like."""
+    return one_line_end(text).split("\n")
+
+
+def one_line_end(text: str) -> str:
+    """The text with every line end, CR LF or a lone CR, as LF (Python's universal newlines)."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

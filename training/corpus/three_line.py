@@ -9,6 +9,7 @@ A trailing comma is allowed (Piech et al.'s files have one). The format has no l
 
 from __future__ import annotations
 
+from training.corpus.files import lines_of
 from training.corpus.transcript import Transcript, read_correct
 from training.errors import CorpusError
 
@@ -19,7 +20,7 @@ def read_three_line(text: str, file: str) -> list[Transcript]:
     Raises:
         CorpusError: naming file and line.
     """
-    lines = text.rstrip().splitlines()
+    lines = lines_of(text.rstrip())
     if len(lines) % 3 and not (len(lines) % 3 == 1 and lines[-1].strip() == "0"):  # rstrip ate an empty learner's lines
         raise CorpusError(f"{file}: has {len(lines):,} lines; allowed are three for each learner")
     learners = []
@@ -38,7 +39,9 @@ def read_three_line(text: str, file: str) -> list[Transcript]:
             )
         if skills:
             where = f"{file}, line {start + 3}"
-            learners.append(Transcript("", skills, [read_correct(cell, where) for cell in answers]))
+            learners.append(
+                Transcript("", [(skill,) for skill in skills], [read_correct(cell, where) for cell in answers])
+            )
     return learners
 
 

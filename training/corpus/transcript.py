@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from training.errors import CorpusError
 
-COMBINED = " & "
-"""Between the names of the skills that one answer took together."""
+Skills = tuple[str, ...]
+"""The skills that one answer took, each once, sorted, as the file spells them: mostly a single one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,14 +16,23 @@ class Transcript:
     """One learner's answers, oldest first."""
 
     name: str
-    """As the file has it; empty where the format has no names."""
-    skills: list[str]
+    """As models.codec.spelling.one_id spells it; empty where the format has no names."""
+    skills: list[Skills]
     correct: list[bool]
 
 
-def combine(skills: set[str]) -> str:
-    """The one skill of an answer that took several: an answer is one attempt, so none of its rows predicts another."""
-    return COMBINED.join(sorted(skills))
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a reader made of its files."""
+
+    learners: list[Transcript]
+    remarks: tuple[str, ...] = ()
+    """What was joined, left out or read in another spelling, for people."""
+
+
+def skill_set(names: Iterable[str]) -> Skills:
+    """The skills of one answer."""
+    return tuple(sorted(set(names)))
 
 
 def read_correct(cell: str, where: str) -> bool:

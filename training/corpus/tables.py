@@ -1,0 +1,45 @@
+"""CSV files with a header: the rows, each with where it stands."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from training.errors import CorpusError
+
+csv.field_size_limit(1 << 24)  # pyKT keeps a whole history in one cell
+
+
+def table(
+    file: str, text: str, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file with a header, each with where it stands.
+
+    Args:
+        file: its name.
+        text: what it holds.
+        columns: that must be there.
+        optional: that are read where they are there.
+
+    Raises:
+        CorpusError: a column is missing or stands twice, or a row has too few or too many cells.
+    """
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+    try:
+        header = list(reader.fieldnames or [])
+        for column in columns:
+            if column not in header:
+                raise CorpusError(f"{file}: has no column {column!r}; its columns are {', '.join(header)}")
+        for column in (*columns, *optional):
+            if header.count(column) > 1:
+                raise CorpusError(
+                    f"{file}: has {header.count(column)} columns {column!r}; allowed is one: rename the others"
+                )
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise CorpusError(f"{where}: has not as many cells as the header, {len(header)}")
+            yield where, row
+    except csv.Error as error:
+        raise CorpusError(f"{file}, line {reader.reader.line_num}: is not CSV ({error})") from None

@@ -38,6 +38,7 @@ class MakeCheckpoint(Protocol):
         layers: int = 2,
         tied: bool = False,
         seed: int = 0,
+        tokenizer: Tokenizer | None = None,
     ) -> Path: ...
 
 
@@ -54,12 +55,14 @@ class MakeBundle(Protocol):
         layers: int = 2,
         tied: bool = False,
         seed: int = 0,
+        tokenizer: Tokenizer | None = None,
     ) -> Path: ...
 
 
 @pytest.fixture(scope="session")
 def make_checkpoint() -> MakeCheckpoint:
-    """Writes a language model's checkpoint with random weights and a character tokenizer; returns its path."""
+    """Writes a language model's checkpoint with random weights and a character tokenizer, unless another is given of as
+    many tokens; returns its path."""
     import torch  # only tests that need a model pay for torch
 
     from models.nn.checkpoint import Checkpoint, write_checkpoint
@@ -67,7 +70,16 @@ def make_checkpoint() -> MakeCheckpoint:
 
     torch.set_num_threads(1)
 
-    def make(path: Path, *, vocabulary: int = 13, embedding: int = 5, hidden: int = 7, seed: int = 0, **shape) -> Path:
+    def make(
+        path: Path,
+        *,
+        vocabulary: int = 13,
+        embedding: int = 5,
+        hidden: int = 7,
+        seed: int = 0,
+        tokenizer: Tokenizer | None = None,
+        **shape,
+    ) -> Path:
         config = LanguageModelConfig(vocabulary, embedding_size=embedding, hidden_size=hidden, **shape)
         model = LanguageModel(config)
         generator = torch.Generator().manual_seed(seed)
@@ -76,7 +88,7 @@ def make_checkpoint() -> MakeCheckpoint:
         header = {
             "task": "language",
             "model": config.to_json(),
-            "tokenizer": character_tokenizer(vocabulary).to_str(),
+            "tokenizer": (tokenizer or character_tokenizer(vocabulary)).to_str(),
             "validation": {"tokens": 11, "nats_per_token": 1.5, "perplexity": 4.48, "bits_per_character": 2.16},
             "provenance": {
                 "recipe": "[model]\n",

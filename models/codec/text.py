@@ -5,9 +5,13 @@ A codec wraps one `tokenizer.json` of the `tokenizers` library: characters, word
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import codecs
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from models.errors import UnencodableText
 
@@ -17,8 +21,33 @@ END_OF_LINE_TOKEN = "<eos>"
 CONTEXT_TOKENS = 8
 """How many ids before the next one a detokeniser looks at: enough for any UTF-8 character and for a leading blank."""
 
-REPLACEMENT = "\ufffd"
-"""How bytes that are no character, or no whole one yet, read."""
+MAX_CHARACTER_BYTES = 4
+"""In UTF-8."""
+
+_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""How a vocabulary with byte fallback calls a byte."""
+
+
+def _byte_letters() -> Mapping[str, int]:
+    """The letters that byte-level tokens are written in, with their bytes.
+
+    GPT-2's: a printable byte is its own letter in Latin-1, the others are those from U+0100 on, in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_letters()
+
+
+def _kinds(decoder: decoders.Decoder | None) -> Iterator[str]:
+    """The kinds of a decoder and of all that it is made of, as `tokenizer.json` calls them."""
+    waiting: list[Any] = [] if decoder is None else [json.loads(decoder.__getstate__())]
+    while waiting:
+        part = waiting.pop()
+        yield part["type"]
+        waiting += part.get("decoders", [])
 
 
 class TextCodec:
@@ -32,6 +61,11 @@ class TextCodec:
         self.vocabulary_size: int = max(tokenizer.get_vocab().values(), default=-1) + 1
         self.unknown_id = self.id_of(UNKNOWN_TOKEN)
         self._texts: dict[int, str] = {}
+        self._bytes: dict[int, bytes | None] = {}
+        kinds = set(_kinds(tokenizer.decoder))
+        self._byte_level = "ByteLevel" in kinds
+        self.falls_back = "ByteFallback" in kinds
+        """Whether tokens that are one byte each (`<0xE4>`) stand for what the vocabulary lacks."""
 
     @classmethod
     def from_json(cls, content: str) -> TextCodec:
@@ -83,6 +117,34 @@ class TextCodec:
             text = self._texts[token] = self.decode([token])
         return text
 
+    def partial_bytes(self, token: int) -> bytes | None:
+        """The bytes that a token stands for, which may be part of a character; None where it is whole characters."""
+        if not (self._byte_level or self.falls_back):
+            return None
+        if token not in self._bytes:
+            self._bytes[token] = self._bytes_of(self._tokenizer.id_to_token(token) or "")
+        return self._bytes[token]
+
+    def token_name(self, token: int) -> str:
+        """A token's text; of one that is part of a character its bytes, as OpenAI writes them: `bytes:\\xe4\\xbb`."""
+        content = self.partial_bytes(token)
+        if content is None:
+            return self.token_text(token)
+        try:
+            content.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+        return self.token_text(token)
+
+    def _bytes_of(self, token: str) -> bytes | None:
+        if self._byte_level:
+            try:
+                return bytes(_BYTE_OF[letter] for letter in token)
+            except KeyError:  # an added token, which stands for itself
+                return token.encode()
+        byte = _FALLBACK.fullmatch(token)
+        return None if byte is None else bytes.fromhex(byte[1])
+
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
         """A detokeniser that goes on where `context` (the prompt's ids) ended."""
         return Detokenizer(self, list(context[-CONTEXT_TOKENS:]))
@@ -91,35 +153,52 @@ class TextCodec:
 class Detokenizer:
     """Ids in, text out, one by one.
 
-    A character whose bytes are spread over several tokens is held back until it is whole, so what `push` returns holds
-    U+FFFD only for bytes that are no character. What is still held back at the stream's end is dropped. The pieces,
-    joined, are what `decode` makes of all ids, less that.
+    A character whose bytes are spread over several tokens is held back until it is whole; whether it is, its bytes
+    say, as U+FFFD is a character like any other. What `push` returns holds U+FFFD where the text does, and for bytes
+    that are no character. What is still held back at the stream's end is dropped. The pieces, joined, are what `decode`
+    makes of all ids, less that. (Byte fallback alone differs: there one void byte makes the library give up all
+    characters of bytes beside it, also those that it had read before.)
 
-    Not the library's DecodeStream: it raises on runs of invalid bytes under a byte-fallback decoder, and decodes all
-    that it holds back anew at every step, which is quadratic. Here at most 2 * CONTEXT_TOKENS ids are looked at.
+    Not the library's DecodeStream: it raises on such runs, takes a character U+FFFD for one that is unfinished, and
+    decodes all that it holds back anew at every step, which is quadratic.
     """
 
     def __init__(self, codec: TextCodec, context: list[int]) -> None:
         self._codec = codec
-        self._context = context  # ids whose text has been given out (or was the prompt's)
-        self._pending: list[int] = []  # ids after them, some of whose text is held back
-        text = codec.decode(context)
-        self._sent = len(text) - text.endswith(REPLACEMENT)  # of the text of both, characters given out
+        self._context: list[int] = []
+        """Ids whose text has been given out, for the blank that some tokenizers set before the next."""
+        self._shown = 0
+        """Characters of their text."""
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pending: list[int] = []
+        """Tokens of bytes since the last whole character."""
+        if context and codec.partial_bytes(context[-1]) is None:
+            self._goes_on_from(context, codec.decode(context))
+        else:
+            for token in context:
+                self.push(token)
 
     def push(self, token: int) -> str:
         """The text that `token` completes; empty while a character is still incomplete."""
-        self._pending.append(token)
-        text = self._codec.decode(self._context + self._pending)
-        whole = len(text.rstrip(REPLACEMENT))
-        if whole < len(text) and len(self._pending) == CONTEXT_TOKENS:
-            whole = len(text) - 1  # no character has so many bytes: all but the last, which may have begun one, is void
-        elif whole < len(text):
-            piece = text[self._sent : whole]
-            self._sent = max(self._sent, whole)
-            return piece
-        piece = text[self._sent : whole]
-        after = self._codec.token_text(token) if len(self._pending) == 1 else self._codec.decode(self._pending)
-        if after:  # else the tokens left no trace, and the context stays what it was
-            self._context, self._sent = self._pending, len(after) - (len(text) - whole)
+        content = self._codec.partial_bytes(token)
+        if content is not None:
+            return self._push_bytes(token, content)
+        void = self._utf8.decode(b"", True) if self._pending else ""
         self._pending = []
+        piece = self._codec.decode([*self._context, token])[self._shown :]
+        if text := self._codec.token_text(token):  # else it left no trace, and the context stays what it was
+            self._goes_on_from([token], text)
+        return void + piece
+
+    def _push_bytes(self, token: int, content: bytes) -> str:
+        piece = self._utf8.decode(content)
+        if not self._codec.falls_back:
+            return piece
+        self._pending = [*self._pending, token][-MAX_CHARACTER_BYTES:]
+        if not self._utf8.getstate()[0]:
+            self._goes_on_from(self._pending, self._codec.decode(self._pending))
+            self._pending = []
         return piece
+
+    def _goes_on_from(self, context: list[int], text: str) -> None:
+        self._context, self._shown = context, len(text)

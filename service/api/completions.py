@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -233,11 +234,11 @@ class Completion:
         """OpenAI's `logprobs`; `offset` is where in the text of the choice the first token begins."""
         if self._body.logprobs is None:
             return None
-        name = self._model.bundle.text_codec.token_text
+        name = self._model.bundle.text_codec.token_name
         return {
             "tokens": [name(token.token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{name(one.token): one.logprob for one in token.alternatives} for token in tokens],
+            "top_logprobs": [top_logprobs(token, name) for token in tokens],
             "text_offset": list(itertools.accumulate((len(token.text) for token in tokens), initial=offset))[:-1],
         }
 
@@ -252,6 +253,19 @@ class Completion:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+
+def top_logprobs(token: Token, name: Callable[[int], str]) -> dict[str, float]:
+    """The most probable tokens at a place, best first, and the one that was sampled, by their names.
+
+    Where two tokens have the same name, that of the larger log-probability counts.
+    """
+    logprobs = {one.token: one.logprob for one in token.alternatives}
+    logprobs[token.token] = token.logprob  # the very number that `token_logprobs` has
+    named: dict[str, float] = {}
+    for other, logprob in logprobs.items():
+        named[name(other)] = max(named.get(name(other), -math.inf), logprob)
+    return named
 
 
 def choice_seed(seed: int, index: int) -> int:

@@ -62,9 +62,8 @@ def stream(codec: TextCodec, ids: list[int], context: list[int] | None = None) -
 
 
 def is_undecided(text: str) -> bool:
-    """Whether `text` is what may be held back at a stream's end: the beginning of a character, or the void bytes of
-    fewer than CONTEXT_TOKENS tokens (of at most five bytes here)."""
-    return len(text) < 5 * CONTEXT_TOKENS and not text.strip("\ufffd")
+    """Whether `text` is what may be held back at a stream's end: the beginning of a character."""
+    return text in ("", "\ufffd")
 
 
 @pytest.mark.parametrize("kind", ["character", "byte_pairs"])
@@ -106,24 +105,40 @@ def test_detokenizer_goes_on_where_its_context_ended(kind: str, data: st.DataObj
     codec = CODECS[kind]
     ids = st.integers(0, codec.vocabulary_size - 1)
     context, more = data.draw(st.lists(ids, min_size=1, max_size=20)), data.draw(st.lists(ids, max_size=30))
-    before, whole = codec.decode(context), codec.decode(context + more)
-    if before.endswith("\ufffd"):
-        before = before[:-1]  # a character that the context began is the stream's to complete
+    before, whole = stream(codec, context), codec.decode(context + more)  # a character that it began is not in it
     joined = stream(codec, more, context)
     assert whole.startswith(before + joined)
     assert is_undecided(whole[len(before + joined) :])
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=40), st.data())
-def test_detokenizer_never_breaks_a_character_of_valid_text(text: str, data: st.DataObject) -> None:
-    codec = CODECS["byte_pairs"]
-    ids = codec.encode(text)
+# U+FFFD among them, which reads like bytes that are no character and is one.
+VALID_TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\ufffd\ufffc😀漢"), max_size=40)
+
+
+@pytest.mark.parametrize("kind", ["byte_pairs", "byte_fallback"])
+@given(text=VALID_TEXT, data=st.data())
+def test_detokenizer_never_breaks_a_character_of_valid_text(kind: str, text: str, data: st.DataObject) -> None:
+    codec = CODECS["byte_pairs"] if kind == "byte_pairs" else FOREIGN
+    ids = codec.encode(text) if kind == "byte_pairs" else list(text.encode())  # a byte's id is the byte
     cut = data.draw(st.integers(0, len(ids)))
-    detokenizer = codec.detokenizer(ids[:cut])
-    pieces = [detokenizer.push(token) for token in ids[cut:]]
-    assert not any("\ufffd" in piece for piece in pieces)
-    if cut == 0:
-        assert "".join(pieces) == text
+    before, after = stream(codec, ids[:cut]), stream(codec, ids[cut:], ids[:cut])
+    assert before + after == text
+    assert text.startswith(before)
+
+
+@pytest.mark.parametrize("text", ["abc\ufffd", "\ufffd", "\ufffd\ufffd", "漢\ufffd"])
+@pytest.mark.parametrize("kind", ["byte_pairs", "byte_fallback", "characters"])
+def test_replacement_character_of_a_prompt_is_whole(kind: str, text: str) -> None:
+    if kind == "characters":
+        tokens = [UNKNOWN_TOKEN, *sorted(set("abcdn漢e\ufffd"))]
+        tokenizer = character()
+        tokenizer.model = models.WordLevel({token: id_ for id_, token in enumerate(tokens)}, UNKNOWN_TOKEN)
+        codec = TextCodec(tokenizer)
+    else:
+        codec = CODECS["byte_pairs"] if kind == "byte_pairs" else FOREIGN
+    encode = (lambda text: list(text.encode())) if kind == "byte_fallback" else codec.encode
+    assert stream(codec, encode("end"), encode(text)) == "end"
+    assert stream(codec, encode(text)) == text
 
 
 def test_detokenizer_holds_a_character_back_until_its_last_byte() -> None:
@@ -136,12 +151,14 @@ def test_detokenizer_holds_a_character_back_until_its_last_byte() -> None:
     assert [detokenizer.push(token) for token in codec.encode("a😀é")] == ["a", "", "", "", "😀", "", "é"]
 
 
-def test_detokenizer_gives_void_bytes_out_as_replacements_in_the_end() -> None:
+def test_detokenizer_gives_void_bytes_out_as_soon_as_they_are_known_to_be() -> None:
     codec = CODECS["byte_pairs"]
     (first, *_) = codec.encode("Ā")  # 0xC4 0x80: the first byte alone, over and over, never is a character
-    joined = stream(codec, [first] * 100)
-    assert set(joined) == {"\ufffd"}
-    assert 100 - len(joined) <= 8
+    detokenizer = codec.detokenizer()
+    assert [detokenizer.push(first) for _ in range(100)] == ["", *["\ufffd"] * 99]  # each voids the one before
+    assert stream(codec, codec.encode("Āb")) == "Āb"
+    (*_, last) = codec.encode("Ā")
+    assert codec.detokenizer().push(last) == "\ufffd"  # no character begins so: void at once
 
 
 def test_detokenizer_sets_a_blank_between_prompt_and_first_word() -> None:
@@ -174,11 +191,11 @@ def test_detokenizer_looks_at_a_bounded_number_of_ids() -> None:
             looked_at.append(len(ids))
             return super().decode(ids)
 
-    detokenizer = Spy.from_json(CODECS["byte_pairs"].to_json()).detokenizer()
-    void = CODECS["byte_pairs"].encode("Ā")[0]
-    for token in [void] * 50 + CODECS["byte_pairs"].encode(TEXT * 3):
-        detokenizer.push(token)
-    assert max(looked_at) <= 16
+    for codec in (CODECS["word"], FOREIGN):
+        detokenizer = Spy.from_json(codec.to_json()).detokenizer([3, 4] * 50)
+        for token in [0xE4] * 50 + [*TEXT.encode(), 257, 256] * 3:
+            detokenizer.push(token % codec.vocabulary_size)
+    assert max(looked_at) == CONTEXT_TOKENS + 1
 
 
 def test_codec_encodes_what_it_does_not_know_as_the_unknown_token() -> None:
@@ -218,6 +235,28 @@ def test_codec_counts_ids_not_tokens() -> None:
 def test_token_text_shows_one_token() -> None:
     assert CODECS["word"].token_text(6) == "漢字"
     assert CODECS["byte_pairs"].token_text(CODECS["byte_pairs"].encode("Ā")[0]) == "\ufffd"
+
+
+def test_token_name_tells_bytes_apart_that_are_no_text() -> None:
+    codec = CODECS["byte_pairs"]
+    first, last = codec.encode("Ā")
+    assert (codec.token_name(first), codec.token_name(last)) == (r"bytes:\xc4", r"bytes:\x80")
+    assert [codec.token_name(token) for token in codec.encode("the")] == ["the"]
+    assert FOREIGN.token_name(0xE4) == r"bytes:\xe4"
+    assert (FOREIGN.token_name(0x41), FOREIGN.token_name(257)) == ("A", "é")
+    assert CODECS["word"].token_name(6) == "漢字"
+    names = [codec.token_name(token) for token in range(codec.vocabulary_size)]
+    assert len(set(names)) == codec.vocabulary_size
+
+
+def test_added_token_of_a_byte_level_vocabulary_stands_for_itself() -> None:
+    tokenizer = byte_pairs()
+    tokenizer.add_special_tokens(["<|漢|>", "<end>"])
+    codec = TextCodec(tokenizer)
+    for name in ("<|漢|>", "<end>"):
+        token = codec.id_of(name)
+        assert token is not None
+        assert codec.token_name(token) == codec.detokenizer().push(token) == name
 
 
 @settings(max_examples=50)

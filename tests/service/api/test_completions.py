@@ -126,10 +126,23 @@ def test_completion_logprobs_equal_torch(client, oracle):
     expected = oracle.logprobs(ids + tokens)[len(ids) - 1 : -1]  # of the model itself, whatever the temperature
     for step, token in enumerate(tokens):
         assert logprobs["token_logprobs"][step] == pytest.approx(expected[step, token].item(), abs=1e-4)
-        best = expected[step].topk(3)
-        names = [oracle.codec.token_text(token) for token in best.indices.tolist()]
-        assert list(logprobs["top_logprobs"][step]) == names
-        assert list(logprobs["top_logprobs"][step].values()) == pytest.approx(best.values.tolist(), abs=1e-4)
+        best = expected[step].topk(3).indices.tolist()
+        told = best if token in best else [*best, token]  # the sampled one is always told, besides
+        assert list(logprobs["top_logprobs"][step]) == [oracle.codec.token_text(one) for one in told]
+        assert list(logprobs["top_logprobs"][step].values()) == pytest.approx(expected[step, told].tolist(), abs=1e-4)
+        assert logprobs["top_logprobs"][step][oracle.codec.token_text(token)] == logprobs["token_logprobs"][step]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_completion_logprobs_always_tell_the_sampled_token(client, count):
+    fields = {"max_tokens": 60, "temperature": 1.5, "seed": 5}
+    logprobs = _complete(client, logprobs=count, **fields)["choices"][0]["logprobs"]
+    streamed = [event["choices"][0]["logprobs"] for event in _events(client, logprobs=count, **fields)[:-1]]
+    for told in (logprobs["top_logprobs"], [top for part in streamed for top in part["top_logprobs"]]):
+        assert len(told) == 60
+        for token, logprob, top in zip(logprobs["tokens"], logprobs["token_logprobs"], told, strict=True):
+            assert top[token] == logprob
+        assert {len(top) for top in told} == ({1} if count == 0 else {1, 2})
 
 
 def test_stream_joined_is_the_whole_text(client):

@@ -68,6 +68,11 @@ class ErrorCode:
     }
 
 
+def close_code(code: str) -> int:
+    """What a WebSocket is closed with after an error: 4000 + status, or 1003 for a frame of the wrong kind."""
+    return 1003 if code == "unsupported_frame" else 4000 + ErrorCode.TABLE[code][0]
+
+
 class ServiceError(Exception):
     """An error that a client is told.
 

@@ -200,14 +200,18 @@ class HttpProtocol(ChunkProtocol):
                 self.transport.close()
                 return
             record = record_of(cast(Scope, running.scope))
-            record.outcome = error.code  # the application sees that its client has left, and counts
+            record.outcome, record.status = (
+                error.code,
+                error.status,
+            )  # the application sees that its client has left, and counts
             running.disconnected = True
             running.message_event.set()
         elif self._answering:  # another request, which was pipelined before
             self.transport.close()
             return
         else:
-            record = RequestRecord(outcome=error.code)
+            client = None if self.client is None else str(self.client[0])
+            record = RequestRecord(outcome=error.code, status=error.status, client=client)
             self.bounds.on_refused(record)
         self._answer(error, record)
         # Not closed at once: bytes that come to a closed socket reset it, and the client may never read why.

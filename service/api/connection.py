@@ -22,11 +22,11 @@ from service.api.handlers import validation_message
 from service.api.stream_messages import Cancel
 from service.engine.admission import Admission
 from service.engine.queue_time import INTERACTIVE
-from service.errors import RequestError, ServiceError
+from service.errors import RequestError, ServiceError, close_code
 from service.generation import Finished, admit
 from service.keys.caller import current_caller
 from service.observability.metrics import UNKNOWN
-from service.observability.requests import CANCELLED, RequestRecord, finish, watch
+from service.observability.requests import CANCELLED, RequestRecord, finish, socket_record, watch
 from service.repository import ServedModel
 
 logger = logging.getLogger("carousel.stream")
@@ -217,7 +217,7 @@ class Connection(ABC):
     def _record(self, outcome: str) -> RequestRecord:
         served = self.context.repository.models.get(self._name)
         version = UNKNOWN if served is None else str(served.bundle.version)
-        return RequestRecord(model=self._name, version=version, endpoint=ENDPOINT, outcome=outcome)
+        return socket_record(self.websocket.scope, outcome, ENDPOINT, model=self._name, version=version)
 
     def _find_model(self) -> ServedModel:
         """The version that is served now: a generation takes what it finds, whatever the one before it ran on.
@@ -264,9 +264,8 @@ class Connection(ABC):
 
 
 async def say_goodbye(websocket: WebSocket, error: ServiceError) -> None:
-    """The error as the last event, then the close code: 1003 for a frame of the wrong kind, else 4000 + status."""
-    code = 1003 if error.code == "unsupported_frame" else 4000 + error.status
+    """The error as the last event, then its close code."""
     with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
         async with asyncio.timeout(FAREWELL_SECONDS):
             await websocket.send_text(frames.dumps(frames.error(error)))
-            await websocket.close(code)
+            await websocket.close(close_code(error.code))

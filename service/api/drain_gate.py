@@ -12,7 +12,7 @@ from service.api.handlers import error_response
 from service.api.handshake import accept
 from service.drain import Drain
 from service.observability.metrics import Metrics
-from service.observability.requests import RequestRecord, finish, record_of
+from service.observability.requests import finish, record_of, socket_record
 
 WATCHING_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 """Answered to the last: they are how a server is watched while it drains."""
@@ -56,5 +56,5 @@ class DrainGate:
         else:
             websocket = WebSocket(scope, receive, send)
             await accept(websocket)
-            finish(self._metrics, RequestRecord(outcome=error.code))
+            finish(self._metrics, socket_record(scope, error.code))
             await say_goodbye(websocket, error)

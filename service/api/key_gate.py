@@ -12,7 +12,7 @@ from service.errors import RequestError, ServiceError
 from service.keys.caller import CALLER, EVERYBODY, Caller
 from service.keys.keyring import Keyring
 from service.observability.metrics import Metrics
-from service.observability.requests import RequestRecord, finish, record_of
+from service.observability.requests import finish, record_of, socket_record
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """For orchestrators and load balancers, which have no key. All other paths need one, those that do not exist too."""
@@ -52,7 +52,7 @@ class KeyGate:
             else:
                 websocket = WebSocket(scope, receive, send)
                 await accept(websocket)
-                finish(self._metrics, RequestRecord(outcome=error.code))
+                finish(self._metrics, socket_record(scope, error.code))
                 await say_goodbye(websocket, error)
             return
         CALLER.set(caller)  # of this request's task, and of those that it begins

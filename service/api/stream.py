@@ -11,7 +11,7 @@ from service.api.handshake import accept
 from service.api.message_limit import allow_messages_of
 from service.api.text_stream import TextConnection
 from service.errors import ServiceError
-from service.observability.requests import RequestRecord, finish
+from service.observability.requests import finish, socket_record
 
 router = APIRouter()
 
@@ -26,7 +26,7 @@ async def stream(websocket: WebSocket, model: str) -> None:
             find_model(websocket, model, "language")
     except ServiceError as error:
         await accept(websocket)
-        finish(context.metrics, RequestRecord(endpoint=ENDPOINT, outcome=error.code))
+        finish(context.metrics, socket_record(websocket.scope, error.code, ENDPOINT))
         await say_goodbye(websocket, error)
         return
     if task == "captioning":

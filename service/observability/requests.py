@@ -1,4 +1,8 @@
-"""One count, one duration and one log line per HTTP request, whatever its end. Never the prompt, never a raw path."""
+"""One count, one duration and one log line per HTTP request, whatever its end.
+
+Of what a client sent the line has the method and nothing else: no query, no header, no body, and in place of the path,
+which may hold a learner's id, the route's template. Only a path that no route has is told, escaped and cut.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,13 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import quote
 
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.sequence import Sequence
+from service.errors import ErrorCode, close_code
 from service.keys.caller import Caller, current_caller
 from service.observability.metrics import UNKNOWN, Metrics
 
@@ -22,6 +29,10 @@ logger = logging.getLogger("carousel.requests")
 SCOPE_KEY = "carousel.request"
 OK = "ok"
 CANCELLED = "cancelled"
+SOCKET = "WS"
+"""In place of a method, of what runs on a WebSocket."""
+
+MAX_PATH_CHARACTERS = 200
 
 
 @dataclass(slots=True)
@@ -38,6 +49,14 @@ class RequestRecord:
     caller: Caller = field(default_factory=current_caller)
     status: int | None = None
     """Of the answer, once one has begun: then it can no longer be another. Not of a socket's generations."""
+    method: str | None = None
+    """SOCKET for a socket's; None for what never came to be a request."""
+    client: str | None = None
+    """Who the connection is with: an address. Behind a proxy that is the proxy's, as headers may say anything."""
+    path: str | None = None
+    """What was asked for. Told only where it is no route's."""
+    route: str = UNKNOWN
+    """The template of the path's route, of what was refused before it came there."""
     sequences: list[Sequence] = field(default_factory=list)
     """What engines ran for it, with marks, where spans are made."""
     trace_id: str = ""
@@ -69,9 +88,34 @@ def record_of(scope: Scope) -> RequestRecord:
     """The record of the request that `scope` belongs to."""
     record = scope.get(SCOPE_KEY)
     if record is None:
-        record = scope[SCOPE_KEY] = RequestRecord()
+        record = scope[SCOPE_KEY] = _note_origin(RequestRecord(), scope)
     assert isinstance(record, RequestRecord)
     return record
+
+
+def socket_record(
+    scope: Scope, outcome: str, endpoint: str = UNKNOWN, model: str = UNKNOWN, version: str = UNKNOWN
+) -> RequestRecord:
+    """The record of something on a socket: a generation, or a refusal."""
+    route = _template(scope) if endpoint == UNKNOWN else endpoint
+    return _note_origin(
+        RequestRecord(outcome=outcome, endpoint=endpoint, route=route, model=model, version=version), scope
+    )
+
+
+def _note_origin(record: RequestRecord, scope: Scope) -> RequestRecord:
+    client = scope.get("client")
+    record.client = None if client is None else str(client[0])
+    record.method, record.path = scope.get("method", SOCKET), scope.get("path")
+    return record
+
+
+def _template(scope: Scope) -> str:
+    """Of the route that would have been taken."""
+    for route in scope["app"].routes:
+        if route.matches(scope)[0] is not Match.NONE:
+            return str(getattr(route, "path", UNKNOWN))
+    return UNKNOWN
 
 
 def finish(metrics: Metrics, record: RequestRecord) -> None:
@@ -95,20 +139,28 @@ class RequestLine:
 
     def __str__(self) -> str:
         record, caller = self._record, self._record.caller
+        path = "" if (told := self._path) is None else f" path={told}"
         trace = f" trace_id={record.trace_id}" if record.trace_id else ""
         key = "" if caller.name is None else f" tenant={caller.tenant} key={caller.name}"
+        status = self._status
         return (
-            f"{record.endpoint} model={record.model} version={record.version} outcome={record.outcome} "
+            f"{record.method or '-'} {self._endpoint}{path} status={'-' if status is None else status} "
+            f"client={record.client or '-'} model={record.model} version={record.version} outcome={record.outcome} "
             f"seconds={self._seconds:.4f} request_id={record.request_id}{trace}{key}"
         )
 
     def fields(self) -> dict[str, object]:
         """The same for programs. `key` is the key's name."""
         record, caller = self._record, self._record.caller
+        path = {} if self._path is None else {"path": self._path}
         trace = {"trace_id": record.trace_id} if record.trace_id else {}
         key = {} if caller.name is None else {"tenant": caller.tenant, "key": caller.name}
         return {
-            "endpoint": record.endpoint,
+            "method": record.method,
+            "endpoint": self._endpoint,
+            **path,
+            "status": self._status,
+            "client": record.client,
             "model": record.model,
             "version": record.version,
             "outcome": record.outcome,
@@ -117,6 +169,25 @@ class RequestLine:
             **trace,
             **key,
         }
+
+    @property
+    def _endpoint(self) -> str:
+        return self._record.route if self._record.endpoint == UNKNOWN else self._record.endpoint
+
+    @property
+    def _path(self) -> str | None:
+        """What no route has, without a character that a line or a terminal takes for more than it is."""
+        if self._endpoint != UNKNOWN or self._record.path is None:
+            return None
+        path = quote(self._record.path[: MAX_PATH_CHARACTERS + 1], errors="replace")
+        return path if len(path) <= MAX_PATH_CHARACTERS else f"{path[:MAX_PATH_CHARACTERS]}..."
+
+    @property
+    def _status(self) -> int | None:
+        """HTTP's; of a socket what it ends with, or 101 where it goes on. None where nothing was answered."""
+        if self._record.method != SOCKET:
+            return self._record.status
+        return close_code(self._record.outcome) if self._record.outcome in ErrorCode.TABLE else 101
 
 
 class RequestObserver:
@@ -160,11 +231,14 @@ class RequestObserver:
             raise
         except Exception:  # answered further out
             record.outcome = "internal_error"
+            record.status = record.status or 500
             raise
         finally:
             if not complete and record.outcome == OK:
                 record.outcome = CANCELLED
             route = scope.get("route")
             record.endpoint = getattr(route, "path", record.endpoint)
+            if record.endpoint == UNKNOWN:
+                record.route = _template(scope)
             if record.endpoint not in ("/metrics", "/livez", "/readyz"):
                 finish(self._metrics, record)

@@ -27,6 +27,9 @@ Data = TypeVar("Data", ValidationData, CaptioningValidationData)
 MAX_WORSENING: dict[Measure, float] = {"relative perplexity": 0.005, "AUC": 0.002, "BLEU-4": 0.3}
 """What int8 may cost unless told otherwise."""
 
+ONE_SIDED_AUC = 0.5
+"""Of answers that were all right or all wrong, whatever was predicted."""
+
 SAME_FIGURE = 1e-3
 """Relative difference up to which a figure measured here is training's own: another machine sums in another order."""
 
@@ -205,11 +208,19 @@ def _said(figures: Validation) -> str:
 
 
 def _worsening(before: Validation, after: Validation) -> tuple[Measure, float]:
-    """See models.manifest.Quantization."""
+    """See models.manifest.Quantization.
+
+    A figure that cannot fall by more than is allowed judges nothing: BLEU-4 near 0, as of captions of three words, and
+    the AUC of answers that were all right or all wrong. There perplexity is asked.
+    """
     if isinstance(before, LanguageValidation) and isinstance(after, LanguageValidation):
         return "relative perplexity", after.perplexity / before.perplexity - 1
     if isinstance(before, CaptioningValidation) and isinstance(after, CaptioningValidation):
-        return "BLEU-4", before.bleu_4 - after.bleu_4
+        if before.bleu_4 > MAX_WORSENING["BLEU-4"]:
+            return "BLEU-4", before.bleu_4 - after.bleu_4
+        return "relative perplexity", math.expm1(after.nats_per_token - before.nats_per_token)
     assert isinstance(before, TracingValidation)
     assert isinstance(after, TracingValidation)
+    if before.auc == after.auc == ONE_SIDED_AUC:
+        return "relative perplexity", math.expm1(after.log_loss - before.log_loss)
     return "AUC", before.auc - after.auc

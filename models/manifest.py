@@ -166,7 +166,8 @@ class Quantization(_Part):
     fp32: LanguageValidation | TracingValidation | CaptioningValidation
     """The model's figures before it; `validation` holds those after it, measured alike."""
     measure: Measure
-    """What `worsening` is in: perplexity divided by fp32's, less 1, or the AUC or points of BLEU-4 that were lost."""
+    """What `worsening` is in: perplexity divided by fp32's, less 1, or the AUC or points of BLEU-4 that were lost. Of
+    captions and answers perplexity where the figure of their own cannot move."""
     worsening: float
     """Negative where int8 happens to be better."""
     allowed: float

@@ -71,11 +71,12 @@ def rectangle(captions: Sequence[Sequence[Sequence[int]]], marks: Marks) -> Capt
     """Captions of N pictures side by side, rows and steps filled up.
 
     Args:
-        captions: of each picture, the words' ids of each caption; the end token is put behind them here, and what is
-            then longer than `marks.max_tokens` is cut.
+        captions: of each picture, the words' ids of each caption; the end token is put behind them here. Of what would
+            then be longer than `marks.max_tokens` the last words are left out, not the end: a model that never reads
+            one never learns to end.
         marks: the framing ids.
     """
-    framed = [[[*ids, marks.end][: marks.max_tokens] for ids in of_image] for of_image in captions]
+    framed = [[[*ids[: marks.max_tokens - 1], marks.end] for ids in of_image] for of_image in captions]
     rows = max(len(of_image) for of_image in framed)
     steps = max(len(ids) for of_image in framed for ids in of_image)
     fed = np.full((len(framed), rows, steps), marks.begin)

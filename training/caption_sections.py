@@ -75,7 +75,7 @@ class Vocabulary(Section):
     min_frequency: Count = 5
     """Words seen less often in the training captions are read as <unk> and never said."""
     max_tokens: Annotated[int, Field(ge=2)] = 24
-    """Longest caption, its end token counted; longer ones are cut."""
+    """Longest caption, its end token counted; of longer ones the last words are left out."""
 
 
 class CaptioningModelShape(Section):
@@ -138,4 +138,5 @@ class Decoding(Section):
     length_penalty: NotNegative = 0.0
     """A caption's score is its log-probability over its length to this power."""
     criterion: Literal["bleu_4", "nats_per_token"] = "bleu_4"
-    """By which validation figure the best weights are known."""
+    """By which validation figure the best weights are known; of equals, those with fewer nats. nats_per_token
+    also where BLEU-4 is 0 whatever the model says, as no validation caption has four words."""

@@ -68,7 +68,8 @@ def _task(recipe: Recipe, saved: Checkpoint | None) -> Task:
 
 def _language_task(recipe: LanguageRecipe, saved: Checkpoint | None) -> LanguageTask:
     files = recipe.corpus
-    corpus = read_corpus(files.train, files.validation, files.validation_fraction)
+    keep = files.line_ends == "keep"
+    corpus = read_corpus(files.train, files.validation, files.validation_fraction, keep_line_ends=keep)
     if saved is None:
         return LanguageTask(recipe, corpus, build_codec(recipe.tokenizer, corpus.train))
     _check_corpus(corpus.sha256, corpus.validation_sha256, saved)

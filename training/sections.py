@@ -55,6 +55,8 @@ class CorpusFiles(Section):
     validation: str = ""
     """Empty: the last `validation_fraction` of the training text is held out instead."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    line_ends: Literal["lf", "keep"] = "lf"
+    """lf: CR LF and a lone CR are read as LF, as prompts and stop strings have it; keep: as they are in the file."""
 
 
 class TokenizerKind(Section):

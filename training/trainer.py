@@ -40,6 +40,8 @@ class Evaluation:
     """By name, for logs and for the checkpoint's header."""
     summary: str
     """For people."""
+    nats: float = 0.0
+    """Which of two equal criteria is better: the one of fewer nats. 0 where the criterion is in nats itself."""
 
 
 class Task(Protocol[W]):
@@ -90,6 +92,8 @@ class Progress:
     """Over the windows of the present epoch."""
     best: float = math.inf
     """The lowest criterion so far."""
+    best_nats: float = math.inf
+    """The fewest nats of the validations that had it."""
     stale: int = 0
     """Validations since then."""
 
@@ -127,7 +131,7 @@ class Trainer(Generic[W]):
         """Train until finished.
 
         Raises:
-            RunError: the loss is no longer a number.
+            RunError: the loss, or a validation's figure, is no longer a number.
         """
         if self.progress.step == 0:
             self.save()  # so that there is no best.safetensors without a last.safetensors
@@ -179,7 +183,12 @@ class Trainer(Generic[W]):
         progress = self.progress
         with self._average.applied():
             evaluation = self._task.evaluate()
-            is_best = evaluation.criterion < progress.best
+            if not (math.isfinite(evaluation.criterion) and math.isfinite(evaluation.nats)):
+                raise RunError(
+                    f"validation after epoch {progress.epoch + 1} gives no number ({evaluation.summary}); lower "
+                    "optimizer.learning_rate or lengthen schedule.warmup_steps"
+                )
+            is_best = (evaluation.criterion, evaluation.nats) < (progress.best, progress.best_nats)
             if is_best:
                 header = self._task.export_header(evaluation, progress.step)
                 header["recipe"] = self._recipe.model_dump(mode="json")
@@ -187,7 +196,8 @@ class Trainer(Generic[W]):
                 write_checkpoint(self._directory / BEST, Checkpoint(tensors, header))
         self._average.observe(evaluation.criterion)
         train_loss = progress.loss_sum / max(progress.window, 1)
-        progress.best = min(progress.best, evaluation.criterion)
+        if is_best:
+            progress.best, progress.best_nats = evaluation.criterion, evaluation.nats
         progress.stale = 0 if is_best else progress.stale + 1
         progress.epoch += 1
         progress.window, progress.loss_sum = 0, 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from export import publish as publish_module
 from export.__main__ import main
 from export.forward import GraphForward, TorchForward
 from export.int8_graph import build_int8_step
-from export.precision import figures
+from export.precision import WorseInt8, figures, judge
 from export.publish import export_checkpoint
 from export.step_module import step_module
 from models.bundle import open_bundle
 from models.errors import CheckpointError
+from models.manifest import CaptioningValidation, TracingValidation
 from models.nn.checkpoint import (
     Checkpoint,
     load_language_model,
@@ -135,6 +137,34 @@ def test_int8_export_of_a_tracing_run_records_auc(tracing_run: Path, tmp_path: P
     assert manifest.quantization.measure == "AUC"
     lost = manifest.quantization.fp32.auc - manifest.validation.auc
     assert manifest.quantization.worsening == lost
+
+
+ANSWERS = TracingValidation(attempts=9, auc=0.5, accuracy=1.0, log_loss=0.2)
+CAPTIONS = CaptioningValidation(images=9, beam_width=1, length_penalty=0.0, bleu_1=80.0, bleu_4=0.0, nats_per_token=0.7)
+
+
+@pytest.mark.parametrize(
+    ("before", "figure"),
+    [
+        (ANSWERS, "log_loss"),
+        (CAPTIONS, "nats_per_token"),
+        (CAPTIONS.model_copy(update={"bleu_4": 0.3}), "nats_per_token"),
+    ],
+)
+def test_int8_is_judged_by_perplexity_where_its_own_figure_cannot_fall(before, figure: str) -> None:
+    def after(nats: float):
+        return before.model_copy(update={figure: getattr(before, figure) + nats})
+
+    judged = judge(before, after(0.001), None)
+    assert (judged.measure, judged.allowed) == ("relative perplexity", 0.005)
+    assert judged.worsening == pytest.approx(math.exp(0.001) - 1)
+    with pytest.raises(WorseInt8, match=r"worse by 1\.71828 in relative perplexity; allowed is 0\.005"):
+        judge(before, after(1.0), None)
+    moves = {"auc": 0.6} if before is ANSWERS else {"bleu_4": 0.31}
+    assert judge(before.model_copy(update=moves), after(1.0).model_copy(update=moves), None).measure in (
+        "AUC",
+        "BLEU-4",
+    )
 
 
 def test_int8_export_that_is_worse_than_allowed_publishes_nothing(

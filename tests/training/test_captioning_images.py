@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +142,44 @@ def test_picture_that_is_broken_is_named(write_pictures, tmp_path: Path) -> None
     assert validation.open_picture is not None
     with pytest.raises(CorpusError, match=r"picture 'new\.png': content is not an image"):
         validation.open_picture("new.png")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pictures_are_all_looked_at_before_a_run(write_pictures, tmp_path: Path, packed: bool) -> None:
+    names = ["missing.png", "Red.png", "empty.png", "text.png", "cut.png", "folder.png", "good.png"]
+    write_pictures("train", names)
+    write_pictures("valid", ["new.png"])
+    pictures = tmp_path / "train"
+    train, validation = read_albums(files_of(tmp_path))
+    train.require_pictures("corpus.train_pictures", 8)
+    validation.require_pictures("corpus.validation_pictures", 8)
+    (pictures / "missing.png").unlink()
+    (pictures / "Red.png").rename(pictures / "red.PNG")
+    (pictures / "empty.png").write_bytes(b"")
+    (pictures / "text.png").write_text("no picture")
+    (pictures / "cut.png").write_bytes((pictures / "good.png").read_bytes()[:-30])
+    (pictures / "folder.png").unlink()
+    (pictures / "folder.png").mkdir()
+    if packed:
+        with zipfile.ZipFile(tmp_path / "train.zip", "w") as file:
+            for path in pictures.iterdir():
+                file.write(path, path.name)
+    where = str(tmp_path / ("train.zip" if packed else "train"))
+    train, _ = read_albums(files_of(tmp_path, train_pictures=where))
+    with pytest.raises(CorpusError) as caught:
+        train.require_pictures("corpus.train_pictures", 8)
+    assert str(caught.value) == (
+        f"corpus.train_pictures: {where} has no picture 'missing.png', which the captions name; 6 of 7 pictures "
+        "cannot be read"
+    )
+    (listed, _) = read_albums(files_of(tmp_path, train_pictures=where, train_list=_list_of(tmp_path, "cut.png")))
+    with pytest.raises(CorpusError, match=r"^corpus\.train_pictures: picture 'cut\.png': image is broken"):
+        listed.require_pictures("corpus.train_pictures", 8)
+
+
+def _list_of(directory: Path, *names: str) -> str:
+    (directory / "list").write_text("\n".join(names))
+    return str(directory / "list")
 
 
 def test_albums_of_scenes_are_told_apart_and_known_to_be_true() -> None:

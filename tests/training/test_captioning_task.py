@@ -79,7 +79,7 @@ def nats_alone(task: CaptioningTask, album: Album) -> list[float]:
     for picture in album.pictures:
         image = torch.from_numpy(codec.preprocessing.apply(album.open_picture(picture.name)))[None]
         for caption in picture.captions:
-            ids = [*codec.text.encode(caption), codec.end_id][:6]
+            ids = [*codec.text.encode(caption)[:5], codec.end_id]
             state, memories = task.module.encode(image)
             token = codec.begin_id
             for id_ in ids:
@@ -154,7 +154,7 @@ def test_scheduled_sampling_rises_from_none_to_its_most(make_task) -> None:
 
 
 def test_validation_predicts_and_judges(make_task) -> None:
-    task = make_task()
+    task = make_task(validation=album_of(["a dog", "a cat"], ["a snail runs"], ["a dog runs fast"]))
     with torch.no_grad():  # whatever it sees, one of three tokens is next
         for parameter in task.module.parameters():
             parameter.zero_()
@@ -162,10 +162,10 @@ def test_validation_predicts_and_judges(make_task) -> None:
         for token in ("a", "dog", "</s>"):
             task.module.projection.bias[task.codec.text.id_of(token)] = 0.0
     seen = task.evaluate()
-    # Of "a dog", "a cat" and "a <unk> runs", ends counted, nine tokens are known; "cat" and "runs" are not the three.
-    expected = (7 * math.log(3) + 2 * (math.log(3) + 20)) / 9
+    # Of the four captions, ends counted, 14 tokens are known; "cat", "runs" twice and "fast" are not the three.
+    expected = (10 * math.log(3) + 4 * (math.log(3) + 20)) / 14
     assert seen.figures["nats_per_token"] == pytest.approx(expected, rel=1e-5)
-    assert seen.criterion == 100 - seen.figures["bleu_4"]
+    assert (seen.criterion, seen.nats) == (100 - seen.figures["bleu_4"], seen.figures["nats_per_token"])
     assert not task.module.training
 
 
@@ -188,6 +188,47 @@ def test_validation_captions_are_decoded_and_judged_as_captions(make_task) -> No
     assert seen.figures["bleu_1"] == pytest.approx(100 * 5 / 8)
     assert seen.figures["bleu_4"] == pytest.approx(100 * (5 / 8 * 3 / 6 * 2 / 4 * 1 / 2) ** 0.25)
     assert seen.criterion == seen.figures["nats_per_token"]
+
+
+@pytest.mark.parametrize(
+    ("validation", "overrides"),
+    [
+        (VALIDATION, []),  # of two and three words
+        (album_of(["a dog and snail runs fast"]), []),  # three at most in a row that are known
+        (album_of(["a dog and a cat"]), ["vocabulary.max_tokens=3"]),  # more cannot be said
+    ],
+)
+def test_weights_are_chosen_by_nats_where_bleu_cannot_move(make_task, validation: Album, overrides: list[str]) -> None:
+    task = make_task(*overrides, validation=validation)
+    assert task.criterion_name == "nats/token"
+    assert (
+        "corpus.validation: no caption has 4 words in a row that the model can say, so BLEU-4 is 0" in task.description
+    )
+    seen = task.evaluate()
+    assert seen.criterion == seen.figures["nats_per_token"]
+    movable = make_task(validation=album_of(["a dog and a cat"]))
+    assert movable.criterion_name == "100 - BLEU-4"
+    assert "BLEU-4" not in movable.description
+
+
+def test_captions_that_lose_words_are_said(make_task) -> None:
+    train = album_of(["a dog"] * 2, ["a dog and a cat", "a dog and a cat and"])
+    lines = make_task(train=train, validation=album_of(["a dog and a dog and one cat"])).description.splitlines()
+    assert lines[:3] == [
+        "corpus.train: 1 of 4 captions (25.0 %) are longer than vocabulary.max_tokens = 6, their end counted, and lose "
+        "their last words; the longest has 7",
+        "corpus.validation: 1 of 1 captions (100.0 %) are longer than vocabulary.max_tokens = 6, their end counted, "
+        "and lose their last words; the longest has 9",
+        "corpus.validation: 1 of 8 words (12.5 %) are seen less than vocabulary.min_frequency = 2 times in training, "
+        "and are read as <unk>",
+    ]
+
+
+def test_captions_without_a_word_to_say_are_refused(make_task) -> None:
+    with pytest.raises(
+        RecipeError, match=r"^vocabulary\.min_frequency is 9, but no word of the training captions is seen"
+    ):
+        make_task("vocabulary.min_frequency=9")
 
 
 def test_validation_of_scenes_counts_what_is_true(make_task) -> None:

@@ -13,12 +13,46 @@ from training.errors import CorpusError
 
 
 def test_corpus_reads_plain_and_gzipped_texts_alike(tmp_path: Path) -> None:
-    text = "to be, or not: é\r\n\n"
+    text = "to be, or not: é\n\n"
     (tmp_path / "a.txt").write_bytes(text.encode())
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
     corpus = read_corpus(str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz"), 0.1)
     assert corpus.train == corpus.validation == text
     assert corpus.sha256 == corpus.validation_sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "ends"),
+    [
+        ("a\r\nb\r\n\r\nc", "a\nb\n\nc", "3 CR LF"),
+        ("a\rb\r\rc", "a\nb\n\nc", "3 lone CR"),
+        ("a\r\r\nb\nc\u2028", "a\n\nb\nc\u2028", "1 CR LF and 1 lone CR"),
+    ],
+)
+def test_corpus_reads_line_ends_as_lf_unless_they_are_kept(tmp_path: Path, content: str, text: str, ends: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content.encode())
+    (tmp_path / "b.txt").write_bytes(b"x\r\n")
+    paths = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
+    corpus = read_corpus(*paths, 0.1)
+    assert (corpus.train, corpus.validation) == (text, "x\n")
+    assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()  # a run that learnt the others is not resumed
+    assert corpus.remarks == (
+        f'corpus.train: line ends, {ends}, are read as LF; corpus.line_ends = "keep" keeps them',
+        'corpus.validation: line ends, 1 CR LF, are read as LF; corpus.line_ends = "keep" keeps them',
+    )
+    kept = read_corpus(*paths, 0.1, keep_line_ends=True)
+    assert (kept.train, kept.validation) == (content, "x\r\n")
+    assert kept.sha256 == hashlib.sha256(content.encode()).hexdigest()
+    assert kept.remarks[0] == f"corpus.train: line ends are learnt as they stand, {ends}"
+
+
+def test_corpus_that_is_measured_on_what_it_learns_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("to be")
+    (tmp_path / "b.txt").write_text("to be")
+    corpus = read_corpus(str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), 0.1)
+    assert corpus.remarks == (
+        f"corpus.validation: {tmp_path}/b.txt is the text that is learnt; its figures say nothing of others",
+    )
 
 
 def test_corpus_without_validation_file_holds_out_the_end(tmp_path: Path) -> None:

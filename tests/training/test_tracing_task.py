@@ -130,3 +130,18 @@ def test_evaluation_counts_every_attempt_but_the_first(make_task) -> None:
 def test_task_without_an_attempt_to_predict_is_refused(make_task) -> None:
     with pytest.raises(CorpusError, match="no validation learner has two attempts"):
         make_task([[1, 2]], [[3], [4]])
+
+
+@pytest.mark.parametrize(("last", "word"), [(1, "right"), (0, "wrong")])
+def test_weights_are_chosen_by_log_loss_where_auc_cannot_move(tmp_path: Path, last: int, word: str) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE)
+    codec, train = InteractionCodec(["a", "b"]), [np.array([0, 3, 1, 2])]
+    validation = [np.array([0, 2 + last, last]), np.array([1, 2 + last])]  # first answers are predicted by nobody
+    task = TracingTask(load_recipe(tmp_path / "r.toml"), AnswerCorpus(codec, train, validation, "0" * 64, "0" * 64))
+    assert task.criterion_name == "log loss"
+    assert f"every answer to be predicted of the validation learners is {word}, so AUC is 0.5" in task.description
+    seen = task.evaluate()
+    assert seen.criterion == seen.nats == seen.figures["log_loss"]
+    both = TracingTask(load_recipe(tmp_path / "r.toml"), AnswerCorpus(codec, train, train, "0" * 64, "0" * 64))
+    assert (both.criterion_name, "AUC is 0.5" in both.description) == ("1 - AUC", False)
+    assert both.evaluate().criterion == 1.0 - both.evaluate().figures["auc"]

@@ -23,7 +23,7 @@ class Descent:
     windows_per_epoch = 3
     tokens_per_window = 1
 
-    def __init__(self, figures: list[float] | None = None) -> None:
+    def __init__(self, figures: list[float] | list[tuple[float, float]] | None = None) -> None:
         self.module = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.module.weight)
         self.figures = iter(figures or [])
@@ -43,7 +43,8 @@ class Descent:
     def evaluate(self) -> Evaluation:
         self.validated.append(self.module.weight.item())
         figure = next(self.figures)
-        return Evaluation(figure, {"figure": figure}, f"{figure}")
+        criterion, nats = figure if isinstance(figure, tuple) else (figure, 0.0)
+        return Evaluation(criterion, {"figure": criterion}, f"{figure}", nats)
 
     def resume_header(self) -> dict[str, Any]:
         return {"task": "descent"}
@@ -87,6 +88,24 @@ def test_trainer_keeps_the_weights_that_validated_best(recipe_path: Path, tmp_pa
     assert best.tensors["model.weight"].item() == task.validated[1]
     assert last.tensors["parameters.weight"].item() == task.validated[3]
     assert (progress.best, progress.stale, progress.step) == (2.0, 2, 12)
+
+
+def test_trainer_gives_ties_to_fewer_nats(recipe_path: Path, tmp_path: Path) -> None:
+    task, diary = Descent([(100.0, 2.2), (100.0, 0.7), (100.0, 0.9), (99.0, 3.0), (100.0, 0.1), (99.0, 2.0)]), Diary()
+    recipe = recipe_of(recipe_path, "schedule.epochs=6", "stopping.patience=3")
+    progress = Trainer(task, recipe, tmp_path).run(diary)
+    assert [is_best for *_, is_best in diary.validations] == [True, True, False, True, False, True]
+    assert (progress.best, progress.best_nats, progress.stale) == (99.0, 2.0, 0)
+    assert read_checkpoint(tmp_path / BEST).tensors["model.weight"].item() == task.validated[5]
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf, (1.0, math.nan)])
+def test_trainer_refuses_a_validation_that_is_no_number(recipe_path: Path, tmp_path: Path, figure: float) -> None:
+    with pytest.raises(
+        RunError, match=r"^validation after epoch 2 gives no number \(.*\); lower optimizer\.learning_rate"
+    ):
+        Trainer(Descent([3.0, figure]), recipe_of(recipe_path), tmp_path).run(Diary())
+    assert read_checkpoint(tmp_path / BEST).header["validation"] == {"figure": 3.0}
 
 
 def test_trainer_stops_when_patience_runs_out(recipe_path: Path, tmp_path: Path) -> None:

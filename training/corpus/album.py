@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from PIL.Image import Image
+from tqdm import tqdm
 
 from models.codec.image import read_image
 from models.errors import ImageRejected
@@ -20,6 +21,9 @@ from training.corpus.scene_drawing import draw_scene
 from training.corpus.scene_words import describes, scene_captions
 from training.corpus.scenes import Scene, make_scenes, scenes_sha256
 from training.errors import CorpusError
+
+SECONDS_BEFORE_BAR = 2.0
+"""A look at all pictures that takes longer shows how far it is."""
 
 
 class OpenPicture(Protocol):
@@ -51,6 +55,31 @@ class Album:
     def captions(self) -> list[str]:
         """All captions of all pictures."""
         return [caption for picture in self.pictures for caption in picture.captions]
+
+    def require_pictures(self, key: str, side: int | None = None) -> None:
+        """Open every picture once, so that a run does not end in the midst of an epoch for want of one.
+
+        Args:
+            key: of the recipe, for the error's sentence.
+            side: as read_image has it.
+
+        Raises:
+            CorpusError: some cannot be read; how many, and why the first cannot.
+        """
+        if self.open_picture is None or self.is_true is not None:  # scenes are drawn, not read
+            return
+        failures = []
+        for name in tqdm(self.names, f"looking at {key}", unit="picture", delay=SECONDS_BEFORE_BAR, leave=False):
+            try:
+                self.open_picture(name, side)
+            except CorpusError as error:
+                failures.append(str(error))
+        if failures:
+            raise CorpusError(
+                f"{failures[0]}"
+                if len(failures) == 1
+                else f"{failures[0]}; {len(failures):,} of {len(self.names):,} pictures cannot be read"
+            )
 
 
 def read_albums(files: CaptionFiles) -> tuple[Album, Album]:
@@ -102,7 +131,7 @@ def _opener(pictures: Pictures) -> OpenPicture:
         try:
             return read_image(pictures.read(name), side)
         except ImageRejected as error:
-            raise CorpusError(f"picture {name!r}: {error}") from None
+            raise CorpusError(f"{pictures.key}: picture {name!r}: {error}") from None
 
     return open_picture
 

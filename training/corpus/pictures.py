@@ -25,7 +25,7 @@ class Pictures:
 
     def __init__(self, path: Path, key: str) -> None:
         self._path = path
-        self._key = key
+        self.key = key
         self._zip: zipfile.ZipFile | None = None
         if path.is_dir():
             return
@@ -55,6 +55,6 @@ class Pictures:
                 return (self._path / name).read_bytes()
             return self._zip.read(self._paths[name])
         except (KeyError, FileNotFoundError):
-            raise CorpusError(f"{self._key}: {self._path} has no picture {name!r}, which the captions name") from None
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise CorpusError(f"{self._key}: picture {name!r} of {self._path} cannot be read ({error})") from None
+            raise CorpusError(f"{self.key}: {self._path} has no picture {name!r}, which the captions name") from None
+        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            raise CorpusError(f"{self.key}: picture {name!r} of {self._path} cannot be read ({error})") from None

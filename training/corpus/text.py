@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.corpus.files import read_text
+from training.corpus.files import one_line_end, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,20 +16,44 @@ class TextCorpus:
     train: str
     validation: str
     sha256: str
-    """Of the unpacked bytes of the training file."""
+    """Of the unpacked bytes of the training file; where line ends were changed, of the text as it is learnt."""
     validation_sha256: str
-    """Of the unpacked bytes of the validation file; of the training file where the validation text is its end."""
+    """Likewise of the validation file; of the training file where the validation text is its end."""
+    remarks: tuple[str, ...] = ()
+    """What was changed, for people."""
 
 
-def read_corpus(train: str, validation: str, validation_fraction: float) -> TextCorpus:
+def read_corpus(train: str, validation: str, validation_fraction: float, *, keep_line_ends: bool = False) -> TextCorpus:
     """Read the texts; without a validation file, the end of the training text is held out.
+
+    Line ends become LF, unless they are to be kept: a model that has learnt CR LF knows nothing of the LF of prompts,
+    and says no "\\n\\n" that a stop string could find.
 
     Raises:
         CorpusError: a file is missing, empty, damaged or not UTF-8.
     """
-    text, digest = read_text(Path(train), "corpus.train")
+    text, digest, remarks = _read(train, "corpus.train", keep_line_ends)
     if validation:
-        held_out, validation_digest = read_text(Path(validation), "corpus.validation")
-        return TextCorpus(text, held_out, digest, validation_digest)
+        held_out, validation_digest, more = _read(validation, "corpus.validation", keep_line_ends)
+        if digest == validation_digest:
+            more.append(
+                f"corpus.validation: {validation} is the text that is learnt; its figures say nothing of others"
+            )
+        return TextCorpus(text, held_out, digest, validation_digest, (*remarks, *more))
     cut = len(text) - int(len(text) * validation_fraction)
-    return TextCorpus(text[:cut], text[cut:], digest, digest)
+    return TextCorpus(text[:cut], text[cut:], digest, digest, tuple(remarks))
+
+
+def _read(path: str, key: str, keep: bool) -> tuple[str, str, list[str]]:
+    text, digest = read_text(Path(path), key)
+    if "\r" not in text:
+        return text, digest, []
+    windows = text.count("\r\n")
+    ends = " and ".join(
+        f"{count:,} {name}" for count, name in ((windows, "CR LF"), (text.count("\r") - windows, "lone CR")) if count
+    )
+    if keep:
+        return text, digest, [f"{key}: line ends are learnt as they stand, {ends}"]
+    text = one_line_end(text)
+    remark = f'{key}: line ends, {ends}, are read as LF; corpus.line_ends = "keep" keeps them'
+    return text, hashlib.sha256(text.encode()).hexdigest(), [remark]

@@ -41,6 +41,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     split = Split(options.checkpoint, options.overrides)
     if options.sheet and split.album.open_picture is None:
         raise RunError("a sheet shows pictures; say where they are with corpus.validation_pictures=PATH")
+    if options.sheet:
+        split.album.require_pictures("corpus.validation_pictures")
     width = split.decoding.beam_width if options.beam_width is None else options.beam_width
     penalty = split.decoding.length_penalty if options.length_penalty is None else options.length_penalty
     columns: dict[str, Mapping[str, float]] = {}

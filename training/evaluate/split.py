@@ -78,6 +78,7 @@ def _images(checkpoint: Checkpoint, recipe: CaptioningRecipe, album: Album, prep
     if encoder is None:
         if album.open_picture is None:
             raise RunError("the model reads pictures itself; say where they are with corpus.validation_pictures=PATH")
+        album.require_pictures("corpus.validation_pictures", preprocessing.side)
         return PixelImages(album.names, album.open_picture, preprocessing)
     key = "features.validation"
     pooled = recipe.model.attention == "none"

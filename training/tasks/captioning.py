@@ -5,14 +5,14 @@ Axes: N pictures, K captions of each, T steps, S steps that are present, P image
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.bleu import bleu
+from models.bleu import ORDERS, bleu
 from models.codec.image import ImageCodec, Preprocessing
 from models.codec.text import UNKNOWN_TOKEN, TextCodec
 from models.features import FrozenEncoder
@@ -41,9 +41,17 @@ class CaptioningTask:
     def __init__(self, recipe: CaptioningRecipe, train: Album, validation: Album) -> None:
         self._recipe = recipe
         self._train, self._validation = train, validation
-        self.criterion_name = "100 - BLEU-4" if recipe.decoding.criterion == "bleu_4" else "nats/token"
         self._device = torch.device(recipe.run.device)
-        text = caption_codec(frequent_words(train.captions, recipe.vocabulary.min_frequency))
+        words = frequent_words(train.captions, recipe.vocabulary.min_frequency)
+        if not words:
+            raise RecipeError(
+                f"vocabulary.min_frequency is {recipe.vocabulary.min_frequency}, but no word of the training captions "
+                "is seen so often, so the model could say nothing; lower it"
+            )
+        by_nats = _nats_instead(recipe, words, validation)
+        self._by_bleu = recipe.decoding.criterion == "bleu_4" and not by_nats
+        self.criterion_name = "100 - BLEU-4" if self._by_bleu else "nats/token"
+        text = caption_codec(words)
         config, preprocessing, self._encoder, images, self._images = _eyes(recipe, text, train, validation)
         self.codec = ImageCodec(text, preprocessing, CAPTION_BEGIN, CAPTION_END)
         """Over the words of the training captions."""
@@ -63,11 +71,14 @@ class CaptioningTask:
         self.windows_per_epoch = self._batches.windows_per_epoch
         self._targets_per_window = self._batches.targets / self.windows_per_epoch
         self.tokens_per_window = max(1, round(self._targets_per_window))
-        self.description = (
+        self.description = "\n".join([
+            *_left_out(recipe, words, train, "train"),
+            *_left_out(recipe, words, validation, "validation"),
+            *by_nats,
             f"{self.module.parameter_count:,} parameters, {text.vocabulary_size:,} tokens in the vocabulary, "
             f"{len(train.pictures):,} pictures with {self._batches.targets:,} tokens of captions, "
-            f"{self.windows_per_epoch:,} windows per epoch; validation: {len(validation.pictures):,} pictures"
-        )
+            f"{self.windows_per_epoch:,} windows per epoch; validation: {len(validation.pictures):,} pictures",
+        ])  # fmt: skip
 
     def windows(self, epoch: int, start: int) -> Iterator[CaptionWindow]:
         """The windows of an epoch, from window `start` on."""
@@ -119,7 +130,7 @@ class CaptioningTask:
             truths = map(self._validation.is_true, self._validation.names, captions)
             figures["true"] = 100.0 * sum(truths) / len(captions)
             summary += f", {figures['true']:.1f} % true"
-        return Evaluation(100.0 - four if decoding.criterion == "bleu_4" else nats, figures, summary)
+        return Evaluation(100.0 - four if self._by_bleu else nats, figures, summary, nats)
 
     def validation_data(self) -> CaptioningValidationData:
         """The validation pictures as the network takes them, and their captions."""
@@ -202,6 +213,42 @@ def uneven_attention(looked: Tensor, present: Tensor) -> Tensor:
     return (1.0 - total[present[:, :, 0]]).square().mean()
 
 
+def _nats_instead(recipe: CaptioningRecipe, words: Sequence[str], validation: Album) -> list[str]:
+    """Why weights are not chosen by BLEU-4 where that is 0 whatever the model says; empty where it can move."""
+    known, longest = set(words), recipe.vocabulary.max_tokens
+    if recipe.decoding.criterion != "bleu_4":
+        return []
+    for caption in validation.captions:
+        runs = "".join("+" if word in known else " " for word in caption.split())
+        if "+" * ORDERS in runs and longest >= ORDERS:
+            return []
+    return [
+        f"corpus.validation: no caption has {ORDERS} words in a row that the model can say, so BLEU-4 is 0 whatever it "
+        "says; the best weights are those with the lowest nats per token"
+    ]
+
+
+def _left_out(recipe: CaptioningRecipe, words: Sequence[str], album: Album, part: str) -> list[str]:
+    """What of an album's captions the model does not read, for people."""
+    known, longest = set(words), recipe.vocabulary.max_tokens
+    captions = [caption.split() for caption in album.captions]
+    cut = sum(len(caption) + 1 > longest for caption in captions)
+    unknown, all_ = sum(word not in known for caption in captions for word in caption), sum(map(len, captions))
+    remarks = []
+    if cut:
+        most = max(map(len, captions)) + 1
+        remarks.append(
+            f"corpus.{part}: {cut:,} of {len(captions):,} captions ({100 * cut / len(captions):.1f} %) are longer than "
+            f"vocabulary.max_tokens = {longest}, their end counted, and lose their last words; the longest has {most:,}"
+        )
+    if unknown:
+        remarks.append(
+            f"corpus.{part}: {unknown:,} of {all_:,} words ({100 * unknown / all_:.1f} %) are seen less than "
+            f"vocabulary.min_frequency = {recipe.vocabulary.min_frequency} times in training, and are read as <unk>"
+        )
+    return remarks
+
+
 def _ids(text: TextCodec, album: Album) -> list[list[list[int]]]:
     return [[text.encode(caption) for caption in picture.captions] for picture in album.pictures]
 
@@ -233,6 +280,8 @@ def _own_eyes(
             "the recipe says neither where pictures nor where features are; set corpus.train_pictures and "
             "corpus.validation_pictures, or features.train and features.validation"
         )
+    train.require_pictures("corpus.train_pictures", max(recipe.encoder.width, recipe.encoder.height))
+    validation.require_pictures("corpus.validation_pictures", max(recipe.encoder.width, recipe.encoder.height))
     encoder = recipe.encoder
     grid = map_shape(encoder.height, encoder.width, encoder.channels)
     config = recipe.model.config(vocabulary_size, grid, encoder.channels[-1], encoder.channels)

@@ -49,10 +49,23 @@ class LanguageTask:
         self.module = LanguageModel(recipe.model.config(codec.vocabulary_size)).to(self._device)
         self.windows_per_epoch = self._lanes.windows_per_epoch
         self.tokens_per_window = batches.lanes * batches.window
-        self.description = (
+        self.description = "\n".join([
+            *corpus.remarks,
+            *self._unknown_characters(),
             f"{self.module.parameter_count:,} parameters, {codec.vocabulary_size:,} tokens in the vocabulary, "
-            f"{self.windows_per_epoch:,} windows of {self.tokens_per_window:,} tokens per epoch"
-        )
+            f"{self.windows_per_epoch:,} windows of {self.tokens_per_window:,} tokens per epoch",
+        ])  # fmt: skip
+
+    def _unknown_characters(self) -> list[str]:
+        if self._recipe.tokenizer.kind != "character":  # of words some are always unknown, of bytes none
+            return []
+        unknown = self._validation_ids.tolist().count(self._codec.unknown_id)
+        if not unknown:
+            return []
+        return [
+            f"corpus.validation: {unknown:,} of {len(self._validation_ids):,} characters are not in the training text; "
+            "the model cannot foretell them"
+        ]
 
     def windows(self, epoch: int, start: int) -> Iterator[Window]:
         """The windows of an epoch, from window `start` on."""

@@ -32,7 +32,6 @@ class TracingTask:
     """A tracing model, its training learners as batches, and its validation learners."""
 
     unit = "answer"
-    criterion_name = "1 - AUC"
 
     def __init__(self, recipe: TracingRecipe, corpus: AnswerCorpus) -> None:
         self._recipe = recipe
@@ -43,6 +42,8 @@ class TracingTask:
         self._answers = answers(corpus.validation)
         if len(self._answers) == 0:
             raise CorpusError("no validation learner has two attempts; one to read and one to predict are needed")
+        self._one_sided = len(set(self._answers.tolist())) < 2
+        self.criterion_name = "log loss" if self._one_sided else "1 - AUC"
         self.module = TracingModel(recipe.model.config(corpus.codec.skill_count)).to(device)
         self.windows_per_epoch = self._histories.windows_per_epoch
         self.targets_per_window = self._histories.targets / self.windows_per_epoch
@@ -51,8 +52,14 @@ class TracingTask:
             SkillRegression(corpus.codec.skill_count, corpus.train).predict(corpus.validation), self._answers
         )
         """What a logistic regression per skill reaches on the same attempts."""
+        right = "right" if self._answers[0] else "wrong"
+        one_sided = (
+            f"every answer to be predicted of the validation learners is {right}, so AUC is 0.5 whatever the model "
+            "says; the best weights are those with the lowest log loss"
+        )
         self.description = "\n".join([
             *corpus.remarks,
+            *([one_sided] if self._one_sided else []),
             f"{self.module.parameter_count:,} parameters, {corpus.codec.skill_count:,} skills, "
             f"{len(corpus.train):,} learners with {self._histories.targets:,} attempts to predict, "
             f"{self.windows_per_epoch:,} windows per epoch",
@@ -83,7 +90,8 @@ class TracingTask:
         figures = score(predict(self.module, self._corpus.validation), self._answers)
         moves = steadiness(self.module, self._corpus.validation)
         summary = f"{_summary(figures)}, w1 {moves.w1:.4f}, w2 {moves.w2:.4f}, m1 {moves.m1:.3f}, m2 {moves.m2:.4f}"
-        return Evaluation(1.0 - figures.auc, asdict(figures), summary)
+        criterion = figures.log_loss if self._one_sided else 1.0 - figures.auc
+        return Evaluation(criterion, asdict(figures), summary, figures.log_loss)
 
     def validation_data(self) -> ValidationData:
         """The validation learners' attempts."""

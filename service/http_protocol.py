@@ -11,11 +11,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
+from weakref import ref
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from service.api.error_bodies import answer
 from service.chunks import ChunkProtocol
 from service.errors import RequestError, ServiceError, Unavailable
 from service.observability.requests import RequestRecord, record_of
@@ -194,16 +196,14 @@ class HttpProtocol(ChunkProtocol):
             return
         self._refused = True
         self._expect_nothing()
-        running = self._running
+        running, path = self._running, ""
         if self._receiving and self._head_complete:
             if running is None or running is not self.cycle or running.response_started:
                 self.transport.close()
                 return
-            record = record_of(cast(Scope, running.scope))
-            record.outcome, record.status = (
-                error.code,
-                error.status,
-            )  # the application sees that its client has left, and counts
+            record, path = record_of(cast(Scope, running.scope)), running.scope["path"]
+            # The application sees that its client has left, and counts.
+            record.outcome, record.status = error.code, answer(error, path).status
             running.disconnected = True
             running.message_event.set()
         elif self._answering:  # another request, which was pipelined before
@@ -213,13 +213,12 @@ class HttpProtocol(ChunkProtocol):
             client = None if self.client is None else str(self.client[0])
             record = RequestRecord(outcome=error.code, status=error.status, client=client)
             self.bounds.on_refused(record)
-        self._answer(error, record)
-        # Not closed at once: bytes that come to a closed socket reset it, and the client may never read why.
-        self.transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        self._answer(error, record, path)
+        self._linger()
 
-    def _answer(self, error: ServiceError, record: RequestRecord | None = None) -> None:
-        body = json.dumps(error.body(), separators=(",", ":")).encode()
+    def _answer(self, error: ServiceError, record: RequestRecord | None = None, path: str = "") -> None:
+        told = answer(error, path)
+        body = json.dumps(told.body, separators=(",", ":")).encode()
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
@@ -228,16 +227,46 @@ class HttpProtocol(ChunkProtocol):
         ]
         if record is not None:
             headers.append((b"x-request-id", record.request_id.encode()))
-        if error.retry_after_seconds is not None:
-            headers.append((b"retry-after", b"%d" % error.retry_after_seconds))
-        status = http.HTTPStatus(error.status)
+        headers += [(name.encode(), value.encode()) for name, value in told.headers.items()]
+        status = http.HTTPStatus(told.status)
         lines = [b"HTTP/1.1 %d %b" % (status, status.phrase.encode()), *(b"%b: %b" % header for header in headers)]
         self.transport.write(b"\r\n".join([*lines, b"", body]))
 
+    def close_after_answer(self) -> None:
+        """Close the connection behind an answer. What comes of an unread body meanwhile is thrown away."""
+        if not self._receiving or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._refused = True
+        self._expect_nothing()
+        self.flow.resume_reading()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Not closed at once: bytes that come to a closed socket reset it, and the client may never read why."""
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if self._receiving:
+            cycle.transport = cast(asyncio.Transport, _Lingering(self))
         if cycle.scope["http_version"] == "1.0":
             app = _until_the_end(cycle, app)
         super()._start_asgi_task(cycle, app)
+
+
+class _Lingering:
+    """A connection's transport as a request has it whose body is still to come: closing it loses no answer."""
+
+    def __init__(self, protocol: HttpProtocol) -> None:
+        transport = protocol.transport
+        self.write, self.is_closing = transport.write, transport.is_closing
+        self._protocol = ref(protocol)  # which knows the request: only a search for garbage would free the two
+
+    def close(self) -> None:
+        protocol = self._protocol()
+        if protocol is not None:
+            protocol.close_after_answer()
 
 
 def bounded(bounds: Bounds) -> type[HttpProtocol]:

@@ -20,7 +20,7 @@ from PIL.Image import Image
 from models.codec.image import read_image
 from models.errors import ImageRejected, ImageTooLarge
 from service.engine.encoder import EncoderStopped, Encoding, EncodingFailed
-from service.errors import RequestError, ServiceError, Unavailable
+from service.errors import ErrorCode, RequestError, ServiceError, Unavailable
 from service.repository import ServedModel
 
 PIECE = 1 << 18
@@ -114,7 +114,7 @@ class ImageReader:
 
 
 def _refusal(error: ImageTooLarge | ImageRejected, where: str) -> RequestError:
-    code = "image_too_large" if isinstance(error, ImageTooLarge) else "invalid_image"
+    code: ErrorCode = "image_too_large" if isinstance(error, ImageTooLarge) else "invalid_image"
     return RequestError(code, f"{where}: {error}")
 
 

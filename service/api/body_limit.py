@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.handlers import error_response
 from service.errors import RequestError
-from service.observability.requests import record_of
 
 IMAGE_PATHS = ("/captions", "/captions/attention.svg")
 """What the paths end in whose bodies are images."""
@@ -59,8 +58,8 @@ class BodyLimit:
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, max_bytes: int) -> None:
     error = RequestError("body_too_large", f"the body is longer than the {max_bytes:,} bytes allowed")
-    record_of(scope).outcome = error.code
-    response = JSONResponse(error.body(), error.status, headers={"connection": "close"})
+    response = error_response(scope, error)
+    response.headers["connection"] = "close"
     await response(scope, receive, send)
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from service.api.caption_messages import MAX_IMAGES, CaptionFields, CaptionsRequest
 from service.api.disconnect import ClientGone
 from service.api.multipart import Part, cut_form, read_form
+from service.api.validation import invalid, parsed, printable
 from service.errors import RequestError
 from service.images import ImageFile
 
@@ -39,7 +39,6 @@ async def read_asked(request: Request) -> Asked:
 
     Raises:
         RequestError: malformed_form, malformed_json or invalid_request.
-        RequestValidationError: a field is wrong.
         ClientGone: the client left while it sent.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -58,12 +57,12 @@ def _from_json(content: bytes) -> Asked:
     try:
         body = CaptionsRequest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise RequestError("malformed_json", f"the body is not JSON: {first['ctx']['error']}") from None
-        if first["type"] == "model_type":
+        errors = error.errors(include_url=False)
+        if errors[0]["type"] == "json_invalid":
+            raise RequestError("malformed_json", f"the body is not JSON: {errors[0]['ctx']['error']}") from None
+        if errors[0]["type"] == "model_type":
             raise RequestError("invalid_request", "the body must be a JSON object") from None
-        raise _invalid(error) from None
+        raise invalid(errors, parsed(content)) from None
     return Asked(body.images or [body.image or ""], body.images is not None, body)
 
 
@@ -80,16 +79,18 @@ async def _from_form(request: Request) -> Asked:
             )
         if part.is_file:
             if part.name != "image":
-                raise RequestError("invalid_request", f"{_name(part.name)}: is a file; allowed are files called image")
+                raise RequestError(
+                    "invalid_request", f"{printable(part.name)}: is a file; allowed are files called image"
+                )
             files.append(bytes(part.content))
         elif part.name in fields:
-            raise RequestError("invalid_request", f"{_name(part.name)}: is given more than once; give it once")
+            raise RequestError("invalid_request", f"{printable(part.name)}: is given more than once; give it once")
         else:
             fields[part.name] = part.content.decode(errors="backslashreplace")
     try:
         options = CaptionFields.model_validate(fields, strict=False)  # a form has nothing but text
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise invalid(error.errors(include_url=False), fields) from None
     if not 1 <= len(files) <= MAX_IMAGES:
         raise RequestError(
             "invalid_request", f"image: the form has {len(files):,} files of that name; allowed are 1 to {MAX_IMAGES}"
@@ -106,13 +107,3 @@ async def _parts(request: Request) -> list[Part]:
         if parts is not None:
             return parts
     return await read_form(kind, request.stream(), **limits)
-
-
-def _name(name: str) -> str:
-    """A client's own name for a part, as it may be told."""
-    return ascii(name[:100])[1:-1]
-
-
-def _invalid(error: ValidationError) -> RequestValidationError:
-    errors = error.errors(include_url=False, include_input=False)
-    return RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in errors])

@@ -21,11 +21,12 @@ from service.api import frames
 from service.api.context import context_of, find_model
 from service.api.direct_frames import TokenFrames, token_frames
 from service.api.disconnect import all_or_none, while_connected
+from service.api.error_bodies import openai_body
 from service.api.event_stream import EventStream, LastEvents, note, sse
 from service.api.json_route import JsonRoute
-from service.api.messages import CompletionsRequest, check_top_k
+from service.api.messages import CompletionsRequest, NotAllowed, check_top_k
 from service.api.probability import ERRORS
-from service.engine.sequence import FinishReason
+from service.engine.sequence import FinishReason, Ids
 from service.errors import RequestError, ServiceError
 from service.generation import Collector, Finished, Generation, Token, Usage, admit_many
 from service.memories import Memories, Recall
@@ -83,7 +84,9 @@ class Completion:
         wanted, most = len(body.prompts) * (body.n or 1), model.engine.max_admitted(batch=urgency.batch)
         if wanted > most:
             raise RequestError(
-                "invalid_request", f"prompts times n is {wanted:,}; {model.name} runs at most {most:,} at once"
+                "invalid_request",
+                f"prompts times n is {wanted:,}; {model.name} runs at most {most:,} at once",
+                param="prompt" if len(body.prompts) > most else "n",
             )
         # Places are taken before any prompt is tokenised.
         self._admissions = admit_many(places, model, wanted, urgency)
@@ -100,10 +103,10 @@ class Completion:
                 self._model.bundle.manifest, default_max_tokens=DEFAULT_MAX_TOKENS, alternatives=body.logprobs or 0
             )
             check_top_k(sampling.top_k, codec.vocabulary_size)
-        except ValueError as error:
-            raise RequestError("invalid_request", str(error)) from None
+        except NotAllowed as error:
+            raise RequestError("invalid_request", str(error), param=error.field) from None
         admissions = iter(self._admissions)
-        prompts = [await prompt_ids(self._model, prompt) for prompt in body.prompts]
+        prompts = [await self._ids(place, prompt) for place, prompt in enumerate(body.prompts)]
         self._recall = recall = await places.enter_async_context(
             self._memories.recall(self._model.identity, body.memory)
         )
@@ -127,6 +130,15 @@ class Completion:
                 )
                 text = prompt if isinstance(prompt, str) else codec.decode(prompt)
                 self._echoes.append(text if body.echo else "")
+
+    async def _ids(self, place: int, prompt: str | list[int]) -> Ids:
+        try:
+            return await prompt_ids(self._model, prompt)
+        except RequestError as error:
+            if len(self._body.prompts) == 1:
+                raise
+            where = f"prompt.{place}"
+            raise RequestError(error.code, f"{where}: {error.message.removeprefix('prompt: ')}", param=where) from None
 
     def _start(self, request: Request) -> None:
         taker = self._taker(request) if len(self._generations) == 1 and self._body.logprobs is None else None
@@ -181,7 +193,7 @@ class Completion:
             if record.status is None:  # what was sampled may all be held back: then there is an answer to come
                 raise
             record.outcome = error.code
-            yield LastEvents(sse(error.body()))
+            yield LastEvents(sse(openai_body(error)))
 
     def _cancel(self) -> None:
         for generation in self._generations:

@@ -18,11 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 from models.step import Task
 from service.api import frames
 from service.api.context import Context
-from service.api.handlers import validation_message
 from service.api.stream_messages import Cancel
+from service.api.validation import invalid, parsed
 from service.engine.admission import Admission
 from service.engine.queue_time import INTERACTIVE
-from service.errors import RequestError, ServiceError, close_code
+from service.errors import ErrorCode, RequestError, ServiceError, close_code
 from service.generation import Finished, admit
 from service.keys.caller import current_caller
 from service.observability.metrics import UNKNOWN
@@ -171,12 +171,12 @@ class Connection(ABC):
         try:
             return messages.validate_json(text)
         except ValidationError as error:
-            errors = error.errors(include_url=False, include_input=False)
+            errors = error.errors(include_url=False)
             if errors[0]["type"] == "json_invalid":
                 self.refuse("malformed_json", f"the frame is not JSON: {errors[0]['ctx']['error']}")
-            self.refuse("invalid_request", validation_message(errors))
+            self.refuse("invalid_request", invalid(errors, parsed(text)).message)
 
-    def refuse(self, code: str, message: str) -> NoReturn:
+    def refuse(self, code: ErrorCode, message: str) -> NoReturn:
         """End the socket for a frame that asks for no generation."""
         finish(self.context.metrics, self._record(code))
         raise RequestError(code, message)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,17 +11,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from service.api.disconnect import ClientGone
-from service.errors import RequestError, ServiceError
+from service.api.error_bodies import answer
+from service.api.validation import invalid
+from service.errors import ErrorCode, RequestError, ServiceError
 from service.observability.requests import CANCELLED, OK, record_of
 
 logger = logging.getLogger("carousel.errors")
 
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
-_UNION_BRANCH = re.compile(r"str|int|.*[-\[].*")
-"""What pydantic calls the members of a union in an error's place: `str`, `list[int]`, `constrained-str`, our tags."""
-
-MAX_MESSAGE_CHARACTERS = 300
-"""A message may name a client's own field or tag, which may be as long as a body."""
+_HTTP_CODES: dict[int, ErrorCode] = {404: "not_found", 405: "method_not_allowed"}
 
 
 def install(app: FastAPI) -> None:
@@ -36,27 +30,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def validation_message(errors: Sequence[Any]) -> str:
-    """One sentence for the first thing wrong in a message: where, what, what is allowed. Never the value itself."""
-    first: Mapping[str, Any] = errors[0]
-    words = [str(part) for part in first["loc"]]
-    if first["type"] != "extra_forbidden":  # there the last word is the client's
-        words = [word for word in words if not _UNION_BRANCH.fullmatch(word)]
-    message = ": ".join([*filter(None, [".".join(words)]), str(first["msg"]).removeprefix("Value error, ")])
-    if len(message) > MAX_MESSAGE_CHARACTERS:
-        message = message[:MAX_MESSAGE_CHARACTERS] + "..."
-    # A name may hold line ends, or half of a surrogate pair, which JSON can express and UTF-8 cannot.
-    message = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
-    return f"{message} (and {len(errors) - 1} more)" if len(errors) > 1 else message
-
-
 def error_response(scope: Scope, error: ServiceError) -> JSONResponse:
     """An error as a client is told it, noted in the request's record."""
     record_of(scope).outcome = error.code
-    headers = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
-    if error.status == 401:  # RFC 6750, section 3
-        headers["www-authenticate"] = "Bearer" if error.code == "missing_key" else 'Bearer error="invalid_token"'
-    return JSONResponse(error.body(), error.status, headers=headers)
+    told = answer(error, scope["path"])
+    return JSONResponse(told.body, told.status, headers=told.headers)
 
 
 def _respond(request: Request, error: ServiceError) -> JSONResponse:
@@ -70,12 +48,12 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _respond(request, RequestError("invalid_request", validation_message(error.errors())))
+    return _respond(request, invalid(error.errors(), None))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = _HTTP_CODES.get(error.status_code, "invalid_request")
+    code: ErrorCode = _HTTP_CODES.get(error.status_code, "invalid_request")
     message = {
         "not_found": "there is no such path; /docs lists what there is",
         "method_not_allowed": f"{request.method} is not allowed here; /docs lists what is",

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from service.api.catalogue import ERRORS
 from service.api.context import SERVER, context_of
-from service.errors import Unavailable
+from service.errors import ErrorCode, Unavailable
 
 router = APIRouter(tags=["health"])
 _HEALTH: dict[int | str, dict[str, Any]] = {
@@ -39,7 +39,7 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(context_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _report(failures: dict[str, str], code: str = "model_unavailable") -> Response:
+def _report(failures: dict[str, str], code: ErrorCode = "model_unavailable") -> Response:
     """The one shape of errors, and beside it why each model that fails does."""
     if failures:
         message = "; ".join(f"{name}: {reason}" for name, reason in failures.items())

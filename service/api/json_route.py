@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, get_type_hints
 
 from fastapi.routing import APIRoute
@@ -17,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from service.api.disconnect import ClientGone
-from service.api.handlers import validation_message
+from service.api.validation import invalid
 from service.errors import RequestError
 
 NO_OBJECT = "the body must be a JSON object, sent with the header content-type: application/json"
@@ -26,13 +27,14 @@ NO_OBJECT = "the body must be a JSON object, sent with the header content-type: 
 class JsonRoute(APIRoute):
     """FastAPI's route, but for endpoints `(request, body, **path parameters, all text) -> Response`.
 
-    An endpoint that has no `body` is left to FastAPI.
+    An endpoint that has no `body` is left to FastAPI; one whose `body` defaults to None needs none.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
         body = get_type_hints(endpoint, include_extras=True).get("body")
         self._body: TypeAdapter[Any] | None = None if body is None else TypeAdapter(body)
+        self._optional = body is not None and signature(endpoint).parameters["body"].default is None
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request to this route's path."""
@@ -40,13 +42,14 @@ class JsonRoute(APIRoute):
             await super().handle(scope, receive, send)
             return
         request = Request(scope, receive, send)
-        body = _validated(self._body, await _json(request))
+        value = await _json(request, optional=self._optional)
+        body = None if value is None and self._optional else _validated(self._body, value)
         response = await self.endpoint(request, body=body, **scope["path_params"])
         await response(scope, receive, send)
 
 
-async def _json(request: Request) -> Any:
-    """The body.
+async def _json(request: Request, *, optional: bool) -> Any:
+    """The body; None where there is none, and none is needed.
 
     Raises:
         ClientGone, RequestError
@@ -55,6 +58,8 @@ async def _json(request: Request) -> Any:
         content = await request.body()
     except ClientDisconnect:
         raise ClientGone from None
+    if not content and optional:
+        return None
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not content or not (media_type == "application/json" or media_type.endswith("+json")):
         raise RequestError("invalid_request", NO_OBJECT)
@@ -73,5 +78,4 @@ def _validated(adapter: TypeAdapter[Any], value: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False)
-        raise RequestError("invalid_request", validation_message(problems)) from None
+        raise invalid(error.errors(include_url=False), value) from None

@@ -6,13 +6,23 @@ import math
 import secrets
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from models.manifest import MAX_TEMPERATURE, Manifest
 from service.engine.queue_time import Urgency
 from service.engine.sequence import SamplingParameters
 from service.memories import MemoryChoice
 
+MAX_PROMPTS = 128
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_ALTERNATIVES = 100
@@ -35,6 +45,14 @@ TokenIds = Annotated[list[int], Field(fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
+
+
+class NotAllowed(ValueError):
+    """A field's value is one that the model does not allow."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class Message(BaseModel):
@@ -146,13 +164,14 @@ class SamplingFields(Message):
             alternatives: to report beside each token.
 
         Raises:
-            ValueError: a value that this model does not allow.
+            NotAllowed: a value that this model does not allow.
         """
         defaults, limit = manifest.decoding, manifest.limits.max_new_tokens
         max_tokens = min(default_max_tokens, limit) if self.max_tokens is None else self.max_tokens
         if max_tokens > limit:
-            raise ValueError(
-                f"max_tokens is {max_tokens:,}; allowed are 1 to {limit:,} (manifest limits.max_new_tokens)"
+            raise NotAllowed(
+                "max_tokens",
+                f"max_tokens is {max_tokens:,}; allowed are 1 to {limit:,} (manifest limits.max_new_tokens)",
             )
         if default_temperature is None:
             default_temperature = defaults.temperature
@@ -174,10 +193,10 @@ def check_top_k(top_k: int, vocabulary_size: int) -> None:
     """Refuse a k that cannot be met.
 
     Raises:
-        ValueError: top_k is above the vocabulary.
+        NotAllowed: top_k is above the vocabulary.
     """
     if top_k > vocabulary_size:
-        raise ValueError(f"top_k is {top_k:,}; allowed are 0 (all) to the vocabulary's {vocabulary_size:,}")
+        raise NotAllowed("top_k", f"top_k is {top_k:,}; allowed are 0 (all) to the vocabulary's {vocabulary_size:,}")
 
 
 class Sampling(SamplingFields):
@@ -227,6 +246,30 @@ class ScoreRequest(TextOrTokens, MemoryFields, UrgencyFields):
     """Ask how probable a text is."""
 
 
+def _kind_of_prompts(value: Any) -> str | None:
+    """Which of four things `prompt` is, by its first entry: then only that one's mistakes are told."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else 0
+    kinds = {int: "tokens", str: "texts", list: "lists"}
+    return kinds.get(type(first))
+
+
+Prompts = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[TokenIds, Tag("tokens")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("texts")]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("lists")],
+    Discriminator(
+        _kind_of_prompts,
+        custom_error_type="prompts",
+        custom_error_message="must be a text, a list of texts, a list of token ids, or a list of such lists",
+    ),
+]
+
+
 class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyFields):
     """OpenAI's completions, with top_k, min_p, repetition_penalty and a memory besides.
 
@@ -234,7 +277,7 @@ class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyField
     """
 
     model: str
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]
+    prompt: Prompts
     stop: StopString | StopStrings | None = None
     stream: bool = False
     stream_options: dict[Literal["include_usage"], bool] | None = None
@@ -271,8 +314,8 @@ class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyField
         """The prompts of one request."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        texts = [entry for entry in self.prompt if isinstance(entry, str)]
-        return list(texts) if texts else [[entry for entry in self.prompt if isinstance(entry, int)]]
+        many: list[str | list[int]] = [entry for entry in self.prompt if not isinstance(entry, int)]
+        return many or [[entry for entry in self.prompt if isinstance(entry, int)]]
 
 
 class Candidate(BaseModel):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.api.context import context_of
 from service.api.handshake import key_of
+from service.api.json_route import JsonRoute
 from service.api.messages import ErrorBody
 from service.keys.admin import check_admin
 from service.repository import Refusal, ServedModel
@@ -18,7 +19,7 @@ from service.repository import Refusal, ServedModel
 PREFIX = "/v1/repository"
 
 
-class AdminRoute(APIRoute):
+class AdminRoute(JsonRoute):
     """A route that asks for the admin key before anything else; an API key is no help."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,11 +110,12 @@ async def get_repository(request: Request) -> RepositoryList:
     return RepositoryList(models=found)
 
 
-@router.post("/models/{model}/load", summary="Serve a version of a model", responses=_REFUSED)
-async def load(request: Request, model: str, options: LoadRequest | None = None) -> Serving:
+@router.post("/models/{model}/load", summary="Serve a version of a model", responses=_REFUSED, response_model=Serving)
+async def load(request: Request, model: str, body: LoadRequest | None = None) -> Response:
     """Load, verify and warm a version, then give it to new requests; those that run end on the version they have."""
-    served: ServedModel = await context_of(request).reloads.load(model, None if options is None else options.version)
-    return Serving(model=served.name, version=served.bundle.version, digest=served.bundle.digest)
+    served: ServedModel = await context_of(request).reloads.load(model, None if body is None else body.version)
+    serving = Serving(model=served.name, version=served.bundle.version, digest=served.bundle.digest)
+    return Response(serving.model_dump_json(), media_type="application/json")
 
 
 @router.post("/models/{model}/unload", summary="Serve a model no more", responses=_REFUSED)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 
-from service.errors import RequestError, ServiceError
+from service.errors import ErrorCode, RequestError, ServiceError
 from service.keys.bucket import Bucket
 from service.keys.key_file import Key, Limits
 
@@ -111,7 +111,7 @@ class Caller:
         for bucket in self._tokens.values():
             bucket.take(tokens, now)
 
-    def _refused(self, code: str, what: str, wait: float) -> ServiceError:
+    def _refused(self, code: ErrorCode, what: str, wait: float) -> ServiceError:
         seconds = math.ceil(wait)
         return RequestError(code, f"the key {self.name} {what}; try again in {seconds:,} s", seconds)
 

@@ -20,7 +20,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.sequence import Sequence
-from service.errors import ErrorCode, close_code
+from service.errors import ERRORS, close_code
 from service.keys.caller import Caller, current_caller
 from service.observability.metrics import UNKNOWN, Metrics
 
@@ -187,7 +187,7 @@ class RequestLine:
         """HTTP's; of a socket what it ends with, or 101 where it goes on. None where nothing was answered."""
         if self._record.method != SOCKET:
             return self._record.status
-        return close_code(self._record.outcome) if self._record.outcome in ErrorCode.TABLE else 101
+        return next((close_code(code) for code in ERRORS if code == self._record.outcome), 101)
 
 
 class RequestObserver:

@@ -27,7 +27,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_
 from starlette.types import Scope
 
 from service.engine.sequence import Sequence
-from service.errors import ErrorCode
+from service.errors import status_of
 from service.observability.requests import CANCELLED, OK, RequestRecord
 
 MAX_SEQUENCES = 16
@@ -164,4 +164,4 @@ def _of_request(record: RequestRecord, method: str | None) -> Attributes:
 
 
 def _status(outcome: str) -> int:
-    return ErrorCode.TABLE[outcome][0] if outcome in ErrorCode.TABLE else 200
+    return status_of(outcome) or 200

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from service.errors import ErrorCode
+
 
 class SessionError(Exception):
     """Root of what a client is told.
@@ -27,7 +29,7 @@ class SessionError(Exception):
     `retry_after_seconds` when.
     """
 
-    code: ClassVar[str]
+    code: ClassVar[ErrorCode]
     status: ClassVar[int]
     retryable: ClassVar[bool] = False
     retry_after_seconds: ClassVar[int | None] = None
@@ -36,35 +38,35 @@ class SessionError(Exception):
 class InvalidSessionId(SessionError):
     """The id cannot name a session."""
 
-    code = "invalid_session_id"
+    code: ClassVar[ErrorCode] = "invalid_session_id"
     status = 422
 
 
 class InvalidToken(SessionError):
     """The state token was not made by this service for this tenant, or is not whole."""
 
-    code = "invalid_state_token"
+    code: ClassVar[ErrorCode] = "invalid_state_token"
     status = 400
 
 
 class UnknownSession(SessionError):
     """There is no session of that name."""
 
-    code = "unknown_session"
+    code: ClassVar[ErrorCode] = "unknown_session"
     status = 404
 
 
 class ExpiredSession(SessionError):
     """There was a session of that name."""
 
-    code = "session_expired"
+    code: ClassVar[ErrorCode] = "session_expired"
     status = 410
 
 
 class SessionBusy(SessionError):
     """Another request holds the session."""
 
-    code = "session_busy"
+    code: ClassVar[ErrorCode] = "session_busy"
     status = 409
     retryable = True
     retry_after_seconds = 1
@@ -73,7 +75,7 @@ class SessionBusy(SessionError):
 class LeaseLost(SessionError):
     """This request no longer holds the session, so what it computed was not written."""
 
-    code = "session_lease_lost"
+    code: ClassVar[ErrorCode] = "session_lease_lost"
     status = 409
     retryable = True
     retry_after_seconds = 1
@@ -82,21 +84,21 @@ class LeaseLost(SessionError):
 class ModelMismatch(SessionError):
     """The memory was made by another model than the one that is to go on from it."""
 
-    code = "model_mismatch"
+    code: ClassVar[ErrorCode] = "model_mismatch"
     status = 409
 
 
 class MemoryTooLarge(SessionError):
     """The memory has more bytes than may be kept."""
 
-    code = "memory_too_large"
+    code: ClassVar[ErrorCode] = "memory_too_large"
     status = 413
 
 
 class StoreUnavailable(SessionError):
     """The store of sessions does not answer."""
 
-    code = "session_store_unavailable"
+    code: ClassVar[ErrorCode] = "session_store_unavailable"
     status = 503
     retryable = True
     retry_after_seconds = 1

@@ -1,10 +1,11 @@
 """What a user can set, be told and measure is written down: a setting, error code or metric nobody documented fails."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from service.errors import ErrorCode
+from service.errors import ERRORS, ErrorCode
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -25,9 +26,16 @@ def test_setting_is_documented(documented, field):
     assert f"`CAROUSEL_{field.upper()}`" in documented
 
 
-@pytest.mark.parametrize("code", ErrorCode.TABLE)
-def test_error_code_is_documented(documented, code):
-    assert f"`{code}`" in documented
+def test_table_of_errors_is_what_clients_can_get(documented):
+    """Codes, statuses, whether to try again and meanings, both ways, and in the same order."""
+    expected = [
+        (f"`{code}`", str(status), "yes" if retryable else "no", meaning)
+        for code, (status, retryable, meaning) in ERRORS.items()
+    ]
+    table = documented[documented.index("| code | status | retryable | meaning |") :]
+    rows = table[: table.index("\n\n")].splitlines()[2:]
+    assert [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows] == expected
+    assert list(ERRORS) == list(get_args(ErrorCode))
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -114,21 +114,34 @@ def draw() -> Callable[..., list[Any]]:
     return examples
 
 
+OPENAI_STATUSES = {"prompt_too_long": 400, "wrong_task": 404}
+"""Of completions, where they are other than everywhere; and 400 for 422."""
+
+
+def check_refused(response: httpx.Response, status: int, code: str, retryable: bool = False) -> str:
+    """Hold a response against the one shape of errors, and on OpenAI's routes against OpenAI's; gives its message."""
+    path = response.url.path
+    if path == "/v1/completions":
+        status = OPENAI_STATUSES.get(code, 400 if status == 422 else status)
+    assert response.status_code == status, response.text[:500]
+    error = response.json()["error"]
+    message = error["message"]
+    expected = {"code": code, "message": message, "retryable": retryable}
+    if path == "/v1/completions" or (path.startswith("/v1/models") and path.count("/") <= 3):
+        kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+        expected |= {"type": kind, "param": error["param"]}
+        assert response.headers["x-should-retry"] == str(retryable).lower()
+    assert response.json() == {"error": expected}
+    assert isinstance(message, str)
+    assert 0 < len(message) < 1500
+    assert "\n" not in message
+    return message
+
+
 @pytest.fixture
 def refused() -> Callable[..., str]:
-    """Holds a response against the one shape of errors; gives its message."""
-
-    def check(response: httpx.Response, status: int, code: str, retryable: bool = False) -> str:
-        assert response.status_code == status, response.text[:500]
-        body = response.json()
-        assert body == {"error": {"code": code, "message": body["error"]["message"], "retryable": retryable}}
-        message = body["error"]["message"]
-        assert isinstance(message, str)
-        assert 0 < len(message) < 600
-        assert "\n" not in message
-        return message
-
-    return check
+    """The above."""
+    return check_refused
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import select
 
 import pytest
 
+from tests.service.api.conftest import check_refused
+
 COMPLETIONS = "/v1/completions"
 NEXT_TOKEN = "/v1/models/tiny/next-token"
 SCORE = "/v1/models/tiny/score"
@@ -17,18 +19,6 @@ def _next_client_is_served(client):
     assert client.post(NEXT_TOKEN, json={"text": "abc"}).status_code == 200
 
 
-def _refused(response, status: int, code: str, retryable: bool = False) -> str:
-    """The message of an error that must have the one shape, this status and this code."""
-    assert response.status_code == status, response.text[:500]
-    body = response.json()
-    assert body == {"error": {"code": code, "message": body["error"]["message"], "retryable": retryable}}
-    message = body["error"]["message"]
-    assert isinstance(message, str)
-    assert 0 < len(message) < 600
-    assert "\n" not in message
-    return message
-
-
 def _post(client, path: str, content: str | bytes, content_type: str = "application/json"):
     return client.post(path, content=content, headers={"content-type": content_type})
 
@@ -36,7 +26,7 @@ def _post(client, path: str, content: str | bytes, content_type: str = "applicat
 def test_sampling_field_is_refused(client, bad_sampling):
     name, value = bad_sampling
     response = _post(client, COMPLETIONS, f'{{"model": "tiny", "prompt": "abc", "{name}": {value}}}')
-    message = _refused(response, 422, "invalid_request")
+    message = check_refused(response, 422, "invalid_request")
     assert name in message
 
 
@@ -51,14 +41,15 @@ def test_sampling_field_is_refused(client, bad_sampling):
 
         ("model", "5"), ("model", "null"),
         ("prompt", "null"), ("prompt", "5"), ("prompt", "{}"), ("prompt", "[true]"), ("prompt", "[1.0]"),
-        ("prompt", '["a", 1]'), ("prompt", "[[2, 3]]"), ("prompt", "[null]"), ("prompt", json.dumps(["a"] * 129)),
+        ("prompt", '["a", 1]'), ("prompt", "[[2, 3], 5]"), ("prompt", "[null]"), ("prompt", json.dumps(["a"] * 129)),
+        ("prompt", "[[2.5]]"), ("prompt", json.dumps([[2]] * 129)),
         ("prompt", '"\\ud800"'), ("prompt", '"abc\\udc00def"'), ("prompt", '["abc", "\\ud800"]'),
     ],
 )  # fmt: skip
 def test_completions_field_is_refused(client, name, value):
     fields = {"model": '"tiny"', "prompt": '"abc"'} | {name: value}
     body = "{" + ", ".join(f'"{key}": {text}' for key, text in fields.items()) + "}"
-    assert name in _refused(_post(client, COMPLETIONS, body), 422, "invalid_request")
+    assert name in check_refused(_post(client, COMPLETIONS, body), 422, "invalid_request")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +63,7 @@ def test_completions_field_is_refused(client, name, value):
 )
 def test_field_that_is_not_supported_says_so_and_may_ask_for_nothing(client, name, value):
     body = {"model": "tiny", "prompt": "abc"}
-    message = _refused(client.post(COMPLETIONS, json=body | {name: value}), 422, "invalid_request")
+    message = check_refused(client.post(COMPLETIONS, json=body | {name: value}), 422, "invalid_request")
     assert message.startswith(f"{name}: is not supported; leave it out")
     for nothing in (None, type(value)()):
         assert client.post(COMPLETIONS, json=body | {name: nothing}).status_code == 200
@@ -95,11 +86,11 @@ def test_field_that_is_not_supported_says_so_and_may_ask_for_nothing(client, nam
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_prompt_is_refused(client, prompt, code, stream):
-    _refused(client.post(COMPLETIONS, json={"model": "tiny", "prompt": prompt, "stream": stream}), 422, code)
+    check_refused(client.post(COMPLETIONS, json={"model": "tiny", "prompt": prompt, "stream": stream}), 422, code)
     if not (isinstance(prompt, list) and prompt and isinstance(prompt[0], str)):
         field = "text" if isinstance(prompt, str) else "tokens"
         for path in (NEXT_TOKEN, SCORE):
-            _refused(client.post(path, json={field: prompt}), 422, code)
+            check_refused(client.post(path, json={field: prompt}), 422, code)
 
 
 def test_prompt_with_nul_among_letters_is_served(client):
@@ -108,10 +99,10 @@ def test_prompt_with_nul_among_letters_is_served(client):
 
 @pytest.mark.parametrize("path", [NEXT_TOKEN, SCORE])
 def test_prompt_too_long_is_refused(client, path):
-    message = _refused(client.post(path, json={"tokens": [2] * 262_145}), 413, "prompt_too_long")
+    message = check_refused(client.post(path, json={"tokens": [2] * 262_145}), 413, "prompt_too_long")
     assert "262,145" in message
     assert "262,144" in message
-    _refused(client.post(path, json={"text": "a" * 262_145}), 413, "prompt_too_long")
+    check_refused(client.post(path, json={"text": "a" * 262_145}), 413, "prompt_too_long")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +123,7 @@ def test_prompt_too_long_is_refused(client, path):
     ids=str,
 )
 def test_next_token_request_is_refused(client, body):
-    _refused(client.post(NEXT_TOKEN, json=body), 422, "invalid_request")
+    check_refused(client.post(NEXT_TOKEN, json=body), 422, "invalid_request")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +137,7 @@ def test_next_token_request_is_refused(client, body):
 )  # fmt: skip
 @pytest.mark.parametrize("path", [NEXT_TOKEN, COMPLETIONS])
 def test_body_that_is_not_json_is_refused(client, path, body):
-    _refused(_post(client, path, body), 400, "malformed_json")
+    check_refused(_post(client, path, body), 400, "malformed_json")
 
 
 @pytest.mark.parametrize(
@@ -163,18 +154,18 @@ def test_body_of_any_depth_is_refused(client, path):
                 body = f'{{"model": "tiny", "{field}": {opening * depth}1{closing * depth}}}'
                 response = _post(client, path, body)
                 told = response.status_code, response.json()["error"]["code"]
-                assert told in ((422, "invalid_request"), (400, "malformed_json"))
+                assert told in ((400 if path == COMPLETIONS else 422, "invalid_request"), (400, "malformed_json"))
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'"text"', b"5", b"null", b"true", b"NaN", b'[{"text": "a"}]'])
 def test_body_that_is_no_object_is_refused(client, body):
-    assert "JSON object" in _refused(_post(client, NEXT_TOKEN, body), 422, "invalid_request")
+    assert "JSON object" in check_refused(_post(client, NEXT_TOKEN, body), 422, "invalid_request")
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "nonsense", ""])
 def test_body_of_another_type_is_refused(client, content_type):
     response = _post(client, NEXT_TOKEN, b'{"text": "a"}', content_type)
-    assert "application/json" in _refused(response, 422, "invalid_request")
+    assert "application/json" in check_refused(response, 422, "invalid_request")
 
 
 @pytest.mark.parametrize("content_type", ["Application/JSON; charset=utf-8", "application/ld+json"])
@@ -184,7 +175,7 @@ def test_body_of_another_name_for_json_is_read(client, content_type):
 
 @pytest.mark.parametrize("key", ["\\ud800", "x" * 100_000, "\\u0000", "\\n", "top-p"], ids=lambda key: key[:6])
 def test_unknown_field_is_refused_whatever_its_name(client, key):
-    _refused(_post(client, NEXT_TOKEN, f'{{"text": "a", "{key}": 1}}'), 422, "invalid_request")
+    check_refused(_post(client, NEXT_TOKEN, f'{{"text": "a", "{key}": 1}}'), 422, "invalid_request")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +190,7 @@ def test_unknown_field_is_refused_whatever_its_name(client, key):
 )
 def test_body_of_many_mistakes_makes_few_errors(client, content):
     path = COMPLETIONS if '"model"' in content[:12] else NEXT_TOKEN
-    message = _refused(_post(client, path, content), 422, "invalid_request")
+    message = check_refused(_post(client, path, content), 422, "invalid_request")
     # An error for each mistake would be a gigabyte of them, and seconds in which nobody else is served.
     more = re.search(r"and (\d+) more", message)
     assert more is None or int(more[1]) < 5
@@ -209,7 +200,7 @@ def test_body_of_many_mistakes_makes_few_errors(client, content):
     "name", ["nobody", "", "../tiny", "tiny/1", "tiny\0", "模型", "x" * 100_000, "%s%n", "<script>", "TINY"]
 )
 def test_model_that_is_not_served_is_refused(client, name):
-    _refused(client.post(COMPLETIONS, json={"model": name, "prompt": "a"}), 404, "unknown_model")
+    check_refused(client.post(COMPLETIONS, json={"model": name, "prompt": "a"}), 404, "unknown_model")
 
 
 @pytest.mark.parametrize("name", ["nobody", "%00", "%ff", "%E6%A8%A1", "tiny%20", "%7B%7D", "..%5Ctiny", "x" * 5_000])
@@ -217,13 +208,13 @@ def test_model_that_is_not_served_is_refused(client, name):
 def test_model_in_a_path_that_is_not_served_is_refused(client, name, rest):
     url = f"/v1/models/{name}{rest}"
     response = client.post(url, json={"text": "abc"}) if rest else client.get(url)
-    _refused(response, 404, "unknown_model")
+    check_refused(response, 404, "unknown_model")
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/model", "/v1/models/tiny/traces", "/v1/models/tiny/1", "/%00/%ff"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_unknown_path_is_refused(client, path, method):
-    _refused(client.request(method, path), 404, "not_found")
+    check_refused(client.request(method, path), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -238,17 +229,17 @@ def test_unknown_path_is_refused(client, path, method):
 )
 def test_wrong_method_is_refused(client, method, path, allowed):
     response = client.request(method, path)
-    _refused(response, 405, "method_not_allowed")
+    check_refused(response, 405, "method_not_allowed")
     assert response.headers["allow"] == allowed
 
 
 def test_stream_without_an_upgrade_is_refused(client):
-    _refused(client.get("/v1/models/tiny/stream"), 404, "not_found")
+    check_refused(client.get("/v1/models/tiny/stream"), 404, "not_found")
 
 
 def test_echo_with_logprobs_is_refused(client):
     response = client.post(COMPLETIONS, json={"model": "tiny", "prompt": "abc", "echo": True, "logprobs": 1})
-    assert "/score" in _refused(response, 422, "invalid_request")
+    assert "/score" in check_refused(response, 422, "invalid_request")
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
@@ -274,7 +265,7 @@ def test_body_of_100_megabytes_is_refused_unread(server, raw_client, client, chu
     assert accepted < 24_000_000
     connection.setblocking(True)
     answer = b""
-    while b'"retryable":false}}' not in answer:
+    while not answer.endswith(b"}}"):
         part = connection.recv(65_536)
         assert part, answer
         answer += part
@@ -292,9 +283,9 @@ def test_body_of_the_limit_is_read_and_one_byte_more_is_not(run_server, client):
             return body + b" " * (size - len(body))
 
         assert client.post(url, content=padded(2_000), headers={"content-type": "application/json"}).status_code == 200
-        _refused(_post(client, url, padded(2_001)), 413, "body_too_large")
+        check_refused(_post(client, url, padded(2_001)), 413, "body_too_large")
         chunks = (padded(2_001)[start : start + 100] for start in range(0, 2_001, 100))
-        _refused(_post(client, url, chunks), 413, "body_too_large")
+        check_refused(_post(client, url, chunks), 413, "body_too_large")
 
 
 def test_refusals_are_counted_by_their_code(client, ended):
@@ -310,13 +301,13 @@ def test_refusals_are_counted_by_their_code(client, ended):
 def test_bad_requests_change_nobodys_tokens(client, unchanged):
     with unchanged():
         for _ in range(5):
-            _refused(_post(client, COMPLETIONS, b"[" * 100_000), 400, "malformed_json")
-            _refused(client.post(COMPLETIONS, json={"model": "tiny", "prompt": [13]}), 422, "token_out_of_range")
-            _refused(_post(client, COMPLETIONS, b" " * 5_000_000), 413, "body_too_large")
-            _refused(client.post(COMPLETIONS, json={"model": "tiny", "prompt": "xyz"}), 422, "unknown_tokens")
+            check_refused(_post(client, COMPLETIONS, b"[" * 100_000), 400, "malformed_json")
+            check_refused(client.post(COMPLETIONS, json={"model": "tiny", "prompt": [13]}), 422, "token_out_of_range")
+            check_refused(_post(client, COMPLETIONS, b" " * 5_000_000), 413, "body_too_large")
+            check_refused(client.post(COMPLETIONS, json={"model": "tiny", "prompt": "xyz"}), 422, "unknown_tokens")
 
 
 def test_half_a_surrogate_pair_elsewhere_breaks_nothing(client):
     response = _post(client, COMPLETIONS, '{"model": "\\ud800", "prompt": "abc"}')
-    _refused(response, 404, "unknown_model")
+    check_refused(response, 404, "unknown_model")
     assert _post(client, COMPLETIONS, '{"model": "tiny", "prompt": "abc", "user": "\\ud800"}').status_code == 200

@@ -43,7 +43,8 @@ def test_drain_refuses_new_work_and_lets_what_runs_finish(run_server, connect, h
         assert "carousel_ready 0.0" in http.get(f"{server.url}/metrics").text
         response = http.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "abc"})
         refused(response, 503, *SHUTTING_DOWN)
-        assert (response.headers["retry-after"], response.headers["connection"]) == ("1", "close")
+        assert response.headers["retry-after"] in ("1", "2", "3")
+        assert response.headers["connection"] == "close"
         error, code = connect(server).refusal()
         assert ((error["code"], error["retryable"]), code) == (SHUTTING_DOWN, 4503)
         running.send(type="cancel")
@@ -92,7 +93,7 @@ def test_grace_that_runs_out_ends_streams_like_a_cancel_and_says_so(run_server, 
         error, code = stream.refusal()
         assert ((error["code"], error["retryable"]), code) == (SHUTTING_DOWN, 4503)
         refused(answer.result(), 503, *SHUTTING_DOWN)
-        assert answer.result().headers["retry-after"] == "1"
+        assert answer.result().headers["retry-after"] in ("1", "2", "3")
     with run_server(redis_url=redis.url) as server:
         sessions = f"{server.url}/v1/models/tiny/sessions"
         for name in ("socket", "events"):

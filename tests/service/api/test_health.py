@@ -84,7 +84,7 @@ def test_broken_runner_turns_health_red_and_is_told(run_server, connect, eventua
             response = client.post("/v1/completions", json={"model": "tiny", "prompt": "a"})
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "model_unavailable"
-            assert response.headers["retry-after"] == "1"
+            assert response.headers["retry-after"] in ("1", "2", "3")
         eventually(lambda: engine.admitted == 0 and engine.running == 0)
 
 

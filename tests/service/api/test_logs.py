@@ -107,7 +107,7 @@ def test_requests_are_logged_with_their_caller_and_without_what_they_sent(run_se
     session = "/v1/models/{model}/sessions/{session}"
     assert [(line["method"], line["endpoint"], line["status"], line.get("path")) for line in ended] == [
         ("POST", "/v1/completions", 200, None),
-        ("POST", "/v1/completions", 422, None),
+        ("POST", "/v1/completions", 400, None),
         ("POST", "/v1/completions", 401, None),
         ("GET", "unknown", 404, "/nowhere/x%20y"),
         ("GET", session, 401, None),

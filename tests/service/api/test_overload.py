@@ -95,7 +95,8 @@ def test_retry_after_tells_how_long_the_queue_is(run_server):
         engine._places._unstarted += 4
         with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
             response = client.post("/v1/models/tiny/next-token", json={"text": "abc"})
-        assert (response.status_code, response.headers["retry-after"]) == (503, "8")
+        assert response.status_code == 503
+        assert 8 <= int(response.headers["retry-after"]) <= 16
         assert response.json()["error"]["message"] == (
             "tiny: a row would be free in 8 s; allowed are 7; try again in 8 s"
         )
@@ -153,7 +154,7 @@ def test_stream_that_ends_before_its_first_event_has_a_status_of_its_own(run_ser
         refused(ask(timeout_seconds=1.0), 503, "capacity_exceeded", retryable=True)
         crowded_out = waits.result()
         assert "more come than can be served" in refused(crowded_out, 503, "capacity_exceeded", retryable=True)
-        assert crowded_out.headers["retry-after"] == "60"
+        assert 60 <= int(crowded_out.headers["retry-after"]) <= 90
         goes_on.set()
         assert runs.result().text.endswith("data: [DONE]\n\n")
 
@@ -196,7 +197,7 @@ def test_connection_too_many_is_refused_and_the_others_go_on(run_server):
         with socket.create_connection(("127.0.0.1", server.port), 60) as excess:
             status, headers, body = ask(excess, "/livez")
             assert (status, body["error"]["code"], headers["connection"]) == (503, "capacity_exceeded", "close")
-            assert headers["retry-after"] == "5"
+            assert 5 <= int(headers["retry-after"]) <= 10
             assert excess.recv(1) == b""
         for one in open_ones:
             assert ask(one, "/livez")[0] == 200

@@ -162,7 +162,7 @@ def test_bad_version_is_refused_and_the_old_one_goes_on(live, admin, publish, re
     for body in (b'{"version": ' + b"[" * 100_000, b'{"version": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"):
         headers = {"content-type": "application/json"}
         response = admin.post("/v1/repository/models/tiny/load", content=body, headers=headers)
-        refused(response, 422, "invalid_request")
+        refused(response, 400, "malformed_json")
 
 
 def test_start_on_a_bad_newest_version_serves_the_one_before(run_server, repository, publish, tmp_path, refused):

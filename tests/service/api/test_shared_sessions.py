@@ -46,7 +46,7 @@ def test_store_that_is_away_is_told_and_spares_who_needs_no_session(run_server, 
         store.stop()
         response = client.post(server.url + TRACE, json={"attempts": ATTEMPTS, "session": "a"})
         refused(response, 503, "session_store_unavailable", retryable=True)
-        assert response.headers["retry-after"] == "1"
+        assert response.headers["retry-after"] in ("1", "2", "3")
         assert client.post(server.url + TRACE, json={"attempts": ATTEMPTS}).status_code == 200
 
 

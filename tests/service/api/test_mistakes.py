@@ -1,0 +1,179 @@
+"""What a client is told of a message that is wrong: every mistake, under its own names, with what is allowed."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+COMPLETIONS = "/v1/completions"
+TRACE = "/v1/models/tutor/trace"
+SCORE = "/v1/models/tiny/score"
+CAPTIONS = "/v1/models/scenes/captions"
+UNKNOWN = "is no field that is known here; leave it out (/docs has all)"
+ATTEMPT = {"skill": 0, "correct": True}
+
+
+def _told(client, path, body):
+    if path == COMPLETIONS:
+        body = {"model": "tiny", "prompt": "abc", **body}
+    response = client.post(path, json=body)
+    assert response.status_code == (400 if path == COMPLETIONS else 422), response.text
+    return response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (COMPLETIONS, {"prompt": ["a"] * 129}, "prompt: has 129 entries; allowed are at most 128"),
+        (COMPLETIONS, {"prompt": [[2]] * 129}, "prompt: has 129 entries; allowed are at most 128"),
+        (COMPLETIONS, {"prompt": ["a", 5]}, "prompt.1: must be a string, and is 5"),
+        (COMPLETIONS, {"prompt": [[2], [2, "a"]]}, "prompt.1.1: must be a whole number, and is a string"),
+        (COMPLETIONS, {"stop": [""]}, "stop.0: has 0 characters; allowed are at least 1"),
+        (COMPLETIONS, {"stop": ["a"] * 17}, "stop: has 17 entries; allowed are at most 16"),
+        (COMPLETIONS, {"stop": ["a", "b" * 257]}, "stop.1: has 257 characters; allowed are at most 256"),
+        (COMPLETIONS, {"stop": {}}, "stop: must be a string or a list, and is an object"),
+        (COMPLETIONS, {"temprature": 1}, f"temprature: {UNKNOWN}"),
+        (COMPLETIONS, {"stream_options": {"str": True}}, f"stream_options.str: {UNKNOWN}"),
+        (COMPLETIONS, {"temperature": 1000.5}, "temperature: must be at most 1,000, and is 1000.5"),
+        (COMPLETIONS, {"max_tokens": 10**30}, None),
+        (COMPLETIONS, {"prompt": ["abc", ""]}, "prompt.1: the prompt has no tokens; at least 1 is needed"),
+        (COMPLETIONS, {"prompt": [[2], [99]]}, "prompt.1: token 99 is not in the vocabulary; allowed are 0 to 12"),
+        (SCORE, {"tokens": [1, 1.5]}, "tokens.1: must be a whole number, and is 1.5"),
+        (SCORE, {"text": "abc", "priority": "low"}, "priority: must be 'interactive' or 'batch', and is a string"),
+        (
+            TRACE,
+            {"attempts": [{"skill": 1.5, "correct": True}]},
+            "attempts.0.skill: must be a string or a whole number, and is 1.5",
+        ),
+        (TRACE, {"attempts": [ATTEMPT, {"skill": 1}]}, "attempts.1.correct: is missing"),
+        (TRACE, {"attempts": [ATTEMPT], "one-learner": 1}, f"one-learner: {UNKNOWN}"),
+        (TRACE, {"attempts": [ATTEMPT], "foo": 1}, f"foo: {UNKNOWN}"),
+        (TRACE, {"learners": [{"attempts": [ATTEMPT], "foo": 1}]}, f"learners.0.foo: {UNKNOWN}"),
+        (TRACE, {"learners": []}, "learners: has 0 entries; allowed are at least 1"),
+        (CAPTIONS, {"image": "x", "foo": 1}, f"foo: {UNKNOWN}"),
+        (CAPTIONS, {"images": ["x"] * 129}, "images: has 129 entries; allowed are at most 128"),
+    ],
+)  # fmt: skip
+def test_mistake_is_told_in_the_clients_names_with_the_limit(client, path, body, message):
+    error = _told(client, path, body)
+    assert error["message"] == message or message is None
+    if path == COMPLETIONS:
+        assert error["param"] == error["message"].partition(":")[0].partition(" ")[0]
+
+
+def test_all_mistakes_are_told(client):
+    error = _told(client, COMPLETIONS, {"temperature": -1, "top_p": 2, "n": 0, "stop": [""], "stream": "yes", "foo": 1})
+    for told in (
+        "temperature: must be at least 0, and is -1",
+        "top_p: must be at most 1, and is 2",
+        "n: must be at least 1, and is 0",
+        "stop.0: has 0 characters; allowed are at least 1",
+        "stream: must be true or false, and is a string",
+        f"foo: {UNKNOWN}",
+    ):
+        assert told in error["message"].split("; ") or told in error["message"]
+    assert "more" not in error["message"]
+    assert error["param"] == "temperature"
+
+
+def test_many_mistakes_are_told_in_part(client):
+    message = _told(client, SCORE, {"text": "abc"} | {f"field-{number}": 1 for number in range(20)})["message"]
+    assert message.count(UNKNOWN) == 8
+    assert message.endswith("(and 12 more)")
+
+
+def test_name_is_told_as_it_can_be_printed(client):
+    message = _told(client, SCORE, {"text": "abc", "line\nend\u202e" + "x" * 1000: 1})["message"]
+    assert message.startswith(r"line\nend\u202exxx")
+    assert "..." in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"n": "0", "beam_width": "x"},
+            "beam_width: must be a whole number, and is a string; n: must be at least 1, and is a string",
+        ),
+        ({"stream": "perhaps"}, "stream: must be true or false, and is a string"),
+        ({"foo": "1"}, f"foo: {UNKNOWN}"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_a_form_are_told(client, picture, fields, message):
+    response = client.post(CAPTIONS, files=[("image", ("photo", picture()))], data=fields)
+    assert response.status_code == 422
+    assert response.json()["error"]["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("model", "frame", "message"),
+    [
+        ("tiny", {"type": "begin"}, "type must be one of 'start', 'feed', 'cancel'"),
+        ("tiny", {"prompt": "abc"}, "type is missing"),
+        ("tiny", {"type": "start", "prompt": 5, "start": 1}, f"prompt: must be a string, and is 5; start: {UNKNOWN}"),
+        (
+            "tiny",
+            {"type": "start", "prompt": "a", "sampling": {"top_k": -1, "stop": ["", ""]}},
+            "sampling.top_k: must be at least 0, and is -1; sampling.stop.0: has 0 characters; allowed are at least 1",
+        ),
+        ("scenes", {"type": "start", "sampling": {"stop": ["a"]}}, f"sampling.stop: {UNKNOWN}"),
+    ],
+)
+def test_mistakes_of_a_frame_are_told(connect, model, frame, message):
+    stream = connect(model=model)
+    stream.send(**frame)
+    error, close_code = stream.refusal()
+    assert (error["code"], error["message"], close_code) == ("invalid_request", message, 4422)
+
+
+def test_lists_of_token_ids_are_served_like_texts(client):
+    def choices(prompt):
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 5, "temperature": 0}
+        response = client.post(COMPLETIONS, json=body)
+        assert response.status_code == 200, response.text
+        return [choice["text"] for choice in response.json()["choices"]]
+
+    assert choices([[2, 3, 4], [5]]) == choices([2, 3, 4]) + choices([5])
+
+
+def test_errors_of_openais_routes_have_its_statuses_and_fields(client, connect):
+    def error(response):
+        told = response.json()["error"]
+        return response.status_code, told["code"], told["type"], told["param"], response.headers["x-should-retry"]
+
+    kind = "invalid_request_error"
+    post = {"model": "tiny", "prompt": "abc"}
+    sent = client.post(COMPLETIONS, json=post | {"max_tokens": 10**9})
+    assert error(sent) == (400, "invalid_request", kind, "max_tokens", "false")
+    assert error(client.post(COMPLETIONS, json=post | {"top_k": 50})) == (
+        400,
+        "invalid_request",
+        kind,
+        "top_k",
+        "false",
+    )
+    sent = client.post(COMPLETIONS, json=post | {"prompt": [2] * 300_000})
+    assert error(sent) == (400, "prompt_too_long", kind, "prompt", "false")
+    sent = client.post(COMPLETIONS, json=post | {"model": "tutor"})
+    assert error(sent) == (404, "wrong_task", kind, "model", "false")
+    assert error(client.get("/v1/models/nobody")) == (404, "unknown_model", kind, "model", "false")
+    assert error(client.put("/v1/models")) == (405, "method_not_allowed", kind, None, "false")
+    assert "type" not in client.post("/v1/models/nobody/score", json={"text": "a"}).json()["error"]
+
+
+def test_retry_after_is_spread(monkeypatch):
+    from service.api.error_bodies import answer
+    from service.errors import Unavailable
+
+    told = {int(answer(Unavailable("capacity_exceeded", "full", 1), "/").headers["retry-after"]) for _ in range(200)}
+    assert told == {1, 2, 3}
+    told = {int(answer(Unavailable("capacity_exceeded", "full", 20), "/").headers["retry-after"]) for _ in range(2000)}
+    assert told == set(range(20, 41))
+
+
+def test_image_that_is_wrong_is_told_by_its_number(client, picture):
+    image = base64.b64encode(picture()).decode()
+    response = client.post(CAPTIONS, json={"images": [image, "?"]})
+    assert response.json()["error"]["message"].startswith("images.1: ")

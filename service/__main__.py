@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from service.engine.runner import RunnerBroken
 from service.keys.key_file import KeyFileError, key_line, new_key
 from service.observability import logs
 from service.server import create_server
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
+
+logger = logging.getLogger("carousel")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}: {problem['msg']}", file=sys.stderr)
         return 2
     logs.install(settings.log_level, settings.log_format)
+    # Not refused: a cluster gives every container variables that begin with the name of each of its services.
+    if unknown := unknown_variables(os.environ):
+        logger.warning("%s", unknown)
     try:
         return _trace(settings, options) if options.command == "trace" else _serve(settings)
     except (CarouselError, RunnerBroken, OSError) as error:

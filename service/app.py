@@ -90,6 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
             gc.freeze()  # what lives as long as the server need not be looked through for garbage again and again
             reloads.start()
             lag.start()
+            await memories.check()
             context.started = True
             yield
         finally:

@@ -195,6 +195,10 @@ class Memories:
         with _as_service_errors():
             await self._sessions.delete(SessionKey(current_caller().tenant, model, session))
 
+    async def check(self) -> None:
+        """Tell the log now, and not with the first session, whether the store can be used."""
+        await self._sessions.check()
+
     async def close(self) -> None:
         """Let go of the store."""
         await self._sessions.close()
@@ -222,9 +226,13 @@ def open_memories(settings: Settings, metrics: Metrics) -> Memories:
 
 def _keys(settings: Settings) -> list[bytes]:
     if settings.state_key is None:
-        logger.info(
+        # Whoever shares sessions has replicas: there a token comes back to another process than made it.
+        shared = settings.redis_url is not None
+        logger.log(
+            logging.WARNING if shared else logging.INFO,
             "CAROUSEL_STATE_KEY is not set: state tokens are signed with a random key that only this process knows "
-            "and are worth nothing after its end"
+            "and are worth nothing after its end%s",
+            ", and nothing at other replicas: give all that share a Redis one key (openssl rand -hex 32)" * shared,
         )
         return [secrets.token_bytes(MIN_KEY_BYTES)]
     return [key.encode() for key in settings.state_key.get_secret_value().split(",")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,11 +15,13 @@ from service.sessions.tokens import MIN_KEY_BYTES
 
 Providers = Literal["cpu", "cuda"]
 
+PREFIX = "CAROUSEL_"
+
 
 class Settings(BaseSettings):
     """The README's table documents each; a test holds the two together."""
 
-    model_config = SettingsConfigDict(env_prefix="CAROUSEL_", env_ignore_empty=True, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
@@ -148,3 +152,19 @@ class Settings(BaseSettings):
         if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("is no URL of a Redis server; allowed are redis://, rediss:// and unix://")
         return value
+
+
+def unknown_variables(names: Iterable[str]) -> str:
+    """What to say of variables that begin like settings and are none; empty where there are none.
+
+    Args:
+        names: of the environment's variables. Upper and lower case are alike, as for settings.
+    """
+    known = [field.upper() for field in Settings.model_fields]
+    told = []
+    for name in sorted(name for name in names if name.upper().startswith(PREFIX)):
+        rest = name.upper().removeprefix(PREFIX)
+        if rest not in known:
+            near = difflib.get_close_matches(rest, known, n=1)
+            told.append(f"{name} (is {PREFIX}{near[0]} meant?)" if near else name)
+    return f"no settings, and without effect: {', '.join(told)}" if told else ""

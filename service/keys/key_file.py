@@ -1,7 +1,7 @@
 """The file of API keys: one line a key, which holds its hash and never the key.
 
     # name     tenant   sha256 of the key (64 hexadecimal digits)    limits, each of which may be left out
-    ada-2026   school   9f86d081...                                  requests_per_second=20 burst=40 tokens_per_day=2e6
+    ada-2026   school   9f86d081...                                  requests_per_second=20 burst=40 # a comment
 
 A key is 32 bytes of the system's randomness. Nobody can guess one, whatever a guess costs: a plain SHA-256 gives away
 nothing, and the slow, salted hashes that passwords need would only make every request slow.
@@ -9,6 +9,7 @@ nothing, and the slow, salted hashes that passwords need would only make every r
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import math
 import re
@@ -94,7 +95,8 @@ def read_keys(path: Path, content: bytes) -> list[Key]:
 
     Args:
         path: for the error.
-        content: of the file, in UTF-8. Empty lines, and those that begin with #, mean nothing.
+        content: of the file, in UTF-8, with or without a byte order mark. Empty lines mean nothing, nor does what
+            follows a word that begins with #.
 
     Raises:
         KeyFileError: names the line.
@@ -102,12 +104,15 @@ def read_keys(path: Path, content: bytes) -> list[Key]:
     keys: list[Key] = []
     lines: dict[str | bytes, int] = {}
     marks: tuple[tuple[str, str | bytes], ...]
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # what Windows PowerShell's >> writes
+        raise KeyFileError(f"{path} is in UTF-16; allowed is UTF-8: save it in that encoding")
     for number, raw in enumerate(content.split(b"\n"), 1):
-        line = raw.decode(errors="backslashreplace").strip()
-        if not line or line.startswith("#"):
+        words = raw.removeprefix(codecs.BOM_UTF8).decode(errors="backslashreplace").split()
+        comment = next((place for place, word in enumerate(words) if word.startswith("#")), len(words))
+        if not comment:
             continue
         try:
-            key = _key(line)
+            key = _key(words[:comment])
             marks = ("name", key.name), ("key", key.digest)
             for what, mark in marks:
                 if mark in lines:
@@ -119,8 +124,7 @@ def read_keys(path: Path, content: bytes) -> list[Key]:
     return keys
 
 
-def _key(line: str) -> Key:
-    words = line.split()
+def _key(words: list[str]) -> Key:
     if len(words) < _COLUMNS:
         raise KeyFileError(
             f"has {len(words)} of the words NAME TENANT SHA256; make a line with python -m service key NAME --tenant T"

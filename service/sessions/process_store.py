@@ -153,6 +153,9 @@ class ProcessSessionStore:
         else:
             raise unknown(key)
 
+    async def check(self) -> None:
+        """There is nothing that could be away."""
+
     async def close(self) -> None:
         """There is nothing to let go of."""
 

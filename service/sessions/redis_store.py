@@ -17,7 +17,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
 
 from service.sessions import redis_scripts
-from service.sessions.errors import StoreUnavailable
+from service.sessions.errors import SessionError, StoreUnavailable
 from service.sessions.key import SessionKey
 from service.sessions.refusals import busy, expired, lost, unknown
 from service.sessions.store import Kept, Lease, OnEvicted, Retention, Writing, not_counted
@@ -28,6 +28,9 @@ TOKEN_BYTES = 16
 
 CONNECTION_WAIT_SECONDS = 5.0
 """Longer than an answer may take: a burst of a few thousand requests is no outage of Redis."""
+
+_PROBE = SessionKey("", "", "probe")
+"""Nobody's session: every tenant and every model has a name."""
 
 _REFUSALS = {"busy": busy, "expired": expired, "unknown": unknown, "lost": lost}
 
@@ -70,6 +73,9 @@ class RedisSessionStore:
             # The scripts bear being sent twice, so a connection that broke while idle costs no request.
             retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), retries=1),
         )
+        options = pool.connection_kwargs
+        self._address = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        """For the log: without what the URL may hold of names and passwords."""
         self._redis = Redis.from_pool(pool)
         self._acquire = self._redis.register_script(redis_scripts.ACQUIRE)
         self._renew = self._redis.register_script(redis_scripts.RENEW)
@@ -122,6 +128,16 @@ class RedisSessionStore:
         if memories:
             self._on_evicted("deleted")
 
+    async def check(self) -> None:
+        """See SessionStore. Takes a lease and lets it go, which asks for all that a request does: also for writing."""
+        try:
+            await self.release(await self.acquire(_PROBE))
+        except StoreUnavailable:  # which is logged
+            return
+        except SessionError:  # another replica that starts has it
+            pass
+        logger.info("sessions are kept in Redis at %s", self._address)
+
     async def close(self) -> None:
         """Close all connections."""
         await self._redis.aclose()
@@ -139,13 +155,16 @@ class RedisSessionStore:
         except (RedisError, OSError) as error:
             if self._reachable:
                 self._reachable = False
-                logger.warning("Redis does not serve sessions: %s: %s", type(error).__name__, error)
+                logger.error(
+                    "Redis at %s does not serve sessions, and every request with one gets a 503 until it does: %s: %s",
+                    *(self._address, type(error).__name__, error),
+                )
             raise StoreUnavailable(
                 f"the store of sessions does not answer ({type(error).__name__}); send the request again later"
             ) from error
         if not self._reachable:
             self._reachable = True
-            logger.info("Redis serves sessions again")
+            logger.warning("Redis at %s serves sessions again", self._address)
         refusal = _REFUSALS.get(answer[0].decode())
         if refusal is not None:
             raise refusal(keys[answer[1] if len(answer) > 1 else 0])

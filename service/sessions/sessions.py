@@ -110,6 +110,10 @@ class Sessions:
         """
         await self._store.delete(key)
 
+    async def check(self) -> None:
+        """See SessionStore."""
+        await self._store.check()
+
     async def close(self) -> None:
         """Wait for leases being given back, and close the store."""
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -150,6 +150,10 @@ class SessionStore(Protocol):
         """
         ...
 
+    async def check(self) -> None:
+        """Tell the log whether sessions can be kept. Raises nothing: requests will be told."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections."""
         ...

@@ -65,3 +65,51 @@ def test_redis_that_is_killed_in_the_middle_of_a_cohort_loses_no_learner(run_ser
         for name, attempts in learners.items():
             warm = client.post(url, json={"attempts": attempts[3:], "session": name}).json()
             assert warm["predictions"] == cold[name]["predictions"]
+
+
+def said(caplog, level, text):
+    return [one for one in caplog.records if one.levelname == level and text in one.getMessage()]
+
+
+def test_store_that_is_away_at_the_start_is_said_once_and_loudly(run_server, store, client, refused, caplog):
+    caplog.set_level("INFO", "carousel")
+    store.stop()
+    url = store.url.replace("redis://", "redis://:a-secret@")
+    with run_server(redis_url=url, state_key="k" * 32) as server:
+        assert len(said(caplog, "ERROR", f"Redis at 127.0.0.1:{store.port} does not serve sessions")) == 1
+        assert client.get(f"{server.url}/readyz").status_code == 200  # what needs no session is served
+        for _ in range(2):
+            response = client.post(server.url + TRACE, json={"attempts": ATTEMPTS, "session": "a"})
+            refused(response, 503, "session_store_unavailable", retryable=True)
+        assert len(said(caplog, "ERROR", "does not serve sessions")) == 1
+    assert "a-secret" not in caplog.text
+    assert not said(caplog, "WARNING", "CAROUSEL_STATE_KEY")
+
+
+def test_store_that_comes_back_is_said(run_server, store, client, caplog):
+    caplog.set_level("INFO", "carousel")
+    with run_server(redis_url=store.url, state_key="k" * 32) as server:
+        assert len(said(caplog, "INFO", f"sessions are kept in Redis at 127.0.0.1:{store.port}")) == 1
+        assert store.client.keys("*") == []  # what was tried is gone
+        store.stop()
+        client.post(server.url + TRACE, json={"attempts": ATTEMPTS, "session": "a"})
+        store.start()
+        assert client.post(server.url + TRACE, json={"attempts": ATTEMPTS, "session": "a"}).status_code == 200
+    assert len(said(caplog, "ERROR", "does not serve sessions")) == 1
+    assert len(said(caplog, "WARNING", "serves sessions again")) == 1
+
+
+def test_store_that_may_not_be_written_is_said_at_the_start(run_server, start_redis, caplog):
+    redis = start_redis("--replicaof", "127.0.0.1", "1")  # a replica, which takes no writes
+    with run_server(redis_url=redis.url):
+        (told,) = said(caplog, "ERROR", "does not serve sessions")
+        assert "ReadOnlyError" in told.getMessage()
+
+
+def test_no_state_key_is_a_warning_where_replicas_share_sessions(run_server, store, caplog):
+    caplog.set_level("INFO", "carousel")
+    with run_server():
+        assert len(said(caplog, "INFO", "CAROUSEL_STATE_KEY is not set")) == 1
+    with run_server(redis_url=store.url):
+        (told,) = said(caplog, "WARNING", "CAROUSEL_STATE_KEY is not set")
+        assert "nothing at other replicas" in told.getMessage()

@@ -37,6 +37,33 @@ def test_file_is_read_with_comments_blanks_and_limits():
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        f"\ufeffada school {ONE}\n",
+        f"\ufeff# who\r\n\r\nada school {ONE}\r\n",
+        f"# who\n\ufeffada school {ONE}",  # two files, one behind the other
+        f"ada school {ONE} # since May",
+        f"ada school {ONE}\t#since May requests_per_second=0",
+        f"\ufeff   # nothing else\nada school {ONE} #",
+    ],
+)
+def test_byte_order_mark_and_comments_behind_a_key_mean_nothing(content):
+    assert read_keys(PATH, content.encode()) == [Key("ada", "school", bytes.fromhex(ONE))]
+
+
+def test_comment_follows_limits():
+    content = f"ada school {ONE} requests_per_second=2 burst=4 # burst=9 \xff caf\u00e9"
+    assert read_keys(PATH, content.encode())[0].limits == Limits(2, 4)
+    assert read_keys(PATH, content.encode("latin-1"))[0].limits == Limits(2, 4)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_file_in_utf_16_is_refused_by_that_name(encoding):
+    with pytest.raises(KeyFileError, match=r"^keys is in UTF-16; allowed is UTF-8"):
+        read_keys(PATH, f"\ufeffada school {ONE}".encode(encoding))
+
+
+@pytest.mark.parametrize(
     ("line", "told"),
     [
         ("ada", "has 1 of the words NAME TENANT SHA256"),
@@ -54,6 +81,9 @@ def test_file_is_read_with_comments_blanks_and_limits():
         (f"ada school {ONE} tokens_per_day=inf", "tokens_per_day is 'inf'"),
         (f"ada school {ONE} tokens_per_day", "tokens_per_day is ''"),
         (f"ada school {ONE} requests_per_second=9 burst=0.5", "burst is '0.5'"),
+        (f"ada school {ONE} tokens_per_day=1#9", "tokens_per_day is '1#9'"),
+        (f"ada school #{ONE}", "has 2 of the words"),
+        (f"ada sch\ufeffool {ONE}", "tenant"),
         (f"first school {ONE}", "the name is that of line 1"),
         (f"ada school {TWO}", "the key is that of line 1"),
         ("\ufffd\0 school x", "is not 1 to 64"),

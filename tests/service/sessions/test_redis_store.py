@@ -186,7 +186,7 @@ async def test_every_call_is_unavailable_while_redis_is_down_and_it_is_logged_on
             assert (error.value.status, error.value.retryable) == (503, True)
         server.start()
         await put(store, KEY, b"value")
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
 async def test_redis_that_hangs_is_unavailable_until_it_goes_on(make_store, start_redis):

@@ -4,7 +4,7 @@ Two runs on one process of the service, over keep-alive HTTP. At capacity: a clo
 rows, so that every row is busy and nobody waits. Overload: arrivals that do not wait for one another, at a multiple of
 what the closed loop got; they are let in or refused. (A closed loop that is refused would ask again at once and measure
 how fast it can ask.) A refusal without Retry-After counts as a failure. `--warmup 0` measures from the first arrival
-on, when the service cannot tell a flood from a crowd yet.
+on, when the service cannot tell an overload from a crowd yet.
 """
 
 from __future__ import annotations
@@ -53,36 +53,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             busy = uvloop.run(closed_loop(target, generation, rows, Window(options.capacity_seconds, options.warmup)))
             rate = options.times * busy.tokens_per_second / MAX_TOKENS
             arrivals = poisson_arrivals(rate, window.total_seconds, seed=0)
-            flooded = uvloop.run(open_loop(target, generation, arrivals, window))
+            loaded = uvloop.run(open_loop(target, generation, arrivals, window))
     except (CarouselError, LoadRefused, LoadFailed, ServerFailed) as error:
         print(f"overload: {error}", file=sys.stderr)
         return 1
     print(f"{rows} rows; at capacity: {rows} streams; overload: {rate:,.0f} arrivals/s for {options.seconds:g} s")
-    print(text(busy, flooded))
+    print(text(busy, loaded))
     return 0
 
 
-def text(busy: LoadResult, flooded: LoadResult) -> str:
+def text(busy: LoadResult, loaded: LoadResult) -> str:
     """The table, and what became of those who were refused."""
     lines = [
         "|                   | at capacity, p50 |      p99 | overload, p50 |      p99 | p99, times |",
         "|-------------------|-----------------:|---------:|--------------:|---------:|-----------:|",
     ]
     for name, at, over in (
-        ("first token", busy.first_token, flooded.first_token),
-        ("between tokens", busy.inter_token, flooded.inter_token),
-        ("whole generation", busy.whole, flooded.whole),
+        ("first token", busy.first_token, loaded.first_token),
+        ("between tokens", busy.inter_token, loaded.inter_token),
+        ("whole generation", busy.whole, loaded.whole),
     ):
         lines.append(
             f"| {name:<17} | {_ms(at.p50_seconds):>16} | {_ms(at.p99_seconds):>8} | {_ms(over.p50_seconds):>13} | "
             f"{_ms(over.p99_seconds):>8} | {_times(at, over):>10} |"
         )
-    lines.append(f"tokens/s: {busy.tokens_per_second:,.0f} at capacity, {flooded.tokens_per_second:,.0f} in overload")
+    lines.append(f"tokens/s: {busy.tokens_per_second:,.0f} at capacity, {loaded.tokens_per_second:,.0f} in overload")
     lines.append(
-        f"refused: {flooded.shed:,}, p50 {_ms(flooded.refusal.p50_seconds)}, p99 {_ms(flooded.refusal.p99_seconds)}; "
-        f"finished: {flooded.generations:,}; failed: {flooded.failed} {dict(flooded.errors) or ''}".rstrip()
+        f"refused: {loaded.shed:,}, p50 {_ms(loaded.refusal.p50_seconds)}, p99 {_ms(loaded.refusal.p99_seconds)}; "
+        f"finished: {loaded.generations:,}; failed: {loaded.failed} {dict(loaded.errors) or ''}".rstrip()
     )
-    lines.append(f"client CPU: {busy.client_cpu:.0%} at capacity, {flooded.client_cpu:.0%} in overload")
+    lines.append(f"client CPU: {busy.client_cpu:.0%} at capacity, {loaded.client_cpu:.0%} in overload")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.step import ATTENTION
-from service.engine.admission import Admission, EngineStopped
+from service.engine.admission import Admission
 from service.engine.encoder import Encoding
 from service.engine.sequence import (
     BeamParameters,
@@ -19,7 +19,8 @@ from service.engine.sequence import (
     Sequence,
     TokenEvent,
 )
-from service.errors import RequestError, Unavailable
+from service.engine.token_stream import TokenStream
+from service.errors import RequestError
 from service.generation import Finished, Usage, measure_token, raise_for, run_quietly
 from service.repository import ServedModel
 
@@ -105,6 +106,7 @@ class CaptionStream:
         self._end_id = model.bundle.image_codec.end_id
         self._sequence = _sequence(model, encoding, parameters)
         self._cancelled = False
+        self._stream: TokenStream | None = None
         self.logprob = 0.0
         """Of all tokens so far, the end token among them."""
         self.length = 0
@@ -115,18 +117,27 @@ class CaptionStream:
         self._cancelled = True
         self._admission.cancel()
 
+    def start(self) -> None:
+        """Let the engine begin, before anybody reads the events; reading them does it, too.
+
+        Raises:
+            EngineStopped: `admit` turns it into model_unavailable.
+        """
+        self._stream = self._admission.start(self._sequence, self._overflowed)
+        if self._cancelled:
+            self._admission.cancel()
+
     async def events(self) -> AsyncIterator[CaptionToken | Finished]:
         """The tokens, then Finished.
 
         Raises:
             ServiceError: slow_reader, step_failed or model_unavailable.
         """
-        try:
-            stream = self._admission.start(self._sequence, self._overflowed)
-        except EngineStopped as error:
-            raise Unavailable("model_unavailable", f"{self._model.name}: {error}", 1) from None
-        if self._cancelled:
-            self._admission.cancel()
+        if self._stream is None:
+            self.start()
+        # The stream knows this caption: a circle would keep both, and the model, until the garbage is collected.
+        stream, self._stream = self._stream, None
+        assert stream is not None
         detokenizer = self._model.bundle.image_codec.detokenizer()
         text, last_at, shown = "", 0.0, 0
         logprobs: list[float] = []

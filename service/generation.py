@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from models.codec.text import CONTEXT_TOKENS
-from service.engine.admission import Admission, EngineFull, EngineStopped
+from service.engine.admission import Admission
+from service.engine.errors import DeadlineExceeded, EngineFull, EngineStopped, WaitTooLong
 from service.engine.queue_time import INTERACTIVE, Urgency, retry_after_seconds
 from service.engine.sequence import (
     Alternative,
@@ -88,8 +89,12 @@ class Finished:
     snapshot: Snapshot | None
 
 
-def admit(model: ServedModel, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> Admission:
-    """Take a place in the model's engine for a sequence of so many rows, of which the engine has at least as many.
+@contextmanager
+def admit(model: ServedModel, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> Iterator[Admission]:
+    """A place in the model's engine for a sequence of so many rows, of which the engine has at least as many.
+
+    The request's time runs from here on: what is done in the `with` block before a sequence is started is cancelled
+    when it is over, and the block ends with the error.
 
     Args:
         model: the model.
@@ -98,15 +103,14 @@ def admit(model: ServedModel, rows: int = 1, urgency: Urgency = INTERACTIVE, *, 
         queued: places that the same request has taken already.
 
     Raises:
-        Unavailable: capacity_exceeded or model_unavailable.
+        ServiceError: capacity_exceeded, model_unavailable or deadline_exceeded.
     """
-    with refusals(model):
-        place = model.engine.admit(rows, urgency, queued=queued)
-    caller = current_caller()
-    if caller.metered:
-        place.on_end = lambda sequence: caller.spend(sequence.eaten + sequence.sampled)
-    place.watched = WATCHED.get()
-    return place
+    with refusals(model), model.engine.admit(rows, urgency, queued=queued) as place:
+        caller = current_caller()
+        if caller.metered:
+            place.on_end = lambda sequence: caller.spend(sequence.eaten + sequence.sampled)
+        place.watched = WATCHED.get()
+        yield place
 
 
 def admit_many(
@@ -118,16 +122,27 @@ def admit_many(
 
 @contextmanager
 def refusals(model: ServedModel) -> Iterator[None]:
-    """Turn the engine's refusal of a place into the error that a client is told, and count it."""
+    """Turn the engine's refusal of a place, or its early end, into the error that a client is told, and count it."""
     try:
         yield
     except EngineFull as error:
-        model.metrics.shed[error.reason].inc()
-        seconds = retry_after_seconds(error.wait_seconds)
-        message = f"{model.name}: {error}; try again in {seconds} s"
-        raise Unavailable("capacity_exceeded", message, seconds) from None
+        raise _full(model, error) from None
     except EngineStopped as error:
         raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
+    except DeadlineExceeded as error:
+        raise _late(model, str(error)) from None
+
+
+def _full(model: ServedModel, error: EngineFull) -> ServiceError:
+    model.metrics.shed[error.reason].inc()
+    seconds = retry_after_seconds(error.wait_seconds)
+    message = f"{model.name}: {error}; try again in {seconds} s"
+    return Unavailable("capacity_exceeded", message, seconds)
+
+
+def _late(model: ServedModel, detail: str) -> ServiceError:
+    model.metrics.shed["deadline"].inc()
+    return ServiceError("deadline_exceeded", f"{model.name}: {detail}; ask for less, or for more time")
 
 
 class Generation:
@@ -209,7 +224,7 @@ class Generation:
                 what it has taken is no event any more. The last token always is one.
 
         Raises:
-            Unavailable: model_unavailable.
+            EngineStopped: `admit` turns it into model_unavailable.
         """
 
         def hand_over(event: TokenEvent) -> bool:
@@ -218,10 +233,7 @@ class Generation:
             taker.take(self._token(event))
             return True
 
-        try:
-            self._stream = self._admission.start(self.sequence, self._overflowed, hand_over if taker else None)
-        except EngineStopped as error:
-            raise Unavailable("model_unavailable", f"{self._model.name}: {error}", 1) from None
+        self._stream = self._admission.start(self.sequence, self._overflowed, hand_over if taker else None)
         if self._cancelled:
             self._admission.cancel()
 
@@ -284,11 +296,9 @@ async def run_quietly(model: ServedModel, admission: Admission, sequence: Sequen
 
     Raises:
         ServiceError: step_failed, deadline_exceeded or model_unavailable.
+        EngineStopped: `admit` turns it into model_unavailable.
     """
-    try:
-        event = await admission.start(sequence).get()
-    except EngineStopped as error:
-        raise Unavailable("model_unavailable", f"{model.name}: {error}", 1) from None
+    event = await admission.start(sequence).get()
     assert isinstance(event, FinishEvent)
     raise_for(model, event)
     return event
@@ -299,12 +309,9 @@ def raise_for(model: ServedModel, event: FinishEvent) -> None:
     if event.reason is FinishReason.SLOW_READER:
         raise ServiceError("slow_reader", f"the stream was not read fast enough: {event.detail}")
     if event.reason is FinishReason.DEADLINE:
-        model.metrics.shed["deadline"].inc()
-        raise ServiceError("deadline_exceeded", f"{model.name}: {event.detail}; ask for less, or for more time")
-    if event.reason is FinishReason.CROWDED_OUT:
-        model.metrics.shed["wait"].inc()
-        message = f"{model.name}: {event.detail}; try again later"
-        raise Unavailable("capacity_exceeded", message, retry_after_seconds(model.engine.held_seconds))
+        raise _late(model, event.detail)
+    if event.reason is FinishReason.OVERLOAD:
+        raise _full(model, WaitTooLong(event.detail, model.engine.held_seconds))
     if event.reason is FinishReason.FAILED:
         if model.engine.failure is not None:
             raise Unavailable("model_unavailable", f"{model.name}: {model.engine.failure}", 1)

@@ -45,11 +45,14 @@ class ImageReader:
         self.count = count or os.cpu_count() or 1
         self._turns = threading.Semaphore(self.count)
         self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="images")
+        self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="images-batch")
 
-    async def encode(self, model: ServedModel, file: ImageFile, where: str = "image") -> Encoding:
+    async def encode(
+        self, model: ServedModel, file: ImageFile, where: str = "image", *, batch: bool = False
+    ) -> Encoding:
         """What the sequence of an image begins with, for a model that has an encoder, whose threads decode it.
 
-        A place in the engine comes first. Cancelling it withdraws an image that waits.
+        A place in the engine comes first. Cancelling it withdraws an image that waits. `batch` waits for the others.
 
         Raises:
             RequestError: invalid_image or image_too_large; `where` begins the message.
@@ -58,7 +61,7 @@ class ImageReader:
         assert model.encoder is not None
         preprocessing = model.bundle.image_codec.preprocessing
         try:
-            return await model.encoder.encode(lambda: self._decoded(file, preprocessing.read))
+            return await model.encoder.encode(lambda: self._decoded(file, preprocessing.read), batch=batch)
         except (ImageTooLarge, ImageRejected) as error:
             raise _refusal(error, where) from None
         except EncoderStopped as error:
@@ -66,7 +69,9 @@ class ImageReader:
         except EncodingFailed as error:
             raise ServiceError("step_failed", f"{model.name} failed on this image: {error}") from None
 
-    async def encode_all(self, model: ServedModel, files: Sequence[ImageFile], where: str) -> list[Encoding]:
+    async def encode_all(
+        self, model: ServedModel, files: Sequence[ImageFile], where: str, *, batch: bool = False
+    ) -> list[Encoding]:
         """Many images, in their order, named `<where>.<place>` in errors.
 
         No more of them wait for a thread than can be decoded at once: who comes with one image does not wait for all
@@ -80,7 +85,7 @@ class ImageReader:
 
         async def work() -> None:
             for place in waiting:
-                results[place] = await self.encode(model, files[place], f"{where}.{place}")
+                results[place] = await self.encode(model, files[place], f"{where}.{place}", batch=batch)
 
         tasks = [asyncio.ensure_future(work()) for _ in range(min(self.count, len(files)))]
         try:
@@ -90,8 +95,8 @@ class ImageReader:
                 task.cancel()
         return [results[place] for place in range(len(files))]
 
-    async def use(self, file: ImageFile, make: Callable[[Image], Result]) -> Result:
-        """What a function makes of a decoded image, on a thread.
+    async def use(self, file: ImageFile, make: Callable[[Image], Result], *, batch: bool = False) -> Result:
+        """What a function makes of a decoded image, on a thread; on one apart for `batch`, so that nobody waits for it.
 
         Raises:
             RequestError: invalid_image or image_too_large.
@@ -99,14 +104,18 @@ class ImageReader:
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(
-                self._threads, self._decoded, file, lambda content: make(read_image(content))
+                self._batch_thread if batch else self._threads,
+                self._decoded,
+                file,
+                lambda content: make(read_image(content)),
             )
         except (ImageTooLarge, ImageRejected) as error:
             raise _refusal(error, "image") from None
 
     def close(self) -> None:
         """Take no more images; what is being decoded goes on to its end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._batch_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _decoded(self, file: ImageFile, read: Callable[[bytes], Result]) -> Result:
         with self._turns:

@@ -51,7 +51,7 @@ class CaptionConnection(Connection):
             parameters = start.fields.caption_parameters(model)
         except ValueError as error:
             raise RequestError("invalid_request", f"sampling: {error}") from None
-        encoding = await self.context.images.encode(model, image)
+        encoding = await self.context.images.encode(model, image, batch=admission.batch)
         stream = CaptionStream(model, admission, encoding, parameters, self.overflowed(record))
         self.hold(stream)
         await self.send(frames.accepted(record.request_id, model, prompt_tokens=0))

@@ -151,9 +151,10 @@ async def _captions(
 
 
 async def _encodings(model: ServedModel, images: ImageReader, asked: Asked) -> list[Encoding]:
+    batch = asked.fields.urgency.batch
     if asked.many:
-        return await images.encode_all(model, asked.files, "images")
-    return [await images.encode(model, asked.files[0])]
+        return await images.encode_all(model, asked.files, "images", batch=batch)
+    return [await images.encode(model, asked.files[0], batch=batch)]
 
 
 async def _find_all(
@@ -206,8 +207,10 @@ async def _begin(
     overflow: asyncio.Future[None],
 ) -> CaptionStream:
     """All that can be refused before a byte is answered."""
-    encoding = await images.encode(model, asked.files[0])
-    return CaptionStream(model, place, encoding, parameters, partial(note, overflow))
+    encoding = await images.encode(model, asked.files[0], batch=place.batch)
+    stream = CaptionStream(model, place, encoding, parameters, partial(note, overflow))
+    stream.start()
+    return stream
 
 
 async def _events(request: Request, model: ServedModel, stream: CaptionStream) -> AsyncIterator[bytes]:
@@ -237,14 +240,15 @@ async def _events(request: Request, model: ServedModel, stream: CaptionStream) -
 
 async def _picture(model: ServedModel, images: ImageReader, asked: Asked, parameters: CaptionParameters) -> str:
     with admit(model, parameters.rows, asked.fields.urgency) as place:
-        encoding = await images.encode(model, asked.files[0])
+        encoding = await images.encode(model, asked.files[0], batch=place.batch)
         (best,) = await find_captions(model, place, encoding, parameters)
-    maps = np.zeros((0, 1, 1), np.float32) if best.attention is None else best.attention
-    draw = partial(
-        attention_svg,
-        preprocessing=model.bundle.image_codec.preprocessing,
-        words=_words(model, best),
-        maps=maps,
-        title=f"{model.name} version {model.bundle.version}",
-    )
-    return await images.use(asked.files[0], draw)
+        maps = np.zeros((0, 1, 1), np.float32) if best.attention is None else best.attention
+        draw = partial(
+            attention_svg,
+            preprocessing=model.bundle.image_codec.preprocessing,
+            words=_words(model, best),
+            maps=maps,
+            title=f"{model.name} version {model.bundle.version}",
+        )
+        place.cover()  # the image is decoded once more
+        return await images.use(asked.files[0], draw, batch=place.batch)

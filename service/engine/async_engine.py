@@ -17,9 +17,10 @@ from typing import Literal
 
 import numpy as np
 
-from service.engine.admission import Admission, BeamTooWide, EngineFull, EngineStopped
+from service.engine.admission import Admission
 from service.engine.core import EngineCore
-from service.engine.places import CROWDED_OUT_SECONDS, Places
+from service.engine.errors import BeamTooWide, EngineFull, EngineStopped, WaitTooLong
+from service.engine.places import Places
 from service.engine.prefill_runner import cores
 from service.engine.prefill_thread import PrefillThread
 from service.engine.queue_time import INTERACTIVE, Urgency
@@ -32,6 +33,10 @@ logger = logging.getLogger("carousel.engine")
 
 MAX_UNDELIVERED_STEPS = 8
 """Steps the engine may be ahead of an event loop that is busy; then it waits."""
+
+ENDED_TOGETHER = 8
+ENDED_EVERY_SECONDS = 0.005
+"""Of the thousand who may wait when an overload begins, so many are told at a time: tokens go out in between."""
 
 Command = tuple[Literal["add", "cancel"], Sequence]
 
@@ -46,7 +51,8 @@ class AsyncEngine:
         on_steps: called on the event loop with the reports of steps, each once.
         name: of the thread.
         max_wait_seconds: nobody is let in who is to wait longer for a row, by the pace of those who ended last.
-        deadline_seconds: from a place's taking on, after which its sequence is ended.
+        deadline_seconds: from a place's taking on, after which what is done in it is ended.
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -58,21 +64,23 @@ class AsyncEngine:
         name: str = "engine",
         max_wait_seconds: float = math.inf,
         deadline_seconds: float = math.inf,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._core: EngineCore | None = core
         """None once closed: whoever still knows the engine then does not keep its memory."""
         self._scheduler = core.scheduler
-        self._places = Places(core.scheduler, max_waiting, min(max_wait_seconds, deadline_seconds))
+        self._clock = clock
+        self._places = Places(core.scheduler, max_waiting, min(max_wait_seconds, deadline_seconds), clock)
         self._deadline_seconds = deadline_seconds
         self._on_steps = on_steps
         self._steps = self._step_rows = 0
         self._vacant = asyncio.Event()
+        self._admitted: dict[Admission, None] = {}
+        """Who has a place, in the order in which they were let in."""
         self._streams: dict[Sequence, TokenStream] = {}
         self._outbox: list[Command] = []
         """Commands of this iteration of the event loop, which go to the thread together."""
         self._commands: list[Command] = []
-        self._newest_first_until = -math.inf
-        """Goes with the commands, lest the thread take who is crowded out for the first."""
         self._undelivered = 0
         self._post = StepPost(self._send)
         self._closing = False
@@ -157,9 +165,11 @@ class AsyncEngine:
         if rows > self.max_rows:
             raise BeamTooWide(f"the beam is {rows:,} rows wide; allowed are {self.max_rows:,}")
         self.check_room(rows, urgency, queued=queued)
-        self._came(rows, urgency)
-        self._places.take(rows)
-        return Admission(self, rows, urgency, self._deadline_seconds)
+        self._came(urgency)
+        place = Admission(self, rows, urgency, self._deadline_seconds, self._clock())
+        self._places.take(rows, batch=urgency.batch)
+        self._admitted[place] = None
+        return place
 
     def check_room(self, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> None:
         """Hold that `admit` would take a place now. It raises what that raises."""
@@ -168,23 +178,50 @@ class AsyncEngine:
         try:
             self._places.check(rows, urgency, queued=queued)
         except EngineFull as refusal:
-            self._came(rows, urgency, refusal)
+            self._came(urgency, refusal)
             raise
 
     def mark(self) -> Mark:
         """Now."""
-        return Mark(time.perf_counter(), self._steps, self._step_rows)
+        return Mark(self._clock(), self._steps, self._step_rows)
 
-    def _came(self, rows: int, urgency: Urgency, refusal: EngineFull | None = None) -> None:
-        """Note that somebody asked for rows. When that begins a flood, those who are too many for it are ended."""
-        if self._places.came(rows, urgency, refusal):
-            waiting = [sequence for sequence, stream in reversed(self._streams.items()) if not stream.finished]
-            for place, (sequence, detail) in enumerate(list(self._places.crowded_out(waiting))):
-                self._end(sequence, FinishEvent(FinishReason.CROWDED_OUT, detail), place * CROWDED_OUT_SECONDS)
+    def _came(self, urgency: Urgency, refusal: EngineFull | None = None) -> None:
+        """Note that somebody asked for rows. When an overload begins with that, who waits behind a short queue ends."""
+        on = self._places.overload.on
+        if self._places.came(urgency, refusal):
+            behind = self._behind_short()
+            logger.warning(
+                "%s: more come than can be served; %s who wait are refused", self._thread.name, f"{len(behind):,}"
+            )
+            self._refuse(behind)
+        elif on and not self._places.overload.on:
+            logger.warning("%s: no more come than can be served", self._thread.name)
 
-    def leave(self, rows: int, *, started: bool) -> None:
-        """Give a place back (Admission does it)."""
-        self._places.leave(rows, started=started)
+    def _refuse(self, places: list[tuple[Admission, float]]) -> None:
+        """End those of them who still wait, some at a time."""
+        for place, wait_seconds in places[:ENDED_TOGETHER]:
+            if place.waits:
+                message = f"more come than can be served, and a row would be free in {wait_seconds:.3g} s"
+                place.end(WaitTooLong(message, wait_seconds))
+        if len(places) > ENDED_TOGETHER:
+            assert self._loop is not None
+            self._loop.call_later(ENDED_EVERY_SECONDS, self._refuse, places[ENDED_TOGETHER:])
+
+    def _behind_short(self) -> list[tuple[Admission, float]]:
+        """Those for whom there is no row and no room in a short queue, batch apart; and how long they would wait."""
+        places, free = self._places, self.max_rows - len(self._scheduler.running)
+        rows, behind = 0, []
+        for place in self._admitted:
+            if place.waits and not place.batch:
+                rows += place.rows
+                if rows > free + places.short or not places.is_short(rows):
+                    behind.append((place, places.wait_seconds(rows)))
+        return behind
+
+    def leave(self, place: Admission) -> None:
+        """Take a place back (Admission does it)."""
+        self._admitted.pop(place, None)
+        self._places.leave(place.rows, batch=place.batch, started=place.started)
         if not self._places.taken:
             self._vacant.set()
 
@@ -205,7 +242,8 @@ class AsyncEngine:
             sink: takes tokens past the stream.
             first: whether its place had none before.
         """
-        self._places.submit(sequence.rows, first=first)
+        if not first:
+            self._places.submit(sequence)
 
         def end_slow_reader() -> None:
             self.cancel(sequence)
@@ -221,14 +259,12 @@ class AsyncEngine:
         if sequence in self._streams:
             self._command("cancel", sequence)
 
-    def expire(self, sequence: Sequence, detail: str) -> None:
-        """End a sequence whose time is over, and tell its reader at once."""
+    def end(self, sequence: Sequence, event: FinishEvent) -> None:
+        """End a sequence before its time, unless it has ended, and tell its reader at once."""
         stream = self._streams.get(sequence)
-        if stream is not None and not stream.finished:
-            self._end(sequence, FinishEvent(FinishReason.DEADLINE, detail))
-
-    def _end(self, sequence: Sequence, event: FinishEvent, wake_seconds: float = 0.0) -> None:
-        self._streams[sequence].put(event, wake_seconds)
+        if stream is None or stream.finished:
+            return
+        stream.put(event)
         if sequence.marks is not None:
             sequence.marks.reason = event.reason
         self._command("cancel", sequence)
@@ -248,7 +284,6 @@ class AsyncEngine:
         self._outbox.clear()
         with self._wake:
             self._commands += commands
-            self._newest_first_until = self._places.newest_first_until
             self._wake.notify()
         if self._prefill_thread is not None:  # at once, not before the next step
             self._prefill_thread.begin(sequence for verb, sequence in commands if verb == "add")
@@ -307,7 +342,6 @@ class AsyncEngine:
                 )
             )
             commands, self._commands = self._commands, []
-            self._scheduler.newest_first_until = self._newest_first_until
         for verb, sequence in commands:
             if verb == "add":
                 core.add(sequence)

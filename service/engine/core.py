@@ -154,8 +154,7 @@ class EngineCore:
 
     def _join(self, now: float) -> None:
         """Let waiting sequences into free rows."""
-        self.prefill.newest_first = now < self.scheduler.newest_first_until
-        for rows, sequence in self.scheduler.admit(now):
+        for rows, sequence in self.scheduler.admit():
             for row in rows:
                 self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None, sequence.memories)
             if sequence.beam is None:

@@ -123,6 +123,8 @@ class Encoder:
         self._watched = False
         """Whether a thread waits for the last of these moments."""
         self._waiting: deque[_Job] = deque()
+        self._waiting_batch: deque[_Job] = deque()
+        """Those of batch requests: the first of them is begun with when none of the others waits."""
         self._ready: deque[_Ready] = deque()
         self._ready_at = 0.0
         """When the first of those that are ready was."""
@@ -169,13 +171,14 @@ class Encoder:
     @property
     def waiting(self) -> int:
         """Images that nobody has begun with, as of now."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._waiting_batch)
 
-    async def encode(self, prepare: Prepare) -> Encoding:
+    async def encode(self, prepare: Prepare, *, batch: bool = False) -> Encoding:
         """Prepare and encode one image, with others that wait. A caller that is cancelled takes it from the queue.
 
         Args:
             prepare: gives the image <float32>, of the preprocessing's shape; called on one of the threads.
+            batch: whether it waits for as long as any image waits that is not batch.
 
         Raises:
             EncodingFailed: the graph fails on this image, or what it makes of it is not finite.
@@ -186,15 +189,16 @@ class Encoder:
             raise EncoderStopped(self.failure)
         assert self._loop is not None
         job = _Job(prepare, self._loop.create_future())
+        queue = self._waiting_batch if batch else self._waiting
         with self._wake:
-            self._waiting.append(job)
+            queue.append(job)
             if not (self._watched and self._turns):  # else who has the turn sees it next, or who watches does
                 self._wake.notify()
         try:
             return await job.result
         except asyncio.CancelledError:
             with self._wake, contextlib.suppress(ValueError):  # a thread may have begun with it
-                self._waiting.remove(job)
+                queue.remove(job)
             raise
 
     def _run(self) -> None:
@@ -223,7 +227,7 @@ class Encoder:
         with self._wake:
             self._turns.pop(threading.get_ident(), None)
             while not self._closing:
-                if not (self._waiting or self._ready):
+                if not (self.waiting or self._ready):
                     self._wake.wait()
                 elif not self._turns or (left := max(self._turns.values()) - self._clock()) <= 0:
                     return self._take_work()
@@ -237,14 +241,14 @@ class Encoder:
 
     def _take_work(self) -> _Job | list[_Ready]:
         work: _Job | list[_Ready]
-        if self._waiting and len(self._ready) < self.max_batch and not self._overdue():
-            work, seconds = self._waiting.popleft(), PREPARING_SECONDS
+        if self.waiting and len(self._ready) < self.max_batch and not self._overdue():
+            work, seconds = (self._waiting or self._waiting_batch).popleft(), PREPARING_SECONDS
         else:
             work = [self._ready.popleft() for _ in range(min(self.max_batch, len(self._ready)))]
             seconds = SHORT_CALL_SECONDS
         if self.in_turns:
             self._turns[threading.get_ident()] = self._clock() + seconds
-            if self._waiting and not self._watched:
+            if self.waiting and not self._watched:
                 self._wake.notify()  # somebody has to watch this one
         return work
 
@@ -323,8 +327,9 @@ class Encoder:
 
     def _refuse_waiting(self) -> None:
         with self._wake:
-            jobs = [*self._waiting, *(job for job, _ in self._ready)]
+            jobs = [*self._waiting, *self._waiting_batch, *(job for job, _ in self._ready)]
             self._waiting.clear()
+            self._waiting_batch.clear()
             self._ready.clear()
         self._deliver(jobs, [EncoderStopped(self.failure) for _ in jobs], None)
 

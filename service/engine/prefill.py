@@ -58,8 +58,6 @@ class Prefill:
         self._eaten = 0
         self.eat_beside: Callable[[], None] | None = None
         """Has prompts eaten beside the steps; None where `eat` does it between them."""
-        self.newest_first = False
-        """Whether who came last has the first turn: as the scheduler has it."""
 
     @property
     def pending(self) -> bool:
@@ -136,8 +134,7 @@ class Prefill:
     def _choose(self) -> dict[Sequence, int]:
         """Whose turn it is, and how many ids each may eat."""
         with self._lock:
-            waiting = reversed(self._queue) if self.newest_first else self._queue
-            first = sorted(waiting, key=lambda sequence: sequence.batch)[:MAX_ROWS]
+            first = sorted(self._queue, key=lambda sequence: sequence.batch)[:MAX_ROWS]
             return {sequence: self._ahead(sequence) for sequence in first}
 
     def _ahead(self, sequence: Sequence) -> int:

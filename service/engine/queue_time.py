@@ -19,7 +19,7 @@ SMOOTHING = 0.05
 """Weight of the sequence that ended last in the mean: about the last 20 tell."""
 
 ENDS_SECONDS = 0.005
-"""How old the order of the ends may be: a flood of refusals need not sort for each."""
+"""How old the order of the ends may be: many refusals at once need not sort for each."""
 
 MAX_RETRY_SECONDS = 60
 

@@ -7,7 +7,6 @@ to page or to preempt.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 from service.engine.sequence import Sequence
@@ -22,11 +21,9 @@ class Scheduler:
         self.waiting_batch: deque[Sequence] = deque()
         """Those that are `batch`: the first of them joins when none of the others waits."""
         self.running: list[Sequence] = []
-        self.newest_first_until = -math.inf
-        """Until when who came last joins first, of those that are not batch."""
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence, first come first served (or last): while the first waits for all its rows, so do all.
+        """Queue a sequence, first come, first served: while the first waits for all its rows, so do all.
 
         Batch sequences have a queue of their own, behind the other.
 
@@ -37,30 +34,25 @@ class Scheduler:
             raise ValueError(f"the beam is {sequence.rows:,} rows wide; allowed are {self.max_rows:,}")
         self._queue(sequence).append(sequence)
 
-    def admit(self, now: float) -> list[tuple[range, Sequence]]:
+    def admit(self) -> list[tuple[range, Sequence]]:
         """Let waiting sequences into free rows; returns who joined, with the rows.
 
-        Who is not ready, as its prompt is being eaten, keeps its place in the queue, and has its rows kept free unless
-        the newest go first: then somebody else is sure to come who is ready.
+        Who is not ready, as its prompt is being eaten, keeps its place in the queue, and has its rows kept free.
         """
         joined, free = [], self.max_rows - len(self.running)
         for queue in (self.waiting, self.waiting_batch):
-            newest, unready = now < self.newest_first_until and queue is self.waiting, []
-            while queue and (count := queue[-1 if newest else 0].rows) <= free:
-                sequence = queue.pop() if newest else queue.popleft()
+            unready = []
+            while queue and (count := queue[0].rows) <= free:
+                sequence = queue.popleft()
+                free -= count
                 if sequence.ahead:
                     unready.append(sequence)
-                    free -= 0 if newest else count
                     continue
-                free -= count
                 first = len(self.running)
                 joined.append((range(first, first + count), sequence))
                 self.running += [sequence] * count
             crowded = bool(queue)
-            if newest:
-                queue.extend(reversed(unready))
-            else:
-                queue.extendleft(reversed(unready))
+            queue.extendleft(reversed(unready))
             if crowded:
                 break  # while the first waits for as many rows as it needs, so do all behind it
         return joined

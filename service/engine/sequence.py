@@ -79,7 +79,7 @@ class FinishReason(Enum):
     FAILED = "failed"
     SLOW_READER = "slow_reader"
     DEADLINE = "deadline"
-    CROWDED_OUT = "crowded_out"
+    OVERLOAD = "overload"
 
 
 class Mark(NamedTuple):

@@ -71,13 +71,8 @@ class TokenStream:
                 return
         self.put(event)
 
-    def put(self, event: Event, wake_seconds: float = 0.0) -> None:
-        """Add an event. When the queue is full it is emptied and the stream ends with SLOW_READER.
-
-        Args:
-            event: what comes next.
-            wake_seconds: how much later a reader that waits now is woken.
-        """
+    def put(self, event: Event) -> None:
+        """Add an event. When the queue is full it is emptied and the stream ends with SLOW_READER."""
         if self.finished:
             return
         if len(self._events) >= self._max_events:
@@ -88,10 +83,7 @@ class TokenStream:
         if self.finished and not self._whole:
             LOCK_TURNS.leave()
         self._events.append(event)
-        if wake_seconds:
-            asyncio.get_running_loop().call_later(wake_seconds, self._wake)
-        else:
-            self._wake()
+        self._wake()
 
     async def get(self) -> Event:
         """The next event; waits for it. Not to be called after the FinishEvent."""

@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 
+from service.engine.overload import WINDOW_SECONDS, WINDOWS
+from service.engine.queue_time import QueueTime
 from service.engine.runner import OnnxRunner
 
 PATHS = {
@@ -92,7 +94,7 @@ def test_retry_after_tells_how_long_the_queue_is(run_server):
     with run_server(max_rows=2, max_waiting=100, max_wait_seconds=7.0) as server:
         engine = server.context.repository.models["tiny"].engine
         engine._places.queue_time.ended(4.0, asked=1)  # a round of two takes four seconds
-        engine._places._unstarted += 4
+        engine._places.take(4, batch=False)
         with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
             response = client.post("/v1/models/tiny/next-token", json={"text": "abc"})
         assert response.status_code == 503
@@ -101,7 +103,7 @@ def test_retry_after_tells_how_long_the_queue_is(run_server):
             "tiny: a row would be free in 8 s; allowed are 7; try again in 8 s"
         )
         assert sample(server, "carousel_shed_total", model="tiny", version="1", reason="wait") == 1
-        engine._places._unstarted -= 4
+        engine._places.leave(4, batch=False, started=False)
 
 
 def test_request_whose_time_is_over_is_a_504(server, client, refused, ended):
@@ -134,7 +136,7 @@ def test_stream_that_ends_before_its_first_event_has_a_status_of_its_own(run_ser
     with ExitStack() as stack:
         server = stack.enter_context(run_server(max_rows=1))
         client = stack.enter_context(httpx.Client(base_url=server.url, timeout=60, trust_env=False))
-        pool = stack.enter_context(ThreadPoolExecutor(2))
+        pool = stack.enter_context(ThreadPoolExecutor(3))
         stack.callback(goes_on.set)
 
         def ask(**fields):
@@ -146,17 +148,22 @@ def test_stream_that_ends_before_its_first_event_has_a_status_of_its_own(run_ser
         engine = server.context.repository.models["tiny"].engine
         runs = pool.submit(ask)
         eventually(lambda: engine.running == 1)
-        waits = pool.submit(ask)
-        eventually(lambda: engine.waiting == 1 or len(engine._commands) == 1)
-        engine._places.queue_time.ended(1e6, asked=1)  # a row is free in days
-        flood = engine._places._flood
-        flood._since, flood._refused = time.perf_counter(), 10**9
-        refused(ask(timeout_seconds=1.0), 503, "capacity_exceeded", retryable=True)
-        crowded_out = waits.result()
-        assert "more come than can be served" in refused(crowded_out, 503, "capacity_exceeded", retryable=True)
-        assert 60 <= int(crowded_out.headers["retry-after"]) <= 90
+        waits = [pool.submit(ask)]
+        eventually(lambda: engine.waiting + len(engine._commands) == 1)
+        waits.append(pool.submit(ask))
+        eventually(lambda: engine.waiting + len(engine._commands) == 2)
+        engine._places.queue_time = QueueTime(1)
+        engine._places.queue_time.ended(1e6, asked=3 + 9)  # a row is free in days
+        overload = engine._places.overload
+        overload._since, overload._windows = time.perf_counter() - WINDOW_SECONDS, WINDOWS - 1
+        overload._short, overload._turned_away = False, 1
+        refused(ask(), 503, "capacity_exceeded", retryable=True)
+        ended = waits[1].result()
+        assert "more come than can be served" in refused(ended, 503, "capacity_exceeded", retryable=True)
+        assert 60 <= int(ended.headers["retry-after"]) <= 90
         goes_on.set()
         assert runs.result().text.endswith("data: [DONE]\n\n")
+        assert waits[0].result().text.endswith("data: [DONE]\n\n")  # it was the first to wait
 
 
 def test_image_whose_time_is_over_is_a_504(client, picture, refused):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
-from service.engine.admission import EngineFull, WaitTooLong
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
+from service.engine.errors import DeadlineExceeded, EngineFull, WaitTooLong
+from service.engine.overload import WINDOW_SECONDS, WINDOWS
 from service.engine.queue_time import QueueTime, Urgency, retry_after_seconds
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import BeamParameters, FinishEvent, FinishReason, SamplingParameters, Sequence, TokenEvent
@@ -41,13 +41,13 @@ def test_batch_joins_when_nothing_interactive_waits():
     first, second, third = (waiting() for _ in range(3))
     for sequence in (batch, first, late_batch, second, third):
         scheduler.add(sequence)
-    assert [sequence for _, sequence in scheduler.admit(0.0)] == [first, second, third]
+    assert [sequence for _, sequence in scheduler.admit()] == [first, second, third]
     scheduler.remove(0)
-    assert scheduler.admit(0.0) == [(range(2, 3), batch)]
+    assert scheduler.admit() == [(range(2, 3), batch)]
     scheduler.remove(0)
     fourth = waiting()
     scheduler.add(fourth)
-    assert scheduler.admit(0.0) == [(range(2, 3), fourth)]
+    assert scheduler.admit() == [(range(2, 3), fourth)]
     assert not scheduler.withdraw(fourth)
     assert scheduler.withdraw_all() == [late_batch]
     assert not scheduler.waiting_batch
@@ -57,31 +57,12 @@ def test_batch_does_not_pass_an_interactive_beam_that_waits_for_its_rows():
     scheduler = Scheduler(3)
     running, wide, small = waiting(), waiting(width=3), waiting(batch=True)
     scheduler.add(running)
-    scheduler.admit(0.0)
+    scheduler.admit()
     scheduler.add(small)
     scheduler.add(wide)
-    assert scheduler.admit(0.0) == []
+    assert scheduler.admit() == []
     assert scheduler.withdraw(wide)
-    assert scheduler.admit(0.0) == [(range(1, 2), small)]
-
-
-def test_newest_first_joins_in_that_order_but_for_batch():
-    scheduler = Scheduler(2)
-    first, second, wide, third = waiting(), waiting(), waiting(width=2), waiting()
-    patient, later = waiting(batch=True), waiting(batch=True)
-    for sequence in (patient, later, first, second, wide, third):
-        scheduler.add(sequence)
-    scheduler.newest_first_until = 1.0
-    assert scheduler.admit(0.0) == [(range(1), third)]  # the wide one is next, and waits for two rows
-    scheduler.newest_first_until = 0.0
-    assert scheduler.admit(0.0) == [(range(1, 2), first)]
-    for _ in range(2):
-        scheduler.remove(0)
-    scheduler.newest_first_until = 1.0
-    assert scheduler.admit(0.0) == [(range(2), wide)]
-    for _ in range(2):
-        scheduler.remove(0)
-    assert scheduler.admit(0.0) == [(range(1), second), (range(1, 2), patient)]
+    assert scheduler.admit() == [(range(1, 2), small)]
 
 
 def test_batch_takes_half_of_the_places_to_wait_in(make_engine):
@@ -160,7 +141,8 @@ def test_request_that_would_wait_too_long_is_refused_at_once(make_engine):
         engine.admit(rows=2)
     assert refused.value.wait_seconds == 4.0
     assert retry_after_seconds(refused.value.wait_seconds) == 4
-    engine.leave(2, started=False)
+    for place in [*engine._admitted][:2]:
+        engine.leave(place)
     with pytest.raises(WaitTooLong, match=r"free in 2 s; allowed are 1.5$"):
         engine.admit(urgency=Urgency(timeout_seconds=1.5))
     engine.admit(urgency=Urgency(timeout_seconds=2.5))
@@ -197,37 +179,126 @@ async def test_place_whose_sequence_has_ended_is_nobody_to_wait_for(make_engine)
         await engine.close()
 
 
-def flood(engine):
-    """Let the engine see a flood; it begins with the next who is refused."""
-    engine._places._flood._since, engine._places._flood._refused = time.perf_counter(), 10**9
+def test_nobody_interactive_waits_for_batch(make_engine):
+    engine = make_engine(max_rows=8, max_waiting=400, max_wait_seconds=3.0)
+    engine._places.queue_time.ended(2.0, asked=1)
+    for _ in range(2):  # so many rows' worth is let in; 18 more had been before anything was known
+        engine.admit(rows=8, urgency=BATCH)
+    engine._places.take(18 * 8, batch=True)
+    with pytest.raises(WaitTooLong):
+        engine.check_room(urgency=BATCH)
+    for _ in range(8):
+        engine.admit()
+    engine.check_room(rows=8)
+    engine.admit(rows=8)
+    with pytest.raises(WaitTooLong, match="free in 4 s"):
+        engine.check_room(rows=8)
 
 
-async def test_flood_ends_who_waits_too_long_but_for_batch(make_engine):
+def overload(engine):
+    """Let the engine see an overload; it begins with the next who comes a window later."""
+    overload = engine._places.overload
+    overload._since, overload._windows = engine._clock() - WINDOW_SECONDS, WINDOWS - 1
+    overload._short, overload._turned_away = False, 1
+
+
+async def test_overload_ends_who_waits_or_prepares_but_for_batch(make_engine, runner):
     engine = make_engine(max_rows=1, max_waiting=100)
     engine.start()
     try:
         async with asyncio.timeout(30):
             with ExitStack() as places:
-                runs, waits, patient = (places.enter_context(engine.admit(urgency=u)) for u in (NOW, NOW, BATCH))
+                runs, near, waits, patient = (
+                    places.enter_context(engine.admit(urgency=u)) for u in (NOW, NOW, NOW, BATCH)
+                )
                 first = runs.start(waiting())
                 await first.get()
-                second, third = waits.start(waiting()), patient.start(waiting())
-                engine._places.queue_time.ended(1e6, asked=1)  # a row is free in years
-                flood(engine)
+                second, third, fourth = near.start(waiting()), waits.start(waiting()), patient.start(waiting())
+                preparing = asyncio.create_task(prepare(engine))
+                await asyncio.sleep(0)
+                engine._places.queue_time.ended(1e6, asked=10**9 + 1)  # a row is free in days
+                overload(engine)
                 with pytest.raises(WaitTooLong, match="allowed are 1e"):
-                    engine.admit(urgency=Urgency(timeout_seconds=1e8))
-                assert not engine._places._flood.on  # who is in a hurry says nothing of the others
-                engine.admit().__exit__(None, None, None)
-                end = await second.get()
-                assert end.reason is FinishReason.CROWDED_OUT
+                    engine.admit(urgency=Urgency(timeout_seconds=1e3))
+                assert not engine._places.overload.on  # who is in a hurry says nothing of the others
+                with engine.admit():
+                    pass
+                assert engine._places.overload.on
+                end = await third.get()
+                assert end.reason is FinishReason.OVERLOAD
                 assert "more come than can be served" in end.detail
-                with pytest.raises(EngineFull, match=r"while more come than can be served, 1 may|allowed are 1e\+05"):
+                with pytest.raises(WaitTooLong, match="more come than can be served"):
+                    await preparing
+                with pytest.raises(WaitTooLong, match="more come than can be served"):
                     engine.admit()
                 engine.admit(urgency=BATCH).__exit__(None, None, None)
                 assert isinstance(await first.get(), TokenEvent)
                 runs.cancel()
                 await last_event(first)
-                assert isinstance(await third.get(), TokenEvent)
+                assert isinstance(await second.get(), TokenEvent)  # it was the first to wait
+                near.cancel()
+                await last_event(second)
+                assert isinstance(await fourth.get(), TokenEvent)
+    finally:
+        await engine.close()
+
+
+async def prepare(engine, urgency=NOW, places=1):
+    """A request that is being decoded, and will be for ever."""
+    with ExitStack() as stack:
+        for place in range(places):
+            stack.enter_context(engine.admit(urgency=urgency, queued=place))
+        await asyncio.Event().wait()
+
+
+async def run_on(engine, *, cover):
+    """A request that ends after its sequence, later than it may."""
+    with engine.admit(urgency=Urgency(timeout_seconds=0.05)) as place:
+        stream = place.start(Sequence(np.array([1]), SamplingParameters(max_tokens=1, temperature=0.0)))
+        await last_event(stream)
+        if cover:
+            place.cover()
+        await asyncio.sleep(0.1)
+
+
+async def test_deadline_covers_what_is_done_before_a_sequence_is_started(make_engine):
+    engine = make_engine(max_rows=1, max_waiting=5, deadline_seconds=0.02)
+    engine.start()
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(DeadlineExceeded, match=r"0\.001 s are over"):
+                await prepare(engine, Urgency(timeout_seconds=0.001))
+            ends = await asyncio.gather(*(prepare(engine) for _ in range(3)), return_exceptions=True)
+            assert [str(end) for end in ends] == ["0.02 s are over"] * 3
+            with pytest.raises(DeadlineExceeded):
+                await prepare(engine, Urgency(timeout_seconds=0.001), places=3)
+            assert asyncio.current_task().cancelling() == 0
+    finally:
+        await engine.close()
+    assert engine.admitted == 0
+
+
+async def test_deadline_leaves_what_comes_after_the_sequence_alone_unless_it_is_covered(make_engine):
+    engine = make_engine(max_rows=1, max_waiting=5)
+    engine.start()
+    try:
+        async with asyncio.timeout(30):
+            await run_on(engine, cover=False)
+            with pytest.raises(DeadlineExceeded):
+                await run_on(engine, cover=True)
+    finally:
+        await engine.close()
+
+
+async def test_task_that_is_cancelled_by_others_too_ends_as_cancelled(make_engine):
+    engine = make_engine(max_rows=1, max_waiting=5)
+    engine.start()
+    try:
+        task = asyncio.create_task(prepare(engine, Urgency(timeout_seconds=0.001)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     finally:
         await engine.close()
 

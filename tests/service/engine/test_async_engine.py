@@ -10,9 +10,9 @@ from contextlib import ExitStack, asynccontextmanager
 import numpy as np
 import pytest
 
-from service.engine.admission import BeamTooWide, EngineFull, EngineStopped
 from service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine
 from service.engine.core import EngineCore
+from service.engine.errors import BeamTooWide, EngineFull, EngineStopped
 from service.engine.sequence import (
     BeamParameters,
     FinishEvent,

@@ -396,3 +396,20 @@ async def test_threads_that_take_turns_encode_everything(graph):
                 await asyncio.gather(*(encoder.encode(partial(image, value)) for value in range(15)))
             ):
                 assert_encoding(encoding, value)
+
+
+async def test_batch_is_begun_with_when_nothing_interactive_waits(graph):
+    async with running(graph, max_batch=1) as encoder:
+        graph.gate.clear()
+        first = asyncio.create_task(encoder.encode(partial(image, 1)))
+        await asyncio.to_thread(graph.reached.wait)
+        later = [
+            asyncio.create_task(encoder.encode(partial(image, value), batch=value >= 20))
+            for value in (20, 21, 2, 22, 3)
+        ]
+        await asyncio.sleep(0)
+        assert encoder.waiting == 5
+        later[-2].cancel()
+        graph.gate.set()
+        await asyncio.gather(first, *later, return_exceptions=True)
+    assert graph.batches == [[1], [2], [3], [20], [21]]

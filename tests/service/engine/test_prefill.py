@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 
 import numpy as np
 import pytest
@@ -295,23 +294,6 @@ def test_warm_up_refuses_a_prefill_that_cannot_run(runner, prefill):
     prefill.fault = fault
     with pytest.raises(RunnerBroken, match="no such kernel"):
         EngineCore(runner, 2, prefill=prefill).warm_up()
-
-
-def test_newest_prompt_is_eaten_first_where_the_newest_join_first(runner, prefill, greedy_oracle):
-    listener = Listener(runner, prefill, max_rows=2)
-    listener.core.scheduler.newest_first_until = math.inf
-    running = listener.add([1], greedy(10**6))
-    listener.step()
-    prompts = [random_ids(3 * MAX_TOKENS, seed) for seed in range(3 * MAX_ROWS)]
-    sequences = [listener.add(prompt, greedy(2)) for prompt in prompts]
-    while not any(sequence in listener.ends for sequence in sequences):
-        listener.step()
-    assert len(prefill.calls) < 40  # the last ones are through, and the others have hardly begun
-    first = next(sequence for sequence in sequences if sequence in listener.ends)
-    assert sequences.index(first) >= len(sequences) - MAX_ROWS
-    listener.core.cancel(running)
-    listener.run()
-    assert [listener.tokens[sequence] for sequence in sequences] == [greedy_oracle(prompt, 2) for prompt in prompts]
 
 
 def test_prompts_that_come_after_prefill_was_given_up_take_steps(runner, prefill, greedy_oracle):

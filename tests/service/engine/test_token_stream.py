@@ -84,15 +84,3 @@ async def test_sink_that_stays_shut_is_a_slow_reader():
         stream.put_token(event(token), last=False)
     assert overflowed == [True]
     assert (await stream.get()).reason is FinishReason.SLOW_READER
-
-
-async def test_reader_is_woken_as_much_later_as_is_asked_for():
-    stream = TokenStream(lambda: None)
-    reader = asyncio.create_task(stream.get())
-    await asyncio.sleep(0)
-    end = FinishEvent(FinishReason.CROWDED_OUT)
-    stream.put(end, 0.001)
-    assert stream.finished
-    await asyncio.sleep(0)
-    assert not reader.done()
-    assert await asyncio.wait_for(reader, 30) is end

@@ -57,7 +57,7 @@ def read_image(content: bytes, side: int | None = None) -> Image.Image:
     """Decode the first frame of an image file as people see it: upright, opaque, in RGB.
 
     EXIF's orientation is applied where it can be read; what is transparent becomes white; of 16 bits the upper eight
-    are kept.
+    are kept, and in colour they alone are compared with a PNG's transparent colour.
 
     Args:
         content: the file.
@@ -89,7 +89,7 @@ def read_image(content: bytes, side: int | None = None) -> Image.Image:
             if side is not None:
                 image.draft(None, (side, side))  # of other formats nothing
             image.load()
-            opaque = _opaque(image)
+            opaque = _opaque(image, _sample_bits(content) if image.format == "PNG" else 8)
         except Exception as error:
             reason = " ".join(str(error).split())[:100]
             raise ImageRejected(f"image is broken ({image.format}: {reason}); send a whole file") from None
@@ -129,15 +129,41 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def _opaque(image: Image.Image, depth: int) -> Image.Image:
+    """The image in RGB, white where it is transparent.
+
+    Args:
+        image: loaded.
+        depth: bits of one sample in the file.
+    """
+    colour = image.info.get("transparency")
     if image.mode.startswith("I"):  # 16-bit grey; convert() would clip at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        upper = (grey >> 8).astype(np.uint8)
+        return Image.fromarray(upper if colour is None else np.where(grey == colour, np.uint8(255), upper)).convert(
+            "RGB"
+        )
+    if image.mode in ("L", "RGB") and colour is not None and depth != 8:
+        # Pillow brings samples of other depths to 8 bits, but not the colour that stands for nothing.
+        image.info["transparency"] = _in_8_bits(colour, depth)
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy 200 MB at the most
     layer = image.convert("RGBA")
     background = Image.new("RGB", layer.size, "white")
     background.paste(layer, mask=layer)
     return background
+
+
+def _sample_bits(png: bytes) -> int:
+    """Bits of one sample: the byte behind width and height in the header, which comes first."""
+    return png[24]
+
+
+def _in_8_bits(colour: int | tuple[int, ...], depth: int) -> int | tuple[int, ...]:
+    """A grey or an RGB colour as Pillow has samples of this depth: of 16 bits the upper eight, fewer stretched."""
+    if isinstance(colour, tuple):
+        return tuple(sample >> 8 for sample in colour) if depth == 16 else colour
+    return colour * 255 // ((1 << depth) - 1)
 
 
 class Preprocessing(BaseModel):

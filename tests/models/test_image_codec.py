@@ -41,14 +41,18 @@ def _pixels(content: bytes) -> np.ndarray:
     return np.asarray(image)
 
 
-def _png(width: int, height: int, *, depth: int = 8, colour: int = 0, data: bytes = b"") -> bytes:
+def _png(
+    width: int, height: int, *, depth: int = 8, colour: int = 0, data: bytes = b"", clear: tuple[int, ...] = ()
+) -> bytes:
     """A PNG by hand: its header may say what it likes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    transparent = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)) if clear else b""
+    body = transparent + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
 
 
 def _webp(width: int, height: int) -> bytes:
@@ -125,6 +129,29 @@ def test_transparency_of_grey_of_a_palette_and_of_a_colour_is_white():
     assert _pixels(_file(palette, transparency=b"\xff\x00"))[0].tolist() == [[9, 8, 7], [255] * 3]
     colour = Image.new("RGB", (1, 1), (1, 2, 3))
     assert _pixels(_file(colour, transparency=(1, 2, 3)))[0].tolist() == [[255] * 3]
+
+
+@pytest.mark.parametrize(
+    ("depth", "data", "clear", "levels"),
+    [
+        (16, struct.pack(">4H", 0x1234, 0x1235, 0, 0xAB00), 0x1234, [255, 0x12, 0, 0xAB]),  # to the last bit
+        (16, struct.pack(">4H", 0, 1, 0x100, 0), 0, [255, 0, 1, 255]),
+        (8, bytes([7, 8, 0, 9]), 7, [255, 8, 0, 9]),
+        (4, bytes([0x78, 0x07]), 7, [255, 136, 0, 255]),
+        (2, bytes([0b00011011]), 1, [0, 255, 170, 255]),
+        (1, bytes([0b01010000]), 0, [255, 255, 255, 255]),
+        (1, bytes([0b01010000]), 1, [0, 255, 0, 255]),
+    ],
+)
+def test_transparent_grey_is_white_at_every_depth(depth, data, clear, levels):
+    seen = _pixels(_png(4, 1, depth=depth, data=b"\0" + data, clear=(clear,)))
+    assert seen[0].tolist() == [[level] * 3 for level in levels]
+
+
+def test_transparent_colour_of_sixteen_bits_is_white_where_the_upper_eight_are_alike():
+    samples = struct.pack(">9H", 0x1234, 0x5678, 0x9ABC, 0x1235, 0x5600, 0x9AFF, 0x1334, 0x5678, 0x9ABC)
+    seen = _pixels(_png(3, 1, depth=16, colour=2, data=b"\0" + samples, clear=(0x1234, 0x5678, 0x9ABC)))
+    assert seen[0].tolist() == [[255] * 3, [255] * 3, [0x13, 0x56, 0x9A]]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])

@@ -107,7 +107,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with the first thing that is wrong, naming its key.
     """
     try:
-        tables = tomllib.loads(path.read_bytes().decode())
+        tables = tomllib.loads(_text(path.read_bytes()))
     except OSError as error:
         raise RecipeError(f"recipe {path} cannot be read ({error.strerror}); give the path of a .toml file") from None
     except ValueError as error:  # UnicodeDecodeError and TOMLDecodeError
@@ -115,6 +115,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply(tables, override)
     return _validated(path.stem, tables)
+
+
+def _text(content: bytes) -> str:
+    """A file's text, less the byte order mark that some editors begin it with.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16; save it as UTF-8")
+    return content.decode("utf-8-sig")
 
 
 def saved_recipe(name: str, tables: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:

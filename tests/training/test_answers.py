@@ -203,3 +203,18 @@ def test_history_that_is_in_both_halves_is_said(tmp_path: Path) -> None:
     assert remark(seen, "attempt for attempt").startswith("corpus: 1 of the 1 validation learners have a history of 20")
     alike = f"25\n{','.join('1' * 25)}\n{','.join('1' * 25)}\n" * 4  # nobody is known by making no mistake
     assert corpus(tmp_path / "b.csv", alike).remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("three-line", "1\n1\n1\n2\n1,1\n1,0\n"),
+        ("rows", HEADER + "a,1,1,1\nb,1,1,1\nb,2,1,0\n"),
+        ("pykt", 'uid,concepts,responses\na,1,1\nb,"1,1","1,0"\n'),
+    ],
+)
+def test_files_of_answers_may_begin_with_a_byte_order_mark(tmp_path: Path, kind: str, text: str) -> None:
+    for content in (text, "\ufeff" + text, "\ufeff" + text.replace("\n", "\r\n"), text.replace("\n", "\r")):
+        (tmp_path / "a.csv").write_bytes(content.encode())
+        seen = read_answers(AnswerFiles(kind=kind, train=str(tmp_path / "a.csv")), 0)
+        assert sorted(history.tolist() for history in [*seen.train, *seen.validation]) == [[3], [3, 2]]

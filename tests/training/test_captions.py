@@ -87,7 +87,7 @@ def test_captions_csv_takes_other_columns(tmp_path: Path) -> None:
 def test_captions_are_those_of_the_list_in_its_order(tmp_path: Path) -> None:
     file, names = tmp_path / "Flickr8k.token.txt", tmp_path / "Flickr_8k.trainImages.txt"
     file.write_text("a.jpg#0\tA cat\nb.jpg#0\tA dog\nc.jpg#0\tA bird\n")
-    names.write_text("c.jpg\r\na.jpg\n\n")
+    names.write_text("\ufeffc.jpg\r\na.jpg\n\n")
     images, _ = read_captions(file, "flickr8k", "corpus.train", listed_in=names)
     assert [image.name for image in images] == ["c.jpg", "a.jpg"]
 

@@ -69,6 +69,7 @@ def test_corpus_without_validation_file_holds_out_the_end(tmp_path: Path) -> Non
         ("empty.gz", gzip.compress(b""), "corpus.train: .*empty.gz is empty"),
         ("latin.txt", b"caf\xe9 noir", r"corpus.train: .*latin.txt is not UTF-8 at byte offset 3 \(0xe9\)"),
         ("cut.txt", "é".encode()[:1], r"is not UTF-8 at byte offset 0 \(0xc3\)"),
+        ("wide.txt", "text".encode("utf-16"), r"corpus.train: .*wide.txt is UTF-16; save it as UTF-8$"),
         ("late.txt", b"x" * 1234 + b"\xff", r"is not UTF-8 at byte offset 1,234 \(0xff\)"),
         ("plain.gz", b"plain", "plain.gz is not a whole gzip file"),
         ("short.gz", gzip.compress(b"some text" * 50)[:-9], "short.gz is not a whole gzip file"),
@@ -91,3 +92,10 @@ def test_corpus_names_the_validation_file_where_that_is_wrong(tmp_path: Path) ->
 def test_corpus_refuses_a_directory(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"cannot be read \(Is a directory\)"):
         read_corpus(str(tmp_path), "", 0.1)
+
+
+def test_corpus_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfto be")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfor not"))
+    corpus = read_corpus(str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz"), 0.1)
+    assert (corpus.train, corpus.validation) == ("to be", "or not")

@@ -119,6 +119,15 @@ def test_recipe_file_that_is_none_is_refused(tmp_path: Path, content: bytes, sen
         load_recipe(tmp_path / "bad.toml")
 
 
+def test_recipe_may_begin_with_a_byte_order_mark(recipe_path: Path) -> None:
+    plain = load_recipe(recipe_path)
+    recipe_path.write_bytes(b"\xef\xbb\xbf" + recipe_path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_recipe(recipe_path) == plain
+    recipe_path.write_bytes(recipe_path.read_text("utf-8-sig").encode("utf-16"))
+    with pytest.raises(RecipeError, match=r"is not TOML: it is UTF-16; save it as UTF-8$"):
+        load_recipe(recipe_path)
+
+
 def test_recipe_missing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"none\.toml cannot be read \(No such file or directory\)"):
         load_recipe(tmp_path / "none.toml")

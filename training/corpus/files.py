@@ -35,6 +35,8 @@ def read_text(path: Path, key: str) -> tuple[str, str]:
     try:
         text = content.decode("utf-8-sig")  # a byte order mark is not text
     except UnicodeDecodeError as error:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise CorpusError(f"{key}: {path} is UTF-16; save it as UTF-8") from None
         raise CorpusError(
             f"{key}: {path} is not UTF-8 at byte offset {error.start:,} (0x{content[error.start]:02x}); "
             "convert it to UTF-8 first"

@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from models.bundle import open_bundle, versions
 from models.errors import BundleNotFound, CarouselError
-from service.cohort import CohortError, read_cohort, trace_cohort
+from models.output_file import check_output
+from service.cohort import trace_cohort
+from service.cohort_file import CohortError, read_cohort
 from service.engine.runner import RunnerBroken
 from service.keys.key_file import KeyFileError, key_line, new_key
 from service.observability import logs
@@ -82,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         default="error",
         help="about answers at skills that the model does not know (default: error)",
     )
+    trace.add_argument(
+        "--answer",
+        metavar="COLUMN",
+        help="a column of the input; a learner's rows that share it are one answer, an attempt at a combined skill",
+    )
     key = commands.add_parser(
         "key",
         help="make an API key",
@@ -114,6 +121,7 @@ def _serve(settings: Settings) -> int:
 
 
 def _trace(settings: Settings, options: argparse.Namespace) -> int:
+    check_output(options.output)
     repository = options.repository or settings.repository
     found = versions(repository, options.model)
     if not found:
@@ -126,7 +134,10 @@ def _trace(settings: Settings, options: argparse.Namespace) -> int:
         bundle.interaction_codec,
         by_id=options.by_id,
         ignore_unknown=options.unknown_skill == "ignore",
+        answer_column=options.answer,
     )
+    for remark in cohort.remarks:
+        print(f"{options.input}: {remark}", file=sys.stderr)
     with tqdm(total=cohort.answers, unit=" answers", desc=options.model) as bar:
         trace_cohort(
             bundle,

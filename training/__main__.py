@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             console.close()
             signal.signal(signal.SIGINT, before)
-    except CarouselError as error:
+    except (CarouselError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

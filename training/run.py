@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class TrainingRun:
     """
 
     def __init__(self, recipe: Recipe, directory: Path, *, resume: bool) -> None:
+        _check_directory(directory)
         saved = _saved(directory, resume)
         if saved is not None:
             _check_recipe(recipe, saved, directory)
@@ -54,6 +56,15 @@ class TrainingRun:
             self.trainer.restore(saved)
         directory.mkdir(parents=True, exist_ok=True)
         write_validation(directory / VALIDATION, self.task.validation_data())
+
+
+def _check_directory(directory: Path) -> None:
+    """See before the work that a run's directory can be made, and written to."""
+    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise RunError(f"{nearest} is no directory; give another with --output")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunError(f"{nearest} cannot be written to; give another directory with --output")
 
 
 def _task(recipe: Recipe, saved: Checkpoint | None) -> Task:

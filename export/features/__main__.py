@@ -13,6 +13,7 @@ from export.extractor import open_extractor
 from export.features.file import write_features
 from models.codec.image import Preprocessing
 from models.errors import CarouselError
+from models.output_file import STDOUT, check_output, descriptor_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = "size" if first["loc"][0] in ("width", "height") else first["loc"][0]
         parser.error(f"argument --{where}: {first['msg']}")
     try:
+        check_output(options.output, make_parents=True)
         extractor = open_extractor(
             options.encoder, preprocessing, input_name=options.input_name, feature=options.feature
         )
@@ -35,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     grid = header.encoder.grid
     positions = f"{grid[0]} x {grid[1]} positions of " if grid else ""
-    print(f"wrote {options.output}: {len(header.images):,} images, {positions}{header.encoder.size:,} features")
+    said = f"wrote {options.output}: {len(header.images):,} images, {positions}{header.encoder.size:,} features"
+    print(said, file=sys.stderr if descriptor_of(options.output) == STDOUT else sys.stdout)
     return 0
 
 

@@ -8,7 +8,6 @@ Training never runs the encoder: it reads this file (models/features.py says wha
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -25,6 +24,7 @@ from models.codec.image import Preprocessing, read_image
 from models.encoder import IMAGE
 from models.errors import ImageRejected
 from models.features import FEATURES, METADATA_KEY, FeaturesHeader
+from models.output_file import check_output, open_output
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 """Of the files of a directory or zip that are taken for images."""
@@ -36,18 +36,20 @@ BATCH = 16
 def write_features(
     extractor: Extractor, sources: Sequence[Path], output: Path, *, flip: bool = False
 ) -> FeaturesHeader:
-    """Run the extractor over every image and write the features, one batch in memory at a time, then rename.
+    """Run the extractor over every image and write the features, one batch in memory at a time.
 
     Args:
         extractor: of open_extractor.
         sources: directories and zips of images; order and names are theirs.
-        output: the safetensors file.
+        output: the safetensors file, written as models.output_file says; its directory is made if absent.
         flip: take the mirror images.
 
     Raises:
+        OutputError: nothing can be written there.
         ExtractorError: there is no image, or two of one name.
         ImageRejected: an image cannot be read; it is named.
     """
+    check_output(output, make_parents=True)
     names = [name for source in sources for name in _names(source)]
     if not names:
         raise ExtractorError(
@@ -59,19 +61,15 @@ def write_features(
     header = FeaturesHeader(encoder=extractor.encoder, flipped=flip, images=tuple(names))
     session = open_session(extractor.model.SerializeToString())
     images = _images(sources, extractor.encoder.preprocessing, flip)
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
-        with temporary.open("wb") as file, tqdm(total=len(names), unit="image", disable=None) as bar:
-            file.write(_safetensors_head(header, extractor.shape))
-            while batch := list(islice(images, BATCH)):
-                (features,) = session.run([FEATURES], {IMAGE: np.stack(batch)})  # [B, P, D] or [B, D]
-                file.write(features.astype("<f4", copy=False).tobytes())
-                bar.update(len(batch))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        open_output(output, make_parents=True) as file,
+        tqdm(total=len(names), unit="image", disable=None) as bar,
+    ):
+        file.write(_safetensors_head(header, extractor.shape))
+        while batch := list(islice(images, BATCH)):
+            (features,) = session.run([FEATURES], {IMAGE: np.stack(batch)})  # [B, P, D] or [B, D]
+            file.write(features.astype("<f4", copy=False).tobytes())
+            bar.update(len(batch))
     return header
 
 

@@ -1,7 +1,11 @@
 import io
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +156,35 @@ def test_cli_writes_what_training_reads(make_extractor, directory: Path, tmp_pat
         width=8, height=8, mean=(104, 117, 123), deviation=(2, 2, 2), channels="bgr", fit="crop"
     )
     assert (header.encoder.input, header.encoder.feature) == ("data", "map")
+
+
+def test_cli_makes_the_directory_and_writes_through_links_and_pipes(
+    make_extractor, directory: Path, tmp_path: Path, capsys
+) -> None:
+    begin = [str(make_extractor()), "--images", str(directory), "--size", "8", "--output"]
+    plain = tmp_path / "runs" / "features" / "train.safetensors"
+    assert main([*begin, str(plain)]) == 0
+    link, pipe, log = tmp_path / "link", tmp_path / "pipe", tmp_path / "log"
+    link.symlink_to("target")
+    assert main([*begin, str(link)]) == 0
+    assert (link.is_symlink(), (tmp_path / "target").read_bytes()) == (True, plain.read_bytes())
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(pipe.read_bytes)
+        assert main([*begin, str(pipe)]) == 0
+        assert reader.result(timeout=30) == plain.read_bytes()
+    python = [sys.executable, "-m", "export.features"]
+    with log.open("wb") as file:
+        subprocess.run([*python, *begin, "/dev/stdout"], stdout=file, stderr=subprocess.DEVNULL, check=True)
+    assert log.read_bytes() == plain.read_bytes()  # and no sentence among them
+
+
+def test_cli_refuses_a_directory_before_the_work(directory: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "none.onnx").write_bytes(b"")  # which would be refused, too
+    assert (
+        main([str(tmp_path / "none.onnx"), "--images", str(directory), "--size", "8", "--output", str(tmp_path)]) == 1
+    )
+    assert capsys.readouterr().err == f"export.features: {tmp_path}: is a directory; give the path of a file\n"
 
 
 def test_cli_says_in_one_sentence_what_is_wrong(make_extractor, directory: Path, tmp_path: Path, capsys) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models.bundle import open_bundle
+from models.codec.interaction import InteractionCodec
 from service.__main__ import main
-from service.cohort import CohortError, read_cohort, trace_cohort
+from service.cohort import trace_cohort
+from service.cohort_file import CohortError, read_cohort
 
 SKILLS = ("counting", "addition", "fractions, like denominators", "Bruchrechnung \u00fc", "area")
 
@@ -125,6 +129,87 @@ def test_cohort_passes_over_unknown_skills_where_told(bundle, oracle, tmp_path):
     assert float(told[2]["probability"]) == pytest.approx(oracle([9, 0])[0], abs=1e-5)
 
 
+@pytest.fixture
+def combined():
+    """A codec that knows one combination."""
+    return InteractionCodec(["area", "area & counting", "counting", "magic"])
+
+
+ANSWERS = ("learner", "Answer_ID", "skill", "correct")
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_cohort_of_answers_joins_the_rows_of_one(combined, tmp_path, by_id):
+    rows = [
+        ("a", "1", "counting", 1), ("b", "1", "area", 0), ("a", "1.0", "area", 1), ("b", "2", "area", 0),
+        ("a", "2", "area", 0), ("a", "2", "area", 0), ("b", "3", "counting", 1),
+    ]  # fmt: skip
+    if by_id:
+        rows = [(learner, answer, combined.skill_id(skill), correct) for learner, answer, skill, correct in rows]
+    source = write(tmp_path / "in.csv", rows, ANSWERS)
+    cohort = read_cohort(source, combined, by_id=by_id, answer_column="answer_id")
+    assert {learner: list(ids) for learner, ids in cohort.learners.items()} == {"a": [3, 0], "b": [0, 0, 5]}
+    assert cohort.remarks == ["2 rows were joined to another of the same answer_id"]
+
+
+def test_cohort_of_answers_passes_over_unknown_combinations_where_told(combined, tmp_path):
+    source = write(tmp_path / "in.csv", [("a", 1, "magic", 1), ("a", 1, "area", 1), ("a", 2, "area", 0)], ANSWERS)
+    cohort = read_cohort(source, combined, ignore_unknown=True, answer_column="ANSWER_ID")
+    assert (list(cohort.learners["a"]), cohort.unknown) == ([-2, 0], ["area & magic"])
+    with pytest.raises(CohortError, match="line 2: skill is 'area & magic'; allowed are the 4 names"):
+        read_cohort(source, combined, answer_column="answer_id")
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (
+            [("a", 1, "area", 1), ("a", 1, "counting", 0)],
+            "line 3: learner 'a' has answer_id 1 both right and wrong (the ot",
+        ),
+        (
+            [("a", 1, "area", 1), ("a", 2, "area", 0), ("a", 1, "area", 1)],
+            "line 4: learner 'a' has answer_id 1 again, aft",
+        ),
+        ([("a", " ", "area", 1)], "line 2: answer_id is empty; allowed is what tells answers apart"),
+    ],
+)
+def test_cohort_of_answers_that_cannot_be_is_refused(combined, tmp_path, rows, told):
+    source = write(tmp_path / "in.csv", rows, ANSWERS)
+    with pytest.raises(CohortError) as caught:
+        read_cohort(source, combined, answer_column="answer_id")
+    assert told in str(caught.value)
+    with pytest.raises(CohortError, match="the header lacks answer; needed are learner, skill, correct, answer"):
+        read_cohort(source, combined, answer_column="answer")
+
+
+def test_cohort_says_which_rows_look_like_one_answer(combined, tmp_path):
+    rows = [
+        ("a", 7, "area", 1),
+        ("b", 7, "area", 1),
+        ("a", 7, "counting", 1),
+        ("b", 7, "area", 1),
+        ("b", 8, "counting", 1),
+    ]
+    source = write(tmp_path / "in.csv", rows, ("learner", "order_id", "skill", "correct"))
+    (remark,) = read_cohort(source, combined).remarks
+    assert remark.startswith(
+        "1 rows are at another skill than the row of the learner before, but have its order_id; if"
+    )
+    assert "--answer order_id" in remark
+    assert read_cohort(source, combined, answer_column="order_id").learners["a"].tolist() == [3]
+
+
+def test_cohort_of_learners_in_two_spellings_has_one(combined, tmp_path):
+    source = write(tmp_path / "in.csv", [("1.0", "area", 1), ("1", "area", 0), ("01", "area", 0), ("1.", "area", 1)])
+    cohort = read_cohort(source, combined)
+    assert {learner: list(ids) for learner, ids in cohort.learners.items()} == {"1.0": [1, 0, 1], "01": [0]}
+    assert cohort.remarks == [
+        "learners written in more than one way are one, 2 spellings: '1' is '1.0', '1.' is '1.0'",
+        "learners that look alike are kept apart, 1 groups: '01' and '1.0'; spell them alike if they are one",
+    ]
+
+
 @pytest.mark.parametrize("skill", ["5", "-1", "counting", "\u0664", "1.0", "9" * 5000, ""])
 def test_cohort_of_ids_refuses_what_is_none_and_says_which_there_are(bundle, tmp_path, skill):
     source = write(tmp_path / "in.csv", [("a", 4, 1), ("a", skill, 1)])
@@ -151,6 +236,7 @@ def test_cohort_of_names_that_is_given_ids_says_how_to_give_them(bundle, tmp_pat
         ("", "lacks learner, skill, correct"),
         ("learner,skill\na,area\n", "lacks correct"),
         ("learner,skill,correct\n", "no answer"),
+        ("learner,skill,Skill ,correct\na,area,area,1\n", "the header has skill 2 times; allowed is once"),
         ("learner,skill,correct\na,area,1\na,alchemy,1\n", "line 3: skill is 'alchemy'; allowed are the 5 names"),
         ("learner,skill,correct\na,area,2\n", "line 2: correct is '2'"),
         ("learner,skill,correct\na,area,\n", "line 2: correct is ''"),
@@ -196,6 +282,61 @@ def test_command_line_says_what_is_wrong(tiny_tracing_bundle, tmp_path, capsys, 
     assert main(["trace", *(part for pair in options.items() for part in pair)]) == 1
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.fixture
+def command(tiny_tracing_bundle, tmp_path):
+    rows, _, _ = make_rows(5, 20)
+    source = write(tmp_path / "in.csv", rows)
+    return [
+        "trace",
+        "--repository",
+        str(tiny_tracing_bundle.parent.parent),
+        "--model",
+        "tiny-tutor",
+        "--input",
+        str(source),
+    ]
+
+
+def test_command_line_writes_through_links_and_pipes(command, tmp_path):
+    plain, link, behind, pipe = (tmp_path / name for name in ("plain.csv", "link.csv", "behind.csv", "pipe"))
+    assert main([*command, "--output", str(plain)]) == 0
+    behind.write_text("before")
+    link.symlink_to(behind.name)
+    assert main([*command, "--output", str(link)]) == 0
+    assert (link.is_symlink(), behind.read_bytes()) == (True, plain.read_bytes())
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(pipe.read_bytes)
+        assert main([*command, "--output", str(pipe)]) == 0
+        assert reader.result(timeout=30) == plain.read_bytes()
+    assert pipe.is_fifo()
+
+
+def test_command_line_writes_to_standard_output(command, tmp_path):
+    assert main([*command, "--output", str(tmp_path / "plain.csv")]) == 0
+    with (tmp_path / "log").open("w") as log:
+        log.write("before\n")
+        log.flush()
+        python = [sys.executable, "-m", "service", *command, "--output", "/dev/stdout"]
+        subprocess.run(python, check=True, stdout=log, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "log").read_text() == "before\n" + (tmp_path / "plain.csv").read_text()
+
+
+def test_command_line_refuses_a_directory_before_the_work(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("service.__main__.read_cohort", lambda *_, **__: pytest.fail("read the answers"))
+    assert main([*command, "--output", str(tmp_path)]) == 1
+    assert f"{tmp_path}: is a directory; give the path of a file" in capsys.readouterr().err
+
+
+def test_command_line_joins_rows_of_one_answer(command, tiny_tracing_bundle, tmp_path, capsys):
+    rows = [("a", 1, "area", 1), ("a", 1, "area", 1), ("a", 2, "counting", 0)]
+    source = write(tmp_path / "answers.csv", rows, ("learner", "order", "skill", "correct"))
+    out = tmp_path / "out.csv"
+    assert main([*command[:-1], str(source), "--answer", "order", "--output", str(out)]) == 0
+    assert [row["skill"] for row in read(out)] == ["area", "counting"]
+    assert f"{source}: 1 rows were joined to another of the same order\n" in capsys.readouterr().err
 
 
 def test_command_line_refuses_a_language_model(tiny_bundle, tmp_path, capsys):

@@ -98,3 +98,13 @@ def test_command_writes_to_runs_by_default(recipe_path: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     assert main([str(recipe_path), "schedule.epochs=1"]) == 0
     assert Path("runs/tiny/best.safetensors").exists()
+
+
+def test_command_refuses_a_directory_that_cannot_be(
+    recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert main([str(recipe_path), "--output", str(output)]) == 2
+        assert capsys.readouterr().err == f"error: {tmp_path / 'file'} is no directory; give another with --output\n"
+    assert (tmp_path / "file").read_text() == "mine"

@@ -243,7 +243,8 @@ def test_evaluate_reads_features_of_the_same_encoder_and_pictures_for_the_sheet(
         (["corpus.scene=2"], "error: corpus.scene is not a key of a recipe"),
         (["corpus.kind=tsv"], "error: corpus: kind tsv takes two files of captions"),
         (["corpus.kind=tsv", "corpus.train=t", "corpus.validation=v.tsv"], "error: the model reads pictures itself"),
-        (["--captions", "none/captions.json"], "error: [Errno 2]"),
+        (["--captions", "none/captions.json"], "error: none/captions.json: there is no directory"),
+        (["--sheet", "."], "error: .: is a directory; give the path of a file"),
     ],
 )
 def test_evaluate_answers_a_mistake_with_one_sentence(

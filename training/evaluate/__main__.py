@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.errors import CarouselError
+from models.output_file import STDOUT, check_output, descriptor_of, open_output
 from training.errors import RunError
 from training.evaluate.sheet import picture_sheet
 from training.evaluate.split import Split
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    for output in filter(None, (options.captions, options.sheet)):
+        check_output(output)
     split = Split(options.checkpoint, options.overrides)
     if options.sheet and split.album.open_picture is None:
         raise RunError("a sheet shows pictures; say where they are with corpus.validation_pictures=PATH")
@@ -51,18 +54,25 @@ def _evaluate(options: argparse.Namespace) -> None:
         captions = split.caption(beam_width, penalty)
         columns["greedy" if beam_width == 1 else f"beam {beam_width}"] = split.figures(captions)
     decoding, figures = list(columns.items())[-1]
-    print(f"{split.name}: {len(captions):,} pictures, length penalty {penalty:g}")
-    print("\n".join(_table(columns)))
+    outputs = [descriptor_of(output) for output in (options.captions, options.sheet) if output]
+    told = sys.stderr if STDOUT in outputs else sys.stdout
+    print(f"{split.name}: {len(captions):,} pictures, length penalty {penalty:g}", file=told)
+    print("\n".join(_table(columns)), file=told)
     if options.captions:
         content = json.dumps(dict(zip(split.album.names, captions, strict=True)), indent=1, ensure_ascii=False)
-        options.captions.write_text(content + "\n", encoding="utf-8")
-        print(f"captions of {decoding}: {options.captions}")
+        _write(options.captions, content + "\n")
+        print(f"captions of {decoding}: {options.captions}", file=told)
     if options.sheet:
         remark = ", ".join(f"{LABELS[name]} {value:.1f}" for name, value in figures.items() if name in LABELS)
         title = f"{split.name}, {decoding}"
         sheet = picture_sheet(title, f"{len(captions):,} pictures: {remark}", split.album, captions, options.pictures)
-        options.sheet.write_text(sheet, encoding="utf-8")
-        print(f"sheet of {decoding}: {options.sheet}")
+        _write(options.sheet, sheet)
+        print(f"sheet of {decoding}: {options.sheet}", file=told)
+
+
+def _write(path: Path, text: str) -> None:
+    with open_output(path) as file:
+        file.write(text.encode())
 
 
 def _table(columns: Mapping[str, Mapping[str, float]]) -> list[str]:

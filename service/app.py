@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from service.api import captions, catalogue, completions, docs, handlers, health, probability, sessions, stream, trace
 from service.api import repository as repository_routes
@@ -19,7 +20,9 @@ from service.api.body_limit import BodyLimit
 from service.api.context import Context
 from service.api.drain_gate import DrainGate
 from service.api.key_gate import KeyGate
+from service.api.last_resort import LastResort
 from service.api.load_gate import LoadGate
+from service.api.origin_gate import OriginGate
 from service.drain import Drain
 from service.engine.lock_turns import LONG_SECONDS
 from service.images import ImageReader
@@ -28,6 +31,7 @@ from service.memories import open_memories
 from service.observability.loop_lag import LoopLag
 from service.observability.metrics import Metrics
 from service.observability.requests import RequestObserver
+from service.origins import Origins
 from service.reloads import Reloads
 from service.repository import Repository
 from service.settings import Settings
@@ -126,5 +130,16 @@ def create_app(settings: Settings) -> FastAPI:
         admin_paths = None if settings.admin_key is None else repository_routes.PREFIX
         app.add_middleware(KeyGate, keyring=keyring, metrics=metrics, admin_paths=admin_paths)
     app.add_middleware(DrainGate, drain=drain, metrics=metrics)
+    app.add_middleware(LastResort)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["x-request-id", "retry-after", "x-should-retry"],
+        )
+    app.add_middleware(OriginGate, origins=Origins(settings.cors_origins, settings.host), metrics=metrics)
     app.add_middleware(RequestObserver, metrics=metrics, tracer_of=None if spans is None else spans.of)
     return app

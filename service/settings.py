@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.keys.admin import MIN_ADMIN_KEY_CHARACTERS
+from service.origins import ALL, origin_of
 from service.sessions.tokens import MIN_KEY_BYTES
 
 Providers = Literal["cpu", "cuda"]
@@ -108,6 +109,22 @@ class Settings(BaseSettings):
             "turns these routes off."
         ),
     ] = None
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Origins of web pages that may use the server from a browser, WebSockets too, with commas in "
+            "between (`https://app.example`); `*` is all. Behind a proxy also the origin that it is reached by."
+        ),
+    ] = ()
+    ignored_fields: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Fields that completions do not know and are to ignore, not refuse, with commas in between "
+            "(`metadata,store,ignore_eos`)."
+        ),
+    ] = ()
     watch_seconds: Annotated[
         float,
         Field(
@@ -124,6 +141,16 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["text", "json"], Field(description="Log lines as `text` or as `json`, one object a line.")
     ] = "text"
+
+    @field_validator("cors_origins", "ignored_fields", mode="before")
+    @classmethod
+    def _with_commas(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(ALL if origin == ALL else origin_of(origin) for origin in value)
 
     @field_validator("state_key")
     @classmethod

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from models.step import ATTENTION
 from service.api.catalogue_messages import ModelInfo, ModelList, StateInfo
 from service.api.context import context_of, find_model
+from service.api.head_route import HeadRoute
 from service.api.messages import ErrorBody
 from service.repository import ServedModel
 
@@ -17,7 +18,7 @@ ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
 BEAM = {"beam_width", "length_penalty"}
 """Decoding defaults that are of captions only."""
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=HeadRoute)
 
 
 @router.get("/v1/models", summary="All served models", responses=ERRORS)

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from service.api.caption_messages import CaptionStart
+from service.api.head_route import HeadRoute
 from service.api.stream_messages import Cancel, Feed, Start
 from service.errors import RequestError
 
@@ -76,7 +77,7 @@ SCRIPT = """SwaggerUIBundle({
 FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
 """Of the package, and what they are."""
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=HeadRoute)
 
 
 @router.get("/docs")

@@ -62,6 +62,8 @@ def answer(error: ServiceError, path: str) -> Answer:
         headers["retry-after"] = str(_spread(error.retry_after_seconds))
     if status == 401:  # RFC 6750, section 3
         headers["www-authenticate"] = "Bearer" if error.code == "missing_key" else 'Bearer error="invalid_token"'
+    if error.code == "upgrade_required":  # RFC 9110, section 15.5.22
+        headers |= {"upgrade": "websocket", "connection": "upgrade"}
     return Answer(status, body, headers)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from service.api.disconnect import ClientGone
@@ -15,8 +14,6 @@ from service.api.error_bodies import answer
 from service.api.validation import invalid
 from service.errors import ErrorCode, RequestError, ServiceError
 from service.observability.requests import CANCELLED, OK, record_of
-
-logger = logging.getLogger("carousel.errors")
 
 _HTTP_CODES: dict[int, ErrorCode] = {404: "not_found", 405: "method_not_allowed"}
 
@@ -27,7 +24,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(ClientGone, _client_gone)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 def error_response(scope: Scope, error: ServiceError) -> JSONResponse:
@@ -60,7 +56,20 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     }.get(code, str(error.detail))
     response = _respond(request, RequestError(code, message))
     response.headers.update(error.headers or {})
+    if code == "method_not_allowed":
+        response.headers["allow"] = ", ".join(sorted(_allowed_methods(request)))
     return response
+
+
+def _allowed_methods(request: Request) -> set[str]:
+    """Of all routes that a path has: Starlette knows those of the first."""
+    found = {
+        method
+        for route in request.app.routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in getattr(route, "methods", None) or ()
+    }
+    return found | {"HEAD"} if "GET" in found else found
 
 
 async def _client_gone(request: Request, _: Exception) -> Response:
@@ -68,13 +77,3 @@ async def _client_gone(request: Request, _: Exception) -> Response:
     if record.outcome == OK:  # else it was the server who left
         record.outcome = CANCELLED
     return Response(status_code=499)  # nobody is there to read it
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    logger.error("unexpected %s", type(error).__name__, exc_info=error)
-    response = _respond(
-        request, ServiceError("internal_error", "the server failed on this request; it has been logged")
-    )
-    # Starlette calls this outside of all middleware, where RequestObserver no longer adds it.
-    response.headers["x-request-id"] = record_of(request.scope).request_id
-    return response

@@ -10,9 +10,10 @@ from starlette.responses import JSONResponse, Response
 
 from service.api.catalogue import ERRORS
 from service.api.context import SERVER, context_of
+from service.api.head_route import HeadRoute
 from service.errors import ErrorCode, Unavailable
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=HeadRoute)
 _HEALTH: dict[int | str, dict[str, Any]] = {
     413: ERRORS[413],
     500: ERRORS[500],

@@ -12,19 +12,20 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any, get_type_hints
 
-from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from service.api.context import Context, context_of
 from service.api.disconnect import ClientGone
+from service.api.head_route import HeadRoute
 from service.api.validation import invalid
 from service.errors import RequestError
 
 NO_OBJECT = "the body must be a JSON object, sent with the header content-type: application/json"
 
 
-class JsonRoute(APIRoute):
+class JsonRoute(HeadRoute):
     """FastAPI's route, but for endpoints `(request, body, **path parameters, all text) -> Response`.
 
     An endpoint that has no `body` is left to FastAPI; one whose `body` defaults to None needs none.
@@ -43,7 +44,7 @@ class JsonRoute(APIRoute):
             return
         request = Request(scope, receive, send)
         value = await _json(request, optional=self._optional)
-        body = None if value is None and self._optional else _validated(self._body, value)
+        body = None if value is None and self._optional else _validated(self._body, value, context_of(request))
         response = await self.endpoint(request, body=body, **scope["path_params"])
         await response(scope, receive, send)
 
@@ -71,11 +72,11 @@ async def _json(request: Request, *, optional: bool) -> Any:
         raise RequestError("malformed_json", "the body could not be parsed as JSON") from None
 
 
-def _validated(adapter: TypeAdapter[Any], value: Any) -> Any:
+def _validated(adapter: TypeAdapter[Any], value: Any, context: Context) -> Any:
     """The message. Raises RequestError."""
     if not isinstance(value, dict):
         raise RequestError("invalid_request", NO_OBJECT)
     try:
-        return adapter.validate_python(value)
+        return adapter.validate_python(value, context={"ignored": context.settings.ignored_fields})
     except ValidationError as error:
         raise invalid(error.errors(include_url=False), value) from None

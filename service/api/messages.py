@@ -291,6 +291,15 @@ class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyField
     suffix: Annotated[str | None, Field(description="Not supported: empty.")] = None
     logit_bias: Annotated[dict[str, float] | None, Field(description="Not supported: empty.")] = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_ignored(cls, value: Any, info: ValidationInfo) -> Any:
+        """Leave out what is not known and the server's operator wants ignored (`ignored` of the context)."""
+        ignored = set((info.context or {}).get("ignored", ())) - set(cls.model_fields)
+        if isinstance(value, dict) and not ignored.isdisjoint(value):
+            return {name: field for name, field in value.items() if name not in ignored}
+        return value
+
     @model_validator(mode="after")
     def _one_text_per_memory(self) -> Self:
         if (self.memory.keeps or self.memory.resumes) and len(self.prompts) * (self.n or 1) > 1:

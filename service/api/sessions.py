@@ -6,10 +6,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.context import context_of, find_model
+from service.api.head_route import HeadRoute
 from service.api.messages import SessionInfo
 from service.api.probability import ERRORS
 
-router = APIRouter(prefix="/v1/models/{model}/sessions/{session}", tags=["sessions"])
+router = APIRouter(prefix="/v1/models/{model}/sessions/{session}", tags=["sessions"], route_class=HeadRoute)
 
 
 @router.get("", summary="A session's metadata", responses=ERRORS)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, WebSocket
+from starlette.responses import Response
 
 from service.api.caption_stream import CaptionConnection
 from service.api.connection import ENDPOINT, Connection, say_goodbye
 from service.api.context import context_of, find_model
 from service.api.handshake import accept
+from service.api.head_route import HeadRoute
 from service.api.message_limit import allow_messages_of
 from service.api.text_stream import TextConnection
-from service.errors import ServiceError
+from service.errors import RequestError, ServiceError
 from service.observability.requests import finish, socket_record
 
-router = APIRouter()
+router = APIRouter(route_class=HeadRoute)
+
+
+@router.get(ENDPOINT, include_in_schema=False)
+async def not_upgraded(model: str) -> Response:  # noqa: ARG001 (of the path)
+    """Who comes without a handshake, as behind a proxy that passes none on, learns what is missing."""
+    raise RequestError(
+        "upgrade_required",
+        "this is the path of a WebSocket, and the request asks for no upgrade; open it as ws:// or wss://, and let "
+        "proxies pass the headers Upgrade and Connection on",
+    )
 
 
 @router.websocket(ENDPOINT)

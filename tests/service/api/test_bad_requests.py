@@ -222,19 +222,32 @@ def test_unknown_path_is_refused(client, path, method):
     [
         ("GET", COMPLETIONS, "POST"),
         ("PUT", NEXT_TOKEN, "POST"),
-        ("DELETE", "/v1/models/tiny", "GET"),
-        ("POST", "/metrics", "GET"),
-        ("PATCH", "/readyz", "GET"),
+        ("OPTIONS", NEXT_TOKEN, "POST"),
+        ("HEAD", NEXT_TOKEN, "POST"),
+        ("DELETE", "/v1/models/tiny", "GET, HEAD"),
+        ("POST", "/metrics", "GET, HEAD"),
+        ("PATCH", "/readyz", "GET, HEAD"),
+        ("PUT", "/v1/models/tiny/sessions/a", "DELETE, GET, HEAD"),
+        ("OPTIONS", "/v1/models/tiny/sessions/a", "DELETE, GET, HEAD"),
+        ("PUT", "/v1/models/tutor/trace/a/mastery.svg", "GET, HEAD"),
+        ("POST", "/v1/models/tiny/stream", "GET, HEAD"),
+        ("POST", "/docs", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
     ],
 )
 def test_wrong_method_is_refused(client, method, path, allowed):
     response = client.request(method, path)
-    check_refused(response, 405, "method_not_allowed")
+    assert response.status_code == 405
+    if method != "HEAD":
+        check_refused(response, 405, "method_not_allowed")
     assert response.headers["allow"] == allowed
 
 
-def test_stream_without_an_upgrade_is_refused(client):
-    check_refused(client.get("/v1/models/tiny/stream"), 404, "not_found")
+@pytest.mark.parametrize("model", ["tiny", "scenes", "nobody"])
+def test_stream_without_an_upgrade_says_what_is_missing(client, model):
+    response = client.get(f"/v1/models/{model}/stream", headers={"connection": "keep-alive"})
+    assert "Upgrade" in check_refused(response, 426, "upgrade_required")
+    assert (response.headers["upgrade"], response.headers["connection"]) == ("websocket", "upgrade")
 
 
 def test_echo_with_logprobs_is_refused(client):

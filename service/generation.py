@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +17,7 @@ from service.engine.errors import DeadlineExceeded, EngineFull, EngineStopped, W
 from service.engine.queue_time import INTERACTIVE, Urgency, retry_after_seconds
 from service.engine.sequence import (
     Alternative,
+    Array,
     FinishEvent,
     FinishReason,
     Ids,
@@ -29,7 +30,7 @@ from service.engine.token_stream import TokenStream
 from service.errors import ServiceError, Unavailable
 from service.keys.caller import current_caller
 from service.observability.requests import WATCHED
-from service.prefixes import FROM_ZEROS
+from service.prefixes import FROM_ZEROS, Beginning
 from service.repository import ServedModel
 from service.stop import StopMatcher, stop_condition
 
@@ -108,7 +109,7 @@ def admit(model: ServedModel, rows: int = 1, urgency: Urgency = INTERACTIVE, *, 
     with refusals(model), model.engine.admit(rows, urgency, queued=queued) as place:
         caller = current_caller()
         if caller.metered:
-            place.on_end = lambda sequence: caller.spend(sequence.eaten + sequence.sampled)
+            place.on_end = lambda sequence: caller.spend(sequence.spent)
         place.watched = WATCHED.get()
         yield place
 
@@ -159,6 +160,8 @@ class Generation:
         context: ids before the prompt that the detokeniser should know, where there is a snapshot.
         keep_state: whether the end brings a snapshot.
         keep_prompt: whether that snapshot, and the context, forget what was sampled.
+        beginning: how to start where somebody else has eaten all but the last id, and pays for the prompt.
+        on_eaten: called once the prompt is eaten, or will not be, with how others may start who go on from it.
         on_overflow: called when the events are read too slowly and the generation was ended; whoever reads them may
             be stuck in a send for as long as the client likes.
     """
@@ -176,6 +179,8 @@ class Generation:
         context: Ids | None = None,
         keep_state: bool = False,
         keep_prompt: bool = False,
+        beginning: Beginning | None = None,
+        on_eaten: Callable[[Beginning], None] | None = None,
         on_overflow: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
@@ -186,23 +191,29 @@ class Generation:
         self._detokenizer = codec.detokenizer(self._context.tolist())
         self._matcher = StopMatcher(stops)
         self._prompt_tokens = len(prompt)
-        self._beginning = model.prefixes.begin(prompt, cache_salt) if snapshot is None else FROM_ZEROS
-        self.cached_tokens = self._beginning.length
+        begun = Beginning(snapshot=snapshot)
+        if snapshot is None and beginning is None:
+            begun = model.prefixes.begin(prompt, cache_salt)
+        self._beginning = begun
+        self._on_eaten = on_eaten
+        self.cached_tokens = begun.length
+        eats = prompt if snapshot is None else np.concatenate([snapshot.pending, prompt])
+        start, last = beginning or begun, len(eats) - 1
         self.sequence = Sequence(
-            prompt=prompt if snapshot is None else np.concatenate([snapshot.pending, prompt]),
+            prompt=eats,
             sampling=sampling,
             stop=stop_condition(stops, codec.detokenizer(self._context.tolist())),
-            snapshot=self._beginning.snapshot if snapshot is None else snapshot,
+            snapshot=start.snapshot,
             keep_state=keep_state,
             keep_prompt=keep_prompt,
-            looks=self._beginning.looks,
-            eaten=self._beginning.length,
+            looks=begun.looks if on_eaten is None else tuple(sorted({*begun.looks, last})),
+            eaten=start.length,
+            paid=paid_before(snapshot) if beginning is None else len(eats),
         )
         self._tokens: deque[int] = deque(maxlen=CONTEXT_TOKENS)
         self._texts: list[str] = []
         self._last_at = 0.0
         self._cancelled = False
-        self._stream: TokenStream | None = None
 
     def cancel(self) -> None:
         """End early, whether the events are read already or not: the last one is Finished."""
@@ -216,48 +227,37 @@ class Generation:
             return self._context
         return np.concatenate([self._context, np.array(self._tokens, np.int64)])[-CONTEXT_TOKENS:]
 
-    def start(self, taker: TokenTaker | None = None) -> None:
-        """Let the engine begin, before anybody reads the events; reading them does it, too.
-
-        Args:
-            taker: is given each token as soon as it is there, as long as it is ready and somebody waits for events;
-                what it has taken is no event any more. The last token always is one.
-
-        Raises:
-            EngineStopped: `admit` turns it into model_unavailable.
-        """
-
+    def _start(self, taker: TokenTaker | None) -> TokenStream:
         def hand_over(event: TokenEvent) -> bool:
             if taker is None or not taker.ready:
                 return False
             taker.take(self._token(event))
             return True
 
-        self._stream = self._admission.start(self.sequence, self._overflowed, hand_over if taker else None)
+        stream = self._admission.start(self.sequence, self._overflowed, hand_over if taker else None)
         if self._cancelled:
             self._admission.cancel()
+        return stream
 
     async def events(self, taker: TokenTaker | None = None) -> AsyncIterator[Token | Finished]:
         """The tokens, then Finished.
 
         Args:
-            taker: see `start`, unless that was called.
+            taker: is given each token as soon as it is there, as long as it is ready and somebody waits for events;
+                what it has taken is no event any more. The last token always is one.
 
         Raises:
             ServiceError: slow_reader, step_failed or model_unavailable.
         """
-        if self._stream is None:
-            self.start(taker)
-        # The stream knows this generation: a circle would keep both, and the model, until the garbage is collected.
-        stream, self._stream = self._stream, None
-        assert stream is not None
+        # Not kept: the stream knows this generation, and a circle would keep both until the garbage is collected.
+        stream = self._start(taker)
         while isinstance(event := await stream.get(), TokenEvent):
             end = stream.ended_with
             yield self._token(event, cut_off=end is not None and end.reason is FinishReason.LENGTH)
         usage = Usage(self._prompt_tokens, len(self._texts), self.cached_tokens)
         raise_for(self._model, event)
         if not self._texts:
-            self._beginning.keep(self.sequence)
+            self._eaten()
         yield Finished(event.reason, "".join(self._texts), usage, event.snapshot)
 
     def _token(self, event: TokenEvent, cut_off: bool = False) -> Token:
@@ -270,12 +270,32 @@ class Generation:
             text += self._matcher.flush()
         self._texts.append(text)
         if count == 0:
-            self._beginning.keep(self.sequence)
+            self._eaten()
         return Token(count, event.token, text, event.logprob, event.alternatives)
+
+    def _eaten(self) -> None:
+        """The prompt has been eaten, or never will be: let others go on from what it led to."""
+        self._beginning.keep(self.sequence)
+        on_eaten, self._on_eaten = self._on_eaten, None
+        if on_eaten is not None:
+            state = self.sequence.looked.get(len(self.sequence.prompt) - 1)
+            on_eaten(FROM_ZEROS if state is None else after_all(self.sequence.prompt, state))
 
     def _overflowed(self) -> None:
         self._model.metrics.shed["slow_reader"].inc()
         self._on_overflow()
+
+
+def after_all(prompt: Ids, state: Mapping[str, Array]) -> Beginning:
+    """How a sequence starts whose prompt has led to this state, but for its last id."""
+    last = len(prompt) - 1
+    return Beginning(last, Snapshot(state, prompt[last:]))
+
+
+def paid_before(snapshot: Snapshot | None) -> int:
+    """How many ids that a memory has not eaten were charged for: the last that was sampled or weighed. (What is left
+    of a prompt that was cancelled was not.)"""
+    return int(snapshot is not None and len(snapshot.pending) == 1)
 
 
 def measure_token(model: ServedModel, admission: Admission, sequence: Sequence, count: int, last_at: float) -> float:

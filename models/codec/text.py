@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer, decoders
+from tokenizers import Encoding, Tokenizer, decoders
 
 from models.errors import UnencodableText
 
@@ -90,15 +90,11 @@ class TextCodec:
             UnencodableText: the vocabulary lacks a part of the text and has no unknown token, or the text holds half
                 of a surrogate pair.
         """
-        try:
-            # As a batch of one: unlike `encode`, it lets other threads run, and a long text takes seconds.
-            return list(self._tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
-        except TypeError:  # what the library makes of a str that has no UTF-8
-            raise UnencodableText(
-                "text holds half of a surrogate pair; allowed is text that has a UTF-8 form"
-            ) from None
-        except Exception as error:  # the library raises bare Exception
-            raise UnencodableText(f"text cannot be written in this model's tokens ({error})") from None
+        return list(self._encoding(text).ids)
+
+    def offsets(self, text: str) -> list[int]:
+        """Where in `text` each of its tokens begins, in characters. Raises what `encode` does."""
+        return [start for start, _ in self._encoding(text).offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
@@ -135,6 +131,17 @@ class TextCodec:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
         return self.token_text(token)
+
+    def _encoding(self, text: str) -> Encoding:
+        try:
+            # As a batch of one: unlike `encode`, it lets other threads run, and a long text takes seconds.
+            return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
+        except TypeError:  # what the library makes of a str that has no UTF-8
+            raise UnencodableText(
+                "text holds half of a surrogate pair; allowed is text that has a UTF-8 form"
+            ) from None
+        except Exception as error:  # the library raises bare Exception
+            raise UnencodableText(f"text cannot be written in this model's tokens ({error})") from None
 
     def _bytes_of(self, token: str) -> bytes | None:
         if self._byte_level:

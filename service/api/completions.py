@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from models.codec.text import TextCodec
 from service.api import frames
+from service.api.completion_logprobs import Logprobs, logprobs_of, sampled_logprobs
 from service.api.context import context_of, find_model
 from service.api.direct_frames import TokenFrames, token_frames
 from service.api.disconnect import all_or_none, while_connected
+from service.api.echo import Echo, echo_of
 from service.api.error_bodies import openai_body
 from service.api.event_stream import EventStream, LastEvents, note, sse
 from service.api.json_route import JsonRoute
 from service.api.messages import CompletionsRequest, NotAllowed, check_top_k
 from service.api.probability import ERRORS
+from service.choices import ChoiceParameters, Choices
 from service.engine.sequence import FinishReason, Ids
 from service.errors import RequestError, ServiceError
-from service.generation import Collector, Finished, Generation, Token, Usage, admit_many
+from service.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
 from service.memories import Memories, Recall
 from service.observability.requests import record_of
-from service.prompt import check_uneaten, prompt_ids
+from service.prompt import LONG_TEXT, check_uneaten, prompt_ids
 from service.repository import ServedModel
+from service.weighing import Weighed
 
 TEXT = "\0the text\0"
 """Marks a place in JSON: no model's name holds it."""
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
+
+NO_ECHO = Echo("", [])
+
+Event = Weighed | Token | Finished
 
 router = APIRouter(tags=["completions"], route_class=JsonRoute)
 
@@ -55,13 +63,28 @@ async def completions(request: Request, body: CompletionsRequest) -> Response:
     async with AsyncExitStack() as places:
         work = Completion(model, context_of(request).memories, body, places)
         if not body.stream:
-            return JSONResponse(await while_connected(request, work.whole(places)))
+            content = await while_connected(request, work.whole(places))
+            return Response(content, media_type="application/json")
         held = places.pop_all()
         return EventStream(work.stream(request, held), held, work.overflow)
 
 
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """One choice, whole."""
+
+    tokens: list[Token]
+    weighed: Weighed | None
+    end: Finished
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of a token, in nats."""
+        return math.fsum(token.logprob for token in self.tokens) / max(1, len(self.tokens))
+
+
 class Completion:
-    """One request: a generation per prompt and per `n`."""
+    """One request: `copies` choices for each prompt."""
 
     def __init__(
         self, model: ServedModel, memories: Memories, body: CompletionsRequest, places: AsyncExitStack
@@ -76,28 +99,26 @@ class Completion:
             "created": int(time.time()),
             "model": model.name,
         }
-        self._generations: list[Generation] = []
-        self._echoes: list[str] = []
+        self._prompts: list[Ids] = []
+        self._echoes: list[Echo] = []
+        self._choices: list[Choices] = []
+        """Of each prompt."""
         self.overflow: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the client has read the events too slowly and the generation was ended."""
-        urgency = body.urgency
-        wanted, most = len(body.prompts) * (body.n or 1), model.engine.max_admitted(batch=urgency.batch)
-        if wanted > most:
+        urgency, self._count = body.urgency, len(body.prompts) * body.copies
+        most = model.engine.max_admitted(batch=urgency.batch)
+        if self._count > most:
             raise RequestError(
                 "invalid_request",
-                f"prompts times n is {wanted:,}; {model.name} runs at most {most:,} at once",
-                param="prompt" if len(body.prompts) > most else "n",
+                f"prompts times n (or best_of) is {self._count:,}; {model.name} runs at most {most:,} at once",
+                param="prompt" if len(body.prompts) > most else "best_of" if body.copies > (body.n or 1) else "n",
             )
         # Places are taken before any prompt is tokenised.
-        self._admissions = admit_many(places, model, wanted, urgency)
+        self._admissions = admit_many(places, model, self._count, urgency)
 
     async def _prepare(self, places: AsyncExitStack) -> None:
         """Tokenise, and refuse what must be refused before a byte is answered."""
         body, codec = self._body, self._model.bundle.text_codec
-        if body.echo and body.logprobs is not None:
-            raise RequestError(
-                "invalid_request", "echo with logprobs is not offered; /v1/models/{model}/score gives them"
-            )
         try:
             sampling = body.parameters(
                 self._model.bundle.manifest, default_max_tokens=DEFAULT_MAX_TOKENS, alternatives=body.logprobs or 0
@@ -105,31 +126,24 @@ class Completion:
             check_top_k(sampling.top_k, codec.vocabulary_size)
         except NotAllowed as error:
             raise RequestError("invalid_request", str(error), param=error.field) from None
-        admissions = iter(self._admissions)
-        prompts = [await self._ids(place, prompt) for place, prompt in enumerate(body.prompts)]
+        self._prompts = [await self._ids(place, prompt) for place, prompt in enumerate(body.prompts)]
         self._recall = recall = await places.enter_async_context(
             self._memories.recall(self._model.identity, body.memory)
         )
-        for prompt, ids in zip(body.prompts, prompts, strict=True):
+        weighs = bool(body.echo) and body.logprobs is not None
+        if body.echo:
+            self._echoes = [await echo_of(codec, each, recall.context, offsets=weighs) for each in body.prompts]
+        samplings = [replace(sampling, seed=choice_seed(sampling.seed, index)) for index in range(self._count)]
+        parameters = ChoiceParameters(
+            stops=list(body.stop or []),
+            weigh=body.logprobs if weighs else None,
+            cache_salt=body.cache_salt,
+            on_overflow=partial(note, self.overflow),
+        )
+        for place, ids in enumerate(self._prompts):
             check_uneaten(self._model, recall.snapshot, len(ids))
-            for _ in range(body.n or 1):
-                each = replace(sampling, seed=choice_seed(sampling.seed, len(self._generations)))
-                self._generations.append(
-                    Generation(
-                        self._model,
-                        next(admissions),
-                        ids,
-                        each,
-                        list(body.stop or []),
-                        snapshot=recall.snapshot,
-                        context=recall.context,
-                        keep_state=body.memory.keeps,
-                        on_overflow=partial(note, self.overflow),
-                        cache_salt=body.cache_salt,
-                    )
-                )
-                text = prompt if isinstance(prompt, str) else codec.decode(prompt)
-                self._echoes.append(text if body.echo else "")
+            own = slice(place * body.copies, (place + 1) * body.copies)
+            self._choices.append(Choices(self._model, self._admissions[own], ids, samplings[own], parameters, recall))
 
     async def _ids(self, place: int, prompt: str | list[int]) -> Ids:
         try:
@@ -140,44 +154,57 @@ class Completion:
             where = f"prompt.{place}"
             raise RequestError(error.code, f"{where}: {error.message.removeprefix('prompt: ')}", param=where) from None
 
-    def _start(self, request: Request) -> None:
-        taker = self._taker(request) if len(self._generations) == 1 and self._body.logprobs is None else None
-        for generation in self._generations:
-            generation.start(taker)
+    def _events(self, index: int, taker: TokenTaker | None = None) -> AsyncIterator[Weighed | Token | Finished]:
+        """What comes of one choice."""
+        place, copy = divmod(index, self._body.copies)
+        return self._choices[place].events(copy, taker)
 
-    async def whole(self, places: AsyncExitStack) -> dict[str, Any]:
+    async def whole(self, places: AsyncExitStack) -> bytes:
         """The answer at once."""
         await self._prepare(places)
-        results = await all_or_none([self._collect(index) for index in range(len(self._generations))])
-        return {
-            **self._head,
-            "choices": [choice for choice, _ in results],
-            "usage": self._usage([usage for _, usage in results]),
-            **self._told,
-        }
+        texts = await all_or_none([self._collect(index) for index in range(self._count)])
+        if self._body.echo and sum(map(len, self._prompts)) > LONG_TEXT:
+            return await asyncio.to_thread(self._answer, texts)
+        return self._answer(texts)
+
+    def _answer(self, texts: list[_Text]) -> bytes:
+        copies, n = self._body.copies, self._body.n or 1
+        choices: list[dict[str, Any]] = []
+        for place, echo in enumerate(self._echoes or [NO_ECHO] * len(self._prompts)):
+            own = texts[place * copies : (place + 1) * copies]
+            for text in own if copies == n else sorted(own, key=lambda one: -one.mean_logprob)[:n]:
+                told = self._logprobs(text.tokens, len(echo.text))
+                if told is not None and text.weighed is not None:
+                    before = self._weighed(place, text.weighed)
+                    told = {name: before[name] + told[name] for name in told}
+                choices.append(self._choice(len(choices), echo.text + text.end.text, told, text.end.reason))
+        usage = self._usage({index: text.end.usage for index, text in enumerate(texts)})
+        answer = {**self._head, "choices": choices, "usage": usage, **self._told}
+        return frames.dumps(answer).encode()
 
     async def stream(self, request: Request, places: AsyncExitStack) -> AsyncIterator[bytes]:
         """The answer as events. An error after the first byte is the last event, without [DONE]."""
         await self._prepare(places)
-        self._start(request)
-        usages: list[Usage] = []
+        usages: dict[int, Usage] = {}
         end = b""
-        shown = [len(echo) for echo in self._echoes]
+        echoes = {index: echo for index in range(self._count) if (echo := self._echo(index)) is not None}
+        shown = [len(echoes[index].text) if index in echoes else 0 for index in range(self._count)]
         drain, cut_off = context_of(request).drain, False
         places.enter_context(drain.ending(self._cancel))
+        taker = self._taker(request) if self._count == 1 and self._body.logprobs is None else None
         try:
-            async for index, event in _merge([generation.events() for generation in self._generations]):
-                if self._echoes[index]:
-                    echo, self._echoes[index] = self._echoes[index], ""
-                    yield self._event([self._choice(index, echo, None, None)])
+            async for index, event in _merge([self._events(index, taker) for index in range(self._count)]):
+                if (echo := echoes.pop(index, None)) is not None:
+                    weighed = self._weighed(index // self._body.copies, event) if isinstance(event, Weighed) else None
+                    yield self._event([self._choice(index, echo.text, weighed, None)])
                 if isinstance(event, Finished):
-                    usages.append(event.usage)
+                    usages[index] = event.usage
                     cut_off |= event.reason is FinishReason.CANCELLED
                     await self._keep(index, event)
                     end = self._event([self._choice(index, "", None, event.reason)], **self._told)
-                    if len(usages) < len(self._generations):
+                    if len(usages) < self._count:
                         yield end
-                elif event.text or self._body.logprobs is not None:
+                elif isinstance(event, Token) and (event.text or self._body.logprobs is not None):
                     logprobs = self._logprobs([event], shown[index])
                     shown[index] += len(event.text)
                     yield self._event([self._choice(index, event.text, logprobs, None)])
@@ -196,8 +223,8 @@ class Completion:
             yield LastEvents(sse(openai_body(error)))
 
     def _cancel(self) -> None:
-        for generation in self._generations:
-            generation.cancel()
+        for choices in self._choices:
+            choices.cancel()
 
     def _taker(self, request: Request) -> TokenFrames | None:
         """What sends the tokens of a single choice as they come: the event of a text, written around it."""
@@ -209,21 +236,22 @@ class Completion:
 
         return token_frames(request.scope, tell)
 
-    async def _collect(self, index: int) -> tuple[dict[str, Any], Usage]:
+    async def _collect(self, index: int) -> _Text:
         tokens: list[Token] = []
-        async for event in self._generations[index].events(Collector(tokens)):
+        weighed = None
+        async for event in self._events(index, Collector(tokens)):
             if isinstance(event, Finished):
                 await self._keep(index, event)
-                text = self._echoes[index] + event.text
-                return self._choice(index, text, self._logprobs(tokens), event.reason), event.usage
-            tokens.append(event)
+                return _Text(tokens, weighed, event)
+            if isinstance(event, Weighed):
+                weighed = event
+            else:
+                tokens.append(event)
         raise AssertionError("a generation always ends with Finished")
 
     async def _keep(self, index: int, end: Finished) -> None:
-        if end.snapshot is not None:
-            assert self._recall is not None
-            eaten = end.usage.prompt_tokens + end.usage.completion_tokens
-            await self._recall.keep(end.snapshot, eaten=eaten, context=self._generations[index].context)
+        place, copy = divmod(index, self._body.copies)
+        await self._choices[place].keep(copy, end)
 
     @property
     def _told(self) -> dict[str, str]:
@@ -242,42 +270,34 @@ class Completion:
             "finish_reason": None if reason is None else reason.value,
         }
 
-    def _logprobs(self, tokens: list[Token], offset: int = 0) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: list[Token], offset: int) -> Logprobs | None:
         """OpenAI's `logprobs`; `offset` is where in the text of the choice the first token begins."""
-        if self._body.logprobs is None:
-            return None
-        name = self._model.bundle.text_codec.token_name
-        return {
-            "tokens": [name(token.token) for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [top_logprobs(token, name) for token in tokens],
-            "text_offset": list(itertools.accumulate((len(token.text) for token in tokens), initial=offset))[:-1],
-        }
+        return sampled_logprobs(self._codec, tokens, offset) if self._body.logprobs is not None else None
 
-    def _usage(self, usages: list[Usage]) -> dict[str, Any]:
-        copies = self._body.n or 1
-        prompt = sum(usage.prompt_tokens for usage in usages) // copies
-        completion = sum(usage.completion_tokens for usage in usages)
-        cached = sum(usage.cached_tokens for usage in usages) // copies
+    def _weighed(self, place: int, weighed: Weighed) -> Logprobs:
+        """The same of a prompt."""
+        tokens, offsets = self._prompts[place].tolist(), self._echoes[place].offsets
+        return logprobs_of(self._codec, tokens, weighed.logprobs, weighed.beside, offsets)
+
+    def _echo(self, index: int) -> Echo | None:
+        """What is told of a choice's prompt."""
+        return self._echoes[index // self._body.copies] if self._echoes else None
+
+    @property
+    def _codec(self) -> TextCodec:
+        return self._model.bundle.text_codec
+
+    def _usage(self, usages: Mapping[int, Usage]) -> dict[str, Any]:
+        """Of all choices, by index: the first of a prompt's has eaten it for the others."""
+        prompt = sum(map(len, self._prompts))
+        completion = sum(usage.completion_tokens for usage in usages.values())
+        cached = sum(usages[index].cached_tokens for index in range(0, self._count, self._body.copies))
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-
-
-def top_logprobs(token: Token, name: Callable[[int], str]) -> dict[str, float]:
-    """The most probable tokens at a place, best first, and the one that was sampled, by their names.
-
-    Where two tokens have the same name, that of the larger log-probability counts.
-    """
-    logprobs = {one.token: one.logprob for one in token.alternatives}
-    logprobs[token.token] = token.logprob  # the very number that `token_logprobs` has
-    named: dict[str, float] = {}
-    for other, logprob in logprobs.items():
-        named[name(other)] = max(named.get(name(other), -math.inf), logprob)
-    return named
 
 
 def choice_seed(seed: int, index: int) -> int:
@@ -289,15 +309,15 @@ def choice_seed(seed: int, index: int) -> int:
     return int(word) >> 1
 
 
-async def _merge(sources: list[AsyncIterator[Token | Finished]]) -> AsyncIterator[tuple[int, Token | Finished]]:
+async def _merge(sources: list[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:
     """The events of several generations as they come, each with its generation's index."""
     if len(sources) == 1:
         async for event in sources[0]:
             yield 0, event
         return
-    queue: asyncio.Queue[tuple[int, Token | Finished | Exception]] = asyncio.Queue(maxsize=2 * len(sources))
+    queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(maxsize=2 * len(sources))
 
-    async def pump(index: int, source: AsyncIterator[Token | Finished]) -> None:
+    async def pump(index: int, source: AsyncIterator[Event]) -> None:
         try:
             async for event in source:
                 await queue.put((index, event))

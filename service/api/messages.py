@@ -26,6 +26,7 @@ MAX_PROMPTS = 128
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_ALTERNATIVES = 100
+MAX_COPIES = 16
 MAX_FIELDS = 64
 MAX_SALT_CHARACTERS = 128
 DEFAULT_MAX_TOKENS = 256
@@ -277,15 +278,21 @@ class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyField
     """
 
     model: str
+    max_tokens: Annotated[
+        int | None, Field(ge=0, description="Tokens to sample at most; 0, with echo, gives the prompt back alone.")
+    ] = None
     prompt: Prompts
     stop: StopString | StopStrings | None = None
     stream: bool = False
     stream_options: dict[Literal["include_usage"], bool] | None = None
     logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
-    n: Annotated[int | None, Field(ge=1, le=16)] = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_COPIES, description="Choices for each prompt.")] = None
     echo: bool | None = None
     user: str | None = None
-    best_of: Annotated[int | None, Field(ge=1, le=1)] = None
+    best_of: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_COPIES, description="Sample so many, and answer with the n of the highest mean logprob."),
+    ] = None
     presence_penalty: Annotated[float | None, Field(description="Not supported: 0.")] = None
     frequency_penalty: Annotated[float | None, Field(description="Not supported: 0.")] = None
     suffix: Annotated[str | None, Field(description="Not supported: empty.")] = None
@@ -301,8 +308,23 @@ class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyField
         return value
 
     @model_validator(mode="after")
+    def _samples_something(self) -> Self:
+        if self.max_tokens == 0 and (not self.echo or self.memory.keeps):
+            raise ValueError("max_tokens is 0; allowed is at least 1, and 0 with echo and without a memory to keep")
+        return self
+
+    @model_validator(mode="after")
+    def _best_of_at_least_n(self) -> Self:
+        n, best_of = self.n or 1, self.best_of or self.n or 1
+        if best_of < n:
+            raise ValueError(f"best_of is {best_of}; allowed are n, which is {n}, to {MAX_COPIES}")
+        if self.stream and best_of > n:
+            raise ValueError(f"stream tells choices as they come: best_of must be n, which is {n}, or left out")
+        return self
+
+    @model_validator(mode="after")
     def _one_text_per_memory(self) -> Self:
-        if (self.memory.keeps or self.memory.resumes) and len(self.prompts) * (self.n or 1) > 1:
+        if (self.memory.keeps or self.memory.resumes) and len(self.prompts) * self.copies > 1:
             raise ValueError("session, state and return_state are for one prompt and n of 1: a memory is of one text")
         return self
 
@@ -317,6 +339,11 @@ class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyField
     @classmethod
     def _list_of_stops(cls, stop: str | list[str] | None) -> list[str]:
         return [stop] if isinstance(stop, str) else stop or []
+
+    @property
+    def copies(self) -> int:
+        """How many texts are sampled for each prompt."""
+        return max(self.n or 1, self.best_of or 1)
 
     @property
     def prompts(self) -> list[str | list[int]]:

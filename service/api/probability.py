@@ -22,13 +22,14 @@ from service.api.messages import (
     ScoreRequest,
     ScoreResponse,
 )
-from service.engine.sequence import SamplingParameters, Sequence
+from service.engine.sequence import SamplingParameters
 from service.errors import RequestError
-from service.generation import Finished, Generation, Token, admit, run_quietly
+from service.generation import Finished, Generation, Token, admit
 from service.memories import Memories
 from service.prompt import check_uneaten, prompt_ids
 from service.repository import ServedModel
 from service.sessions.memory import NO_IDS
+from service.weighing import weigh
 
 ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 409, 410, 413, 422, 429, 500, 503, 504)
@@ -107,23 +108,17 @@ async def _score(model: ServedModel, memories: Memories, body: ScoreRequest) -> 
             if len(prompt) < 2 and recall.before is None:
                 raise RequestError("invalid_request", "a text of 1 token has nothing to score; at least 2 are needed")
             check_uneaten(model, recall.snapshot, len(prompt))
-            uneaten = NO_IDS if recall.snapshot is None else recall.snapshot.pending
-            sequence = Sequence(
-                np.concatenate([uneaten, prompt]), None, snapshot=recall.snapshot, keep_state=body.memory.keeps
-            )
-            event = await run_quietly(model, admission, sequence)
-            if event.snapshot is not None:
+            weighed = await weigh(model, admission, prompt, recall.snapshot, keep_state=body.memory.keeps)
+            assert weighed is not None  # nobody cancels it but the end of this request
+            if weighed.snapshot is not None:
                 context = np.concatenate([recall.context, prompt])[-CONTEXT_TOKENS:]
-                await recall.keep(event.snapshot, eaten=len(prompt), context=context)
-        assert event.logprobs is not None
-        logprobs = event.logprobs[-len(prompt) :].tolist()  # what was left of an earlier prompt is not asked about
-        model.metrics.queued(admission, sequence)
+                await recall.keep(weighed.snapshot, eaten=len(prompt), context=context)
         # A long text's answer is megabytes of JSON: written on a thread, not to hold the event loop up.
-        return await asyncio.to_thread(_score_json, model, body.text, prompt.tolist(), logprobs, recall.told)
+        return await asyncio.to_thread(_score_json, model, body.text, prompt.tolist(), weighed.logprobs, recall.told)
 
 
 def _score_json(
-    model: ServedModel, text: str | None, tokens: list[int], logprobs: list[float], told: dict[str, str]
+    model: ServedModel, text: str | None, tokens: list[int], logprobs: list[float | None], told: dict[str, str]
 ) -> str:
     """A ScoreResponse as JSON.
 
@@ -132,12 +127,12 @@ def _score_json(
     """
     codec = model.bundle.text_codec
     texts = {token: json.dumps(codec.token_text(token)) for token in set(tokens)}
-    unknown = [None] * (len(tokens) - len(logprobs))  # nothing comes before the first token of all
     rows = []
-    for token, logprob in zip(tokens, [*unknown, *logprobs], strict=True):
+    for token, logprob in zip(tokens, logprobs, strict=True):
         rows.append(f'{{"token":{token},"text":{texts[token]},"logprob":{_number(logprob)}}}')
-    total = math.fsum(logprobs)
-    nats = -total / len(logprobs)
+    known = [logprob for logprob in logprobs if logprob is not None]  # nothing comes before the first token of all
+    total = math.fsum(known)
+    nats = -total / len(known)
     characters = len(codec.decode(tokens) if text is None else text)  # all of them, as training counts
     bits = -total / math.log(2) / characters if characters else None
     memory = "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in told.items())

@@ -113,7 +113,8 @@ class Admission:
             return
         self._ended = why
         if not self._covered:
-            self._end_sequence(why)
+            if self._sequence is not None:  # else it ends when it starts
+                self._end_sequence(why)
         elif self._task is not None:
             self._cancelling = self._task.cancelling()
             self._task.cancel()
@@ -121,6 +122,11 @@ class Admission:
     def cover(self) -> None:
         """From here on it is the task again that an early end ends: the sequence has ended, and much is left to do."""
         self._covered = True
+
+    def defer(self) -> None:
+        """The sequence waits for another one of its request: an early end is told when it starts, to whoever reads it,
+        as others of the request may have been told something already."""
+        self._covered = False
 
     def _end_sequence(self, why: DeadlineExceeded | EngineFull) -> None:
         assert self._sequence is not None

@@ -209,7 +209,7 @@ class EngineCore:
         table.mark_seen(ids)
         quiet = table.traits(n).quiet
         if quiet is not None:
-            self._quiet.note(n, ended)
+            self._quiet.note(self.scheduler.running, ended)
         table.advance(n)
         done = table.empty(n)
         if table.unfilled[:n].any():

@@ -5,6 +5,8 @@ Axes: R max_rows, n active rows, O outputs of a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as List
+
 import numpy as np
 
 from service.engine.plan import Doubles, Mask, Rows
@@ -27,19 +29,23 @@ class QuietRows:
         self._sampler = sampler
         self._outputs = outputs
 
-    def note(self, n: int, ended: Ended) -> None:
-        """After a step of n rows: weigh and read; rows whose outputs are not finite have ended."""
-        self._score(n, ended)
-        self._read(n, ended)
+    def note(self, running: List[Sequence], ended: Ended) -> None:
+        """After a step of all rows: weigh and read; rows whose outputs are not finite have ended."""
+        self._score(running, ended)
+        self._read(len(running), ended)
 
-    def _score(self, n: int, ended: Ended) -> None:
+    def _score(self, running: List[Sequence], ended: Ended) -> None:
         """Weigh the next prompt id of each scoring row."""
-        table = self._table
+        table, n = self._table, len(running)
         rows = np.flatnonzero(table.scoring[:n])
         if len(rows):
             cursor = table.cursor[rows]
             values = self._sampler.score(self._outputs[:n], rows, table.targets[rows, cursor])
-            self._keep(rows, cursor, values, ~np.isnan(values), ended)  # minus infinity: the impossible
+            known = ~np.isnan(values)  # minus infinity: the impossible
+            self._keep(rows, cursor, values, known, ended)
+            for row in rows[known & table.comparing[rows]].tolist():
+                sequence = running[row]
+                sequence.beside.append(self._sampler.alternatives(self._outputs[row], sequence.alternatives))
 
     def _read(self, n: int, ended: Ended) -> None:
         """Read what each row with a readout asks for."""

@@ -59,6 +59,8 @@ class RowTable:
         """Prompt ids that do not lie in `pending` yet."""
         self.scoring = np.zeros(max_rows, np.bool_)
         self.reading = np.zeros(max_rows, np.bool_)
+        self.comparing = np.zeros(max_rows, np.bool_)
+        """Scoring rows that want to know what else was probable."""
         self.recording = np.zeros(max_rows, np.bool_)
         """Rows of readouts that want more than one output whole, or a curve."""
         self.generated = np.zeros(max_rows, np.int64)
@@ -97,6 +99,7 @@ class RowTable:
         sampling = sequence.sampling
         readout = sequence.readout
         self.scoring[row] = sequence.quiet and readout is None
+        self.comparing[row] = self.scoring[row] and sequence.alternatives > 0
         self.reading[row] = readout is not None
         self.recording[row] = readout is not None and (readout.columns is not None or readout.last > 1)
         if self.recording[row] and self.record is None:

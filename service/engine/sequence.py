@@ -129,6 +129,7 @@ class Sequence:
         prompt: ids to eat, each one that the model takes, at least one (two to be scored). <int64>[N]
         sampling: how to sample after the prompt; None samples nothing.
         readout: what to read, where nothing is sampled; None scores: prompt[1:] is weighed, the last id is not eaten.
+        alternatives: of a sequence that is scored, how many of the most probable ids to tell beside each weighed one.
         beam: how to search, where nothing is sampled or read. A search tells nothing but its end, knows an end of its
             own, is not asked `stop` and reports no snapshot.
         end: the id that, once sampled, ends the sequence; None where none does.
@@ -143,6 +144,7 @@ class Sequence:
         keep_prompt: whether that snapshot is the prompt's, its last id not eaten: what was sampled is forgotten.
         looks: after how many ids of the prompt to take a copy of the state, ascending, each less than N.
         eaten: how many ids of the prompt `snapshot` has eaten already; they are fed to nobody, and count as seen.
+        paid: how many ids of the prompt somebody has been charged for already.
         on_end: called on the event loop when it has ended, in whatever way, if it was ever submitted.
         marks: where somebody wants to know when it had come how far.
         batch: whether it waits for a row for as long as any sequence waits that is not batch.
@@ -156,6 +158,7 @@ class Sequence:
     prompt: Ids
     sampling: SamplingParameters | None
     readout: Readout | None = None
+    alternatives: int = 0
     end: int | None = None
     stop: Callable[[int], bool] | None = None
     snapshot: Snapshot | None = None
@@ -175,8 +178,11 @@ class Sequence:
     asked: int = field(init=False)
     """How many ids it may eat and sample."""
     eaten: int = 0
+    paid: int = 0
     sampled: int = 0
     values: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    beside: list[tuple[Alternative, ...]] = field(default_factory=list)
+    """Of each weighed id, the most probable ones in its place."""
     curve: list[Floats] = field(default_factory=list)
     outputs: list[Floats] = field(default_factory=list)
     said: list[tuple[int, float, Floats | None]] = field(default_factory=list)
@@ -200,6 +206,12 @@ class Sequence:
         """The memory of the prompt alone, where it is to be kept and has been reached."""
         state = self.looked.get(len(self.prompt) - 1) if self.keep_prompt else None
         return None if state is None else Snapshot(state, self.prompt[-1:])
+
+    @property
+    def spent(self) -> int:
+        """How many ids it took in and gave out, for who pays by them."""
+        weighed = self.quiet and self.readout is None and self.eaten == len(self.prompt) - 1  # the last, and not eaten
+        return max(0, self.eaten + weighed - self.paid) + self.sampled
 
     @property
     def quiet(self) -> bool:

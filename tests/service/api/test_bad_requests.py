@@ -250,9 +250,26 @@ def test_stream_without_an_upgrade_says_what_is_missing(client, model):
     assert (response.headers["upgrade"], response.headers["connection"]) == ("websocket", "upgrade")
 
 
-def test_echo_with_logprobs_is_refused(client):
-    response = client.post(COMPLETIONS, json={"model": "tiny", "prompt": "abc", "echo": True, "logprobs": 1})
-    assert "/score" in check_refused(response, 422, "invalid_request")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 0},
+        {"max_tokens": 0, "echo": False, "logprobs": 1},
+        {"max_tokens": 0, "echo": True, "session": "ada"},
+        {"max_tokens": 0, "echo": True, "return_state": True},
+        {"best_of": 17},
+        {"best_of": 0},
+        {"best_of": 2, "n": 3},
+        {"best_of": 2, "stream": True},
+        {"best_of": 2, "session": "ada"},
+    ],
+    ids=str,
+)
+def test_fields_that_make_no_sense_together_are_refused(client, fields):
+    message = check_refused(
+        client.post(COMPLETIONS, json={"model": "tiny", "prompt": "abc", **fields}), 422, "invalid_request"
+    )
+    assert next(iter(fields)) in message or "session" in message
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])

@@ -99,9 +99,8 @@ def test_top_logprobs_tell_every_token_apart(codec, complete, stream):
 
 
 def test_top_logprobs_of_tokens_of_one_name_tell_the_more_probable():
-    from service.api.completions import top_logprobs
+    from service.api.completion_logprobs import top_logprobs
     from service.engine.sequence import Alternative
-    from service.generation import Token
 
-    token = Token(0, 7, "a", -3.0, (Alternative(1, -1.0), Alternative(2, -2.0)))
-    assert top_logprobs(token, {1: "a", 2: "b", 7: "a"}.__getitem__) == {"a": -1.0, "b": -2.0}
+    best = (Alternative(1, -1.0), Alternative(2, -2.0))
+    assert top_logprobs(7, -3.0, best, {1: "a", 2: "b", 7: "a"}.__getitem__) == {"a": -1.0, "b": -2.0}

@@ -112,7 +112,11 @@ def test_completions_spend_prompt_and_completion(spent, stream):
     server.ada.post("/v1/completions", json=body)
     tokens(3 + 5)
     server.ada.post("/v1/completions", json=body | {"prompt": ["abc", "abcd"], "n": 2})
-    tokens(2 * (3 + 4) + 4 * 5, sequences=4)
+    tokens(3 + 4 + 4 * 5, sequences=4)  # a prompt is eaten once, and paid for once
+    server.ada.post("/v1/completions", json=body | {"echo": True, "logprobs": 1, "n": 2})
+    tokens(3 + 2 * 5, sequences=3)
+    answer = server.ada.post("/v1/completions", json=body | {"prompt": [2] * 100, "n": 8, "stream": False})
+    tokens(answer.json()["usage"]["total_tokens"], sequences=8)
     server.bob.post("/v1/completions", json=body)  # has no quota: nobody counts
     server.ada.post("/v1/completions", json=body | {"prompt": ""})  # refused: nothing ran
     server.ada.post("/v1/completions", json=body | {"max_tokens": 1})
@@ -124,7 +128,9 @@ def test_all_that_runs_a_model_spends(spent, picture, captioner):
     server.ada.post("/v1/models/tiny/next-token", json={"text": "abcd"})
     tokens(4 + 1)
     server.ada.post("/v1/models/tiny/score", json={"text": "abcdef"})
-    tokens(6 - 1)  # the last is only weighed
+    tokens(6)
+    server.ada.post("/v1/completions", json={"model": "tiny", "prompt": "abc", "echo": True, "max_tokens": 0})
+    tokens(3)
     server.ada.post("/v1/models/tutor/trace", json={"attempts": ATTEMPTS})
     tokens(2)
     server.ada.post("/v1/models/tutor/trace", json={"learners": [{"attempts": ATTEMPTS}] * 3})
@@ -135,6 +141,22 @@ def test_all_that_runs_a_model_spends(spent, picture, captioner):
         )
         assert len(answer.json()["images"][0]["captions"][0]["tokens"]) == 7
         tokens(1 + 7)
+
+
+def test_what_goes_on_from_a_memory_pays_for_no_token_twice(spent):
+    server, tokens, _ = spent
+    completion = {"model": "tiny", "prompt": "abc", "max_tokens": 5, "session": "ada"}
+    for _ in range(3):
+        server.ada.post("/v1/completions", json=completion)
+        tokens(3 + 5)
+    server.ada.post("/v1/models/tiny/next-token", json={"text": "ab", "session": "ada"})
+    tokens(2 + 1)
+    server.ada.post("/v1/models/tiny/score", json={"text": "abcd", "session": "ada"})
+    tokens(4)
+    stream = server.stream()
+    for kind in ("start", "feed", "feed"):
+        stream.generate("abc", kind=kind, max_tokens=6)
+        tokens(3 + 6)
 
 
 def test_generation_that_is_cancelled_or_whose_client_leaves_spends_what_it_ran(spent, eventually):

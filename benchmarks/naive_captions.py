@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI, UploadFile
 from numpy.typing import NDArray
 
+from benchmarks.step import default_options
 from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
 from models.graph import next_name
 
@@ -29,8 +30,8 @@ class Captioner:
     def __init__(self, bundle: Bundle) -> None:
         self._codec = bundle.image_codec
         self._longest = bundle.manifest.limits.max_new_tokens
-        self._encoder = onnxruntime.InferenceSession(bundle.files[ENCODER_GRAPH])
-        self._step = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH])
+        self._encoder = onnxruntime.InferenceSession(bundle.files[ENCODER_GRAPH], default_options())
+        self._step = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH], default_options())
         self._states = [spec.name for spec in bundle.step.states]
         self._begins_with = [*self._states, *(spec.name for spec in bundle.step.memories)]
         self._outputs = ["logits", *map(next_name, self._states)]

@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from benchmarks.step import default_options
 from benchmarks.tutor import tutor_bundle, tutor_model
 from models.bundle import STEP_GRAPH, Bundle, open_bundle
 from models.graph import next_name
@@ -45,7 +46,7 @@ class History(TypedDict):
 
 def by_steps(bundle: Bundle) -> Predict:
     """One call per attempt."""
-    session = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH])
+    session = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH], default_options())
     shapes = {spec.name: [1, *(size or 0 for size in spec.shape[1:])] for spec in bundle.step.states}
     outputs = ["probability", *map(next_name, shapes)]
 

@@ -15,6 +15,7 @@ import onnxruntime
 from benchmarks.load import Generation
 from benchmarks.record import LoadResult
 from benchmarks.server import Side, StepTime
+from models.cores import usable_cores
 from models.manifest import Precision
 
 VERSIONS = ("numpy", "fastapi", "uvicorn", "uvloop", "websockets")
@@ -37,7 +38,7 @@ class Machine:
         """The machine that runs this process."""
         return cls(
             processor=_processor(),
-            cores=len(os.sched_getaffinity(0)),
+            cores=usable_cores(),
             python=platform.python_version(),
             # Not by the distribution: that for GPUs has another name.
             versions={"onnxruntime": onnxruntime.__version__} | {name: version(name) for name in VERSIONS},

@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from models.bundle import STEP_GRAPH, Bundle
+from models.cores import usable_cores
 from models.graph import next_name
 
 PROVIDERS_VARIABLE = "CAROUSEL_PROVIDERS"
@@ -29,6 +30,14 @@ class Step(Protocol):
         """One step. tokens <int64>[B] -> logits <float32>[B, V] and the states after it."""
 
 
+def default_options() -> onnxruntime.SessionOptions:
+    """Onnxruntime's defaults, but where this process may not use all cores: there it would start threads for all."""
+    options = onnxruntime.SessionOptions()
+    if (cores := usable_cores()) < (os.cpu_count() or 1):
+        options.intra_op_num_threads = cores
+    return options
+
+
 class StepGraph:
     """A bundle's step graph in a session with onnxruntime's own defaults. Axes: B rows, V vocabulary.
 
@@ -41,7 +50,7 @@ class StepGraph:
         if os.environ.get(PROVIDERS_VARIABLE) == "cuda":
             onnxruntime.preload_dlls()
             providers.insert(0, "CUDAExecutionProvider")
-        self._session = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH], providers=providers)
+        self._session = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH], default_options(), providers)
         self._states = [spec.name for spec in bundle.step.states]
         self._outputs = ["logits", *map(next_name, self._states)]
         # The contract fixes every size but the batch's.

@@ -17,6 +17,7 @@ from export.publish import export_checkpoint
 from models.bundle import ENCODER_GRAPH
 from models.errors import CarouselError
 from models.manifest import DecodingDefaults, Limits, Precision
+from models.nn.threads import limit_threads
 from models.prefill import PREFILL_GRAPH
 
 DECODING = ("temperature", "top_k", "top_p", "beam_width", "length_penalty")
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export, say what was done, and return the exit status: 0, or 1 with one sentence on stderr."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    limit_threads()
     try:
         limits = Limits(**_given(options, "max_prompt_tokens", "max_new_tokens"))
         decoding = DecodingDefaults(**_given(options, *DECODING))

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from models.bundle import open_bundle, versions
+from models.cores import usable_cores
 from models.errors import BundleNotFound, CarouselError
 from models.output_file import check_output
 from service.cohort import trace_cohort
@@ -23,6 +24,7 @@ from service.cohort_file import CohortError, read_cohort
 from service.engine.runner import RunnerBroken
 from service.keys.key_file import KeyFileError, key_line, new_key
 from service.observability import logs
+from service.repository import step_threads
 from service.server import create_server
 from service.settings import Settings, unknown_variables
 
@@ -144,7 +146,7 @@ def _trace(settings: Settings, options: argparse.Namespace) -> int:
             cohort,
             options.output,
             max_rows=settings.max_rows,
-            intra_op_threads=settings.intra_op_threads,
+            intra_op_threads=settings.intra_op_threads or step_threads(bundle, usable_cores()),
             by_id=options.by_id,
             on_answers=bar.update,
         )

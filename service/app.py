@@ -8,12 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from models.cores import usable_cores
 from service.api import captions, catalogue, completions, docs, handlers, health, probability, sessions, stream, trace
 from service.api import repository as repository_routes
 from service.api.body_limit import BodyLimit
@@ -87,6 +89,9 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         sys.setswitchinterval(LONG_SECONDS)
+        # What asyncio.to_thread runs on: Python would count the cores that the machine has.
+        threads = ThreadPoolExecutor(min(32, usable_cores() + 4), "carousel")
+        asyncio.get_running_loop().set_default_executor(threads)
         try:
             repository.start()
             gc.collect()

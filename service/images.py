@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import TypeVar
 from PIL.Image import Image
 
 from models.codec.image import read_image
+from models.cores import usable_cores
 from models.errors import ImageRejected, ImageTooLarge
 from service.engine.encoder import EncoderStopped, Encoding, EncodingFailed
 from service.errors import ErrorCode, RequestError, ServiceError, Unavailable
@@ -42,7 +42,7 @@ class ImageReader:
     """
 
     def __init__(self, count: int | None = None) -> None:
-        self.count = count or os.cpu_count() or 1
+        self.count = count or usable_cores()
         self._turns = threading.Semaphore(self.count)
         self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="images")
         self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="images-batch")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, list_repository, open_bundle
+from models.cores import usable_cores
 from models.errors import BundleError, BundleNotFound
 from models.graph import TensorSpec
 from models.prefill import prefill_names
@@ -256,7 +256,7 @@ class Repository:
         same = served is not None and (served.bundle.version, served.bundle.digest) == (bundle.version, bundle.digest)
         if served is not None and same and served.failure is None:
             return served
-        threads = self._settings.intra_op_threads or step_threads(bundle, os.cpu_count() or 1)
+        threads = self._settings.intra_op_threads or step_threads(bundle, usable_cores())
         core = self._on_device(bundle, "steps", partial(open_core, bundle, threads, self._settings.max_rows))
 
         def encoded(report: EncoderReport) -> None:
@@ -300,12 +300,11 @@ class Repository:
             OnnxEncoder(bundle.files[ENCODER_GRAPH], [*states, *memories], ENCODER_THREADS, device),
             bundle.image_codec.preprocessing.shape,
             states,
-            workers=os.cpu_count() or 1,
+            workers=usable_cores(),
             on_batch=on_batch,
             name=f"encoder-{bundle.model}",
         )
         encoder.warm_up()
-        logger.info("%s encodes up to %d images in one call", bundle.model, encoder.max_batch)
         return encoder
 
 

@@ -59,7 +59,12 @@ class Settings(BaseSettings):
     ] = 600.0
     intra_op_threads: Annotated[
         int,
-        Field(ge=0, le=1024, description="Threads of one onnxruntime operator; 0 is one per core, but one in int8."),
+        Field(
+            ge=0,
+            le=1024,
+            description="Threads of one onnxruntime operator; 0 is one for each core that the process may use, "
+            "in int8 one less.",
+        ),
     ] = 0
     providers: Annotated[
         Providers,

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from models.errors import CarouselError
+from models.nn.threads import limit_threads
 from training.recipe import load_recipe
 from training.run import TrainingRun
 from training.trainer import BEST, Evaluation, Progress
@@ -82,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output directory")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the run's directory; default runs/<recipe name>")
     options = parser.parse_intermixed_args(arguments)
+    limit_threads()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         directory = options.output or Path("runs") / recipe.name

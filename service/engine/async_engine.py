@@ -17,11 +17,11 @@ from typing import Literal
 
 import numpy as np
 
+from models.cores import usable_cores
 from service.engine.admission import Admission
 from service.engine.core import EngineCore
 from service.engine.errors import BeamTooWide, EngineFull, EngineStopped, WaitTooLong
 from service.engine.places import Places
-from service.engine.prefill_runner import cores
 from service.engine.prefill_thread import PrefillThread
 from service.engine.queue_time import INTERACTIVE, Urgency
 from service.engine.runner import RunnerBroken
@@ -90,7 +90,7 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prefill_thread: PrefillThread | None = None
         """None where there is one core alone; and once closed, like the core."""
-        if cores() > 1:
+        if usable_cores() > 1:
             self._prefill_thread = PrefillThread(core.prefill, lambda: bool(self._scheduler.running), f"{name}-prefill")
 
     def start(self) -> None:

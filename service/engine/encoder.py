@@ -2,10 +2,10 @@
 
 Each thread prepares one image after another (decodes it, that is) until a batch is ready or none waits any more, and
 encodes the batch in one call; then it looks again. Any thread encodes what any has prepared: an image that takes long
-to decode holds up one thread, and nobody's batch. How many images a batch is at most is found out by warm_up: on a CPU
-a network gains little by a batch, and the first of its images waits for the last (service/README.md has figures). Where
-an image takes so little that threads would mostly be in each other's way they take turns: one works, and another begins
-when that one has been at the same piece of work for long. Results come back with one `call_soon_threadsafe` per call.
+to decode holds up one thread, and nobody's batch. A batch is at most as many images as take a short time, by what calls
+have taken (encoder_pace.py). Where an image takes so little that threads would mostly be in each other's way they take
+turns: one works, and another begins when that one has been at the same piece of work for long. Results come back with
+one `call_soon_threadsafe` per call.
 
 Axes: B images of a batch.
 """
@@ -23,12 +23,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.encoder_pace import SHORT_CALL_SECONDS, find_pace
+from service.engine.encoder_pace import CALL_SECONDS, Pace
 from service.engine.rows import NOT_FINITE
 from service.engine.runner import RunnerBroken
 from service.engine.sequence import Array, Floats, Ids, Snapshot
 
 logger = logging.getLogger("carousel.encoder")
+
+WARM_UP_CALLS = 3
+"""The first of which does what only a first call does."""
 
 PREPARING_SECONDS = 0.002
 """Where threads take turns: how long one may prepare an image before the next begins with another."""
@@ -96,6 +99,7 @@ class Encoder:
         on_batch: called on the event loop with each batch's report.
         clock: seconds, monotonic.
         name: of the threads.
+        pace: how many images a call takes; found out by the calls, where none is given.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class Encoder:
         on_batch: Callable[[EncoderReport], None],
         clock: Callable[[], float] = time.perf_counter,
         name: str = "encoder",
+        pace: Pace | None = None,
     ) -> None:
         self._graph: EncoderGraph | None = graph
         """None once closed."""
@@ -115,9 +120,7 @@ class Encoder:
         self._states = states
         self._on_batch = on_batch
         self._clock = clock
-        self.max_batch = 1
-        self.in_turns = False
-        """Whether threads take turns."""
+        self._pace = pace or Pace()
         self._turns: dict[int, float] = {}
         """Until when each thread that has the turn, by its identity, has it."""
         self._watched = False
@@ -137,13 +140,14 @@ class Encoder:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def warm_up(self) -> None:
-        """Run the graph on zeros, and find out how many images to encode at a time, and whether to do so in turns.
+        """Run the graph on zeros: a few times alone, and once on as many images as it may be given.
 
         Raises:
             RunnerBroken: it fails.
         """
-        pace = find_pace(self._time)
-        self.max_batch, self.in_turns = pace.max_batch, pace.in_turns
+        for _ in range(WARM_UP_CALLS):
+            self._pace.note(1, self._time(1))
+        self._time(self._pace.max_batch)
 
     def start(self) -> None:
         """Start the threads. Called on the event loop."""
@@ -213,7 +217,9 @@ class Encoder:
                     jobs = [job for job, _ in work]
                     started = self._clock()
                     outcomes = self._encode(np.stack([image for _, image in work]))
-                    self._post(self._deliver, jobs, outcomes, EncoderReport(len(jobs), self._clock() - started))
+                    report = EncoderReport(len(jobs), self._clock() - started)
+                    self._pace.note(report.images, report.seconds)
+                    self._post(self._deliver, jobs, outcomes, report)
                     outcomes = []
                 jobs, work = [], []  # nothing is kept until the next
         except RunnerBroken as error:
@@ -241,12 +247,12 @@ class Encoder:
 
     def _take_work(self) -> _Job | list[_Ready]:
         work: _Job | list[_Ready]
-        if self.waiting and len(self._ready) < self.max_batch and not self._overdue():
+        if self.waiting and len(self._ready) < self._pace.max_batch and not self._overdue():
             work, seconds = (self._waiting or self._waiting_batch).popleft(), PREPARING_SECONDS
         else:
-            work = [self._ready.popleft() for _ in range(min(self.max_batch, len(self._ready)))]
-            seconds = SHORT_CALL_SECONDS
-        if self.in_turns:
+            work = [self._ready.popleft() for _ in range(min(self._pace.max_batch, len(self._ready)))]
+            seconds = CALL_SECONDS
+        if self._pace.in_turns:
             self._turns[threading.get_ident()] = self._clock() + seconds
             if self.waiting and not self._watched:
                 self._wake.notify()  # somebody has to watch this one
@@ -254,7 +260,7 @@ class Encoder:
 
     def _overdue(self) -> bool:
         """Whether the first image that is ready has waited for others as long as a call may take."""
-        return bool(self._ready) and self._clock() - self._ready_at > SHORT_CALL_SECONDS
+        return bool(self._ready) and self._clock() - self._ready_at > CALL_SECONDS
 
     def _prepare(self, job: _Job) -> None:
         try:

@@ -1,52 +1,47 @@
-"""How an encoder is best run on this machine, found out by running it."""
+"""How many images an encoder is given in a call: as many as it takes a short time for, by what its calls take.
+
+Decided again after every call, so a start on a machine that is busy with something else decides nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
 
-BATCHES = (1, 4, 16, 32)
-"""Batch sizes to choose from."""
+CALL_SECONDS = 0.025
+"""What a call may take: its first image waits for its last. What is encoded together joins together, and then steps
+together, which is where calls for many save most; on a CPU an image costs about as much in any company."""
 
-WORTH = 1.1
-"""A larger batch is taken if it encodes so many times as many images per second: it makes the first of them wait."""
-
-SHORT_CALL_SECONDS = 0.025
-NO_LOSS = 0.9
-"""Up to so long a call, it is enough if it encodes so many times as many: what is encoded together joins together, and
-then steps together, which is where batches save most."""
-
-REPEATS = 2
-SHORT_REPEATS = 15
-"""Of each batch, of which the quickest call counts; more of short ones, among which the rest of a busy machine makes
-twofold differences."""
+MAX_BATCH = 32
 
 QUICK_IMAGE_SECONDS = 0.001
 """Up to so long an image, threads that prepare and encode images take turns: what a second one brings is less than
 what all threads then lose to one another, waiting for the interpreter's lock and for what the other core has cached."""
 
+RECENT_CALLS = 32
+"""By the quickest of which it is decided: what else runs on a machine only ever makes a call longer."""
 
-@dataclass(frozen=True, slots=True)
+
 class Pace:
-    """Images in a call at most, and whether one thread at a time makes calls."""
+    """What an encoder's calls have taken of late. Any thread may note one."""
 
-    max_batch: int
-    in_turns: bool
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque([CALL_SECONDS], RECENT_CALLS)
+        """Of an image, in each of the last calls; before the first, one image a call."""
 
+    def note(self, images: int, seconds: float) -> None:
+        """A call has taken so long."""
+        self._seconds.append(seconds / images)
 
-def find_pace(time: Callable[[int], float]) -> Pace:
-    """Time batches of each size, up to the first that is not worth it.
+    @property
+    def max_batch(self) -> int:
+        """Images of a call, at most."""
+        return max(1, min(MAX_BATCH, int(CALL_SECONDS / max(self._quickest, 1e-9))))
 
-    Args:
-        time: encodes so many images; how many seconds it took.
-    """
-    best, max_batch = 0.0, 1
-    for count in BATCHES:
-        seconds = time(count)
-        repeats = REPEATS if seconds > SHORT_CALL_SECONDS else SHORT_REPEATS
-        seconds = min(seconds, *(time(count) for _ in range(repeats)))
-        speed = count / seconds
-        if speed <= best * (NO_LOSS if seconds <= SHORT_CALL_SECONDS else WORTH):
-            break
-        max_batch, best = count, max(best, speed)
-    return Pace(max_batch, in_turns=best * QUICK_IMAGE_SECONDS >= 1.0)
+    @property
+    def in_turns(self) -> bool:
+        """Whether one thread at a time makes calls."""
+        return self._quickest <= QUICK_IMAGE_SECONDS
+
+    @property
+    def _quickest(self) -> float:
+        return min(self._seconds.copy())  # a copy is made in one piece, whoever appends meanwhile

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from models.cores import usable_cores
 from models.graph import ELEMENT_TYPES, next_name
 from models.prefill import ABOVE, BELOW
 from models.step import STEP_INPUTS, Task
@@ -54,6 +55,7 @@ class OnnxPrefillRunner:
         self._task = task
         self._device = device
         self._graphs = [_Graph(graph, device) for graph in graphs]
+        self._cores = usable_cores()
         self._ahead = [ThreadPoolExecutor(1, "carousel-prefill") for _ in self._graphs[:-1]]
         """The threads of all graphs but the highest, which is the caller's."""
 
@@ -61,7 +63,7 @@ class OnnxPrefillRunner:
         """See PrefillRunner. A call takes milliseconds, so that what it eats and leaves may well be copied."""
         after = dict(states)
         length = ids.shape[1]
-        if self._device is not None or not self._ahead or length < MIN_PIECES * PIECE or cores() < 2:
+        if self._device is not None or not self._ahead or length < MIN_PIECES * PIECE or self._cores < 2:
             pieces: Iterator[Fed] = iter([self._eaten(ids)])
             for graph in self._graphs:
                 pieces = graph.eat(pieces, after)
@@ -114,11 +116,6 @@ class _Graph:
         return [
             DeviceArray.of(self._device, value, ELEMENT_TYPES[value.element_type()]) for value in binding.get_outputs()
         ]
-
-
-def cores() -> int:
-    """How many cores the calling thread may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @contextmanager

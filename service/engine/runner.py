@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import onnxruntime
 
+from models.cores import usable_cores
 from models.encoder import IMAGE
 from models.graph import next_name
 from models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT, Task
@@ -113,7 +114,7 @@ class OnnxRunner:
             an attempt, `2 * skill + correct`.
         states: the shape of each state, by name.
         output_size: O.
-        intra_op_threads: threads of one operator; 0 leaves the choice to onnxruntime (one per core).
+        intra_op_threads: threads of one operator; 0 is one for each core that this process may use.
         memories: the shape of each memory, by name.
         attention: rows and columns of the graph's attention, where it has any.
         device: where it runs, with states and memories in that memory; None for the CPU and numpy arrays.
@@ -283,7 +284,7 @@ def open_session(
     """
     provider = CPU_PROVIDER if device is None else device.provider
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads
+    options.intra_op_num_threads = intra_op_threads or usable_cores()  # onnxruntime counts all that the machine has
     options.log_severity_level = 4 if provider != CPU_PROVIDER else 3  # what fails is told below, once
     # Threads that spin while they wait for work take a core from the event loop, which has the last step's tokens to
     # send. And a thread that gets its core late should find little left to do, instead of all others waiting for it.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.errors import CarouselError
+from models.nn.threads import limit_threads
 from models.output_file import STDOUT, check_output, descriptor_of, open_output
 from training.errors import RunError
 from training.evaluate.sheet import picture_sheet
@@ -30,6 +31,7 @@ LABELS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 2 is a mistake of the caller's."""
     options = _parser().parse_intermixed_args(arguments)
+    limit_threads()
     try:
         _evaluate(options)
     except (CarouselError, OSError) as error:

@@ -130,7 +130,7 @@ def test_client_that_vanishes_while_its_image_waits_for_the_encoder_frees_its_pl
 ):
     gate = Gate()
     call = OnnxEncoder.__call__
-    monkeypatch.setattr("service.repository.os.cpu_count", lambda: 1)  # one image at a time in the encoder
+    monkeypatch.setattr("service.repository.usable_cores", lambda: 1)  # one image at a time in the encoder
     with run_server() as server:
 
         def wait(self, images):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,7 +165,7 @@ async def test_captions_of_many_images_at_once_are_those_of_numpy(runner, make_e
     engine = AsyncEngine(core, max_waiting=100, on_steps=lambda reports: None)
     encoder = make_encoder(batches.append)
     encoder.warm_up()
-    encoder.max_batch = 5
+    encoder._pace = SimpleNamespace(max_batch=5, in_turns=False, note=lambda *_: None)
 
     async def caption(image, width):
         with engine.admit(max(width, 1)) as place:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.engine.encoder import PREPARING_SECONDS, Encoder, EncoderStopped, EncodingFailed
-from service.engine.encoder_pace import BATCHES
+from service.engine.encoder_pace import CALL_SECONDS, MAX_BATCH, RECENT_CALLS, Pace
 from service.engine.rows import NOT_FINITE
 from service.engine.runner import RunnerBroken
 
@@ -58,13 +58,25 @@ def graph():
     return FakeGraph()
 
 
+class Fixed(Pace):
+    """Learns nothing."""
+
+    max_batch, in_turns = 16, False
+
+    def __init__(self, max_batch, in_turns):
+        self.max_batch, self.in_turns = max_batch, in_turns
+
+    def note(self, images, seconds):
+        pass
+
+
 @asynccontextmanager
 async def running(
-    graph, *, max_batch=16, workers=1, on_batch=lambda report: None, clock=None
+    graph, *, max_batch=16, in_turns=False, workers=1, on_batch=lambda report: None, clock=None
 ) -> AsyncIterator[Encoder]:
     extra = {} if clock is None else {"clock": clock}
+    extra["pace"] = Fixed(max_batch, in_turns)
     encoder = Encoder(graph, SHAPE, frozenset({"state.h"}), workers=workers, on_batch=on_batch, **extra)
-    encoder.max_batch = max_batch
     encoder.start()
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
@@ -258,31 +270,61 @@ async def test_close_finishes_the_batch_and_refuses_what_waits(graph):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "chosen", "in_turns"),
-    [
-        ({1: 10, 4: 40, 16: 1, 32: 1}, 1, False),
-        ({1: 10, 4: 20, 16: 100, 32: 1}, 4, False),
-        ({1: 10, 4: 20, 16: 40, 32: 80}, 16, False),
-        ({1: 10, 4: 20, 16: 40, 32: 70}, 32, False),
-        ({1: 0.0011, 4: 0.0044, 16: 0.0176, 32: 0.0352}, 16, False),
-        ({1: 0.0011, 4: 0.0055, 16: 0.0176, 32: 0.0242}, 1, False),
-        ({1: 0.0011, 4: 0.0036, 16: 0.0180, 32: 0.0242}, 4, True),
-        ({1: 0.002, 4: 0.008, 16: 0.032, 32: 0.064}, 4, False),
-        ({1: 0.0002, 4: 0.0008, 16: 0.0032, 32: 0.0072}, 16, True),
-        ({1: 0.0002, 4: 0.0008, 16: 0.0032, 32: 0.0064}, 32, True),
-    ],
+    ("seconds", "max_batch", "in_turns"),
+    [(10, 1, False), (0.026, 1, False), (0.0125, 2, False), (0.002, 12, False), (0.001, 25, True), (0.0002, 32, True)],
 )
-def test_warm_up_chooses_the_largest_batch_that_is_worth_its_wait(seconds, chosen, in_turns):
-    now = [0.0]
+def test_a_call_takes_as_many_images_as_are_quick_to_encode(seconds, max_batch, in_turns):
+    now, calls = [0.0], []
 
     def graph(images):
-        now[0] += seconds[len(images)]
+        calls.append(len(images))
+        now[0] += seconds * len(images)
         return {}
 
-    encoder = Encoder(graph, SHAPE, frozenset(), on_batch=print, clock=lambda: now[0])
+    pace = Pace()
+    Encoder(graph, SHAPE, frozenset(), on_batch=print, clock=lambda: now[0], pace=pace).warm_up()
+    assert (pace.max_batch, pace.in_turns) == (max_batch, in_turns)
+    assert calls == [1, 1, 1, max_batch]
+    assert max_batch <= MAX_BATCH
+
+
+async def test_start_on_a_busy_machine_decides_nothing():
+    now, busy, calls = [0.0], 40, []
+
+    def graph(images):
+        calls.append(len(images))
+        now[0] += 0.0005 * busy * len(images)
+        return {"state.h": np.zeros((len(images), 1), np.float32)}
+
+    pace = Pace()
+    encoder = Encoder(graph, SHAPE, frozenset({"state.h"}), on_batch=lambda _: None, clock=lambda: now[0], pace=pace)
     encoder.warm_up()
-    assert (encoder.max_batch, encoder.in_turns) == (chosen, in_turns)
-    assert set(seconds) == set(BATCHES)
+    assert pace.max_batch == 1
+    busy = 1
+    encoder.start()
+    try:
+        await encoder.encode(partial(image, 1))
+        assert (pace.max_batch, pace.in_turns) == (MAX_BATCH, True)
+        calls.clear()
+        for _ in range(10):
+            await asyncio.gather(*(encoder.encode(partial(image, value)) for value in range(40)))
+        assert max(calls) > 1
+        busy = 1000
+        for _ in range(RECENT_CALLS):
+            await encoder.encode(partial(image, 1))
+        assert pace.max_batch == 1  # what it has become is found out as well
+    finally:
+        await encoder.close()
+
+
+def test_pace_begins_with_one_image_and_survives_a_clock_that_stands():
+    pace = Pace()
+    assert (pace.max_batch, pace.in_turns) == (1, False)
+    pace.note(4, 0.0)
+    assert pace.max_batch == MAX_BATCH
+    for _ in range(RECENT_CALLS):
+        pace.note(2, CALL_SECONDS)
+    assert pace.max_batch == 2
 
 
 def test_warm_up_refuses_a_graph_that_cannot_run(graph):
@@ -357,8 +399,7 @@ async def test_threads_that_take_turns_leave_the_work_to_one_until_it_takes_long
         assert go_on.wait(DEADLINE_SECONDS)
         return image(7)
 
-    async with running(graph, workers=3, clock=clock) as encoder:
-        encoder.in_turns = True
+    async with running(graph, workers=3, clock=clock, in_turns=True) as encoder:
         late = asyncio.create_task(encoder.encode(slow))
         await asyncio.to_thread(begun.wait, DEADLINE_SECONDS)
         others = await waiting(encoder, 0, 1, 2)
@@ -381,16 +422,14 @@ async def test_each_of_many_slow_images_gets_a_thread_though_they_take_turns(gra
         together.wait()
         return image(value)
 
-    async with running(graph, workers=3) as encoder:
-        encoder.in_turns = True
+    async with running(graph, workers=3, in_turns=True) as encoder:
         tasks = [asyncio.create_task(encoder.encode(partial(slow, value))) for value in range(3)]
         for value, encoding in enumerate(await asyncio.gather(*tasks)):
             assert_encoding(encoding, value)
 
 
 async def test_threads_that_take_turns_encode_everything(graph):
-    async with running(graph, workers=4, max_batch=4) as encoder:
-        encoder.in_turns = True
+    async with running(graph, workers=4, max_batch=4, in_turns=True) as encoder:
         for _ in range(20):
             for value, encoding in enumerate(
                 await asyncio.gather(*(encoder.encode(partial(image, value)) for value in range(15)))

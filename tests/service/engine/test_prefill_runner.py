@@ -60,7 +60,7 @@ def ids(length):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_graphs_at_once_leave_what_they_leave_one_after_the_other(monkeypatch, count):
-    monkeypatch.setattr(prefill_runner, "cores", lambda: 2)
+    monkeypatch.setattr(prefill_runner, "usable_cores", lambda: 2)
     length = 2 * MIN_PIECES * PIECE + 7
     runner, fed = OnnxPrefillRunner(chain(count), "language"), ids(length)
     seen = runner(fed, states(count))
@@ -78,7 +78,7 @@ def test_graphs_at_once_leave_what_they_leave_one_after_the_other(monkeypatch, c
     [(MIN_PIECES * PIECE - 1, 2, 1), (MIN_PIECES * PIECE, 2, 3), (MIN_PIECES * PIECE, 1, 1)],
 )
 def test_long_calls_take_a_thread_for_each_graph(monkeypatch, length, cores, threads):
-    monkeypatch.setattr(prefill_runner, "cores", lambda: cores)
+    monkeypatch.setattr(prefill_runner, "usable_cores", lambda: cores)
     runner, seen = OnnxPrefillRunner(chain(3), "language"), set()
     original = prefill_runner._Graph._call
 
@@ -100,7 +100,7 @@ def test_call_leaves_the_states_that_it_went_on_from():
 
 @pytest.mark.parametrize("place", [0, 60, 99])
 def test_call_that_fails_raises_and_the_next_one_runs(monkeypatch, place):
-    monkeypatch.setattr(prefill_runner, "cores", lambda: 2)
+    monkeypatch.setattr(prefill_runner, "usable_cores", lambda: 2)
     runner, fed = OnnxPrefillRunner(chain(3), "language"), ids(100)
     bad = fed.copy()
     bad[1, place] = LOOKED_UP
@@ -125,7 +125,7 @@ def test_graphs_on_a_device_hand_up_in_its_memory(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="threads choose their cores on Linux alone")
 @pytest.mark.parametrize("place", [None, 60])
 def test_caller_may_use_all_its_cores_again_after_a_call(monkeypatch, place):
-    monkeypatch.setattr(prefill_runner, "cores", lambda: 2)
+    monkeypatch.setattr(prefill_runner, "usable_cores", lambda: 2)
     runner, fed, allowed = OnnxPrefillRunner(chain(2), "language"), ids(100), os.sched_getaffinity(0)
     if place is not None:
         fed[0, place] = LOOKED_UP

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from export.captioning_parity import ENCODER_BATCH_SIZES
 from export.parity import MAX_BATCH
 from export.prefill_parity import LONGEST_CHUNK
+from export.progress import ConsoleProgress
 from export.publish import export_checkpoint
 from models.bundle import ENCODER_GRAPH
 from models.errors import CarouselError
@@ -39,17 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given and options.precision != "int8":
             parser.error(f"argument {flag}: is for --precision int8 alone")
     try:
-        done = export_checkpoint(
-            options.checkpoint,
-            options.repository,
-            options.name,
-            encoder=options.encoder,
-            limits=limits,
-            decoding=decoding,
-            precision=options.precision,
-            candidates=options.candidates,
-            max_worsening=options.max_worsening,
-        )
+        with ConsoleProgress() as progress:
+            done = export_checkpoint(
+                options.checkpoint,
+                options.repository,
+                options.name,
+                encoder=options.encoder,
+                limits=limits,
+                decoding=decoding,
+                precision=options.precision,
+                candidates=options.candidates,
+                max_worsening=options.max_worsening,
+                progress=progress,
+            )
     except (CarouselError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from export.forward import GraphCaptioner
 from export.precision import judge, require_trainings_own
+from export.progress import SILENT, Progress
 from models.bleu import bleu
 from models.codec.image import ImageCodec
 from models.manifest import CaptioningValidation, DecodingDefaults, Quantization
@@ -35,6 +36,7 @@ def measure_captioning_quantization(
     decoding: DecodingDefaults,
     max_tokens: int,
     max_worsening: float | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[CaptioningValidation, Quantization]:
     """The figures of the int8 graphs, and how they compare with their model's.
 
@@ -49,19 +51,27 @@ def measure_captioning_quantization(
         decoding: how training decoded them.
         max_tokens: longest caption, its end token counted.
         max_worsening: of BLEU-4, in points; refuse above it. export.precision.MAX_WORSENING where None.
+        progress: is told.
 
     Raises:
         CheckpointError: the data are not those that training measured the model on.
         WorseInt8: the graphs are worse than the model by more than that.
     """
-    before = captioning_figures(model, codec, data, decoding, max_tokens)
+    progress.stage("measuring the model on the validation data", len(data.images), "images")
+    before = captioning_figures(model, codec, data, decoding, max_tokens, progress)
     require_trainings_own(before, trained)
-    after = captioning_figures(GraphCaptioner(model, step, encoder), codec, data, decoding, max_tokens)
+    progress.stage("measuring int8 on them", len(data.images), "images")
+    after = captioning_figures(GraphCaptioner(model, step, encoder), codec, data, decoding, max_tokens, progress)
     return after, judge(before, after, max_worsening)
 
 
 def captioning_figures(
-    captioner: Captioner, codec: ImageCodec, data: CaptioningValidationData, decoding: DecodingDefaults, max_tokens: int
+    captioner: Captioner,
+    codec: ImageCodec,
+    data: CaptioningValidationData,
+    decoding: DecodingDefaults,
+    max_tokens: int,
+    progress: Progress = SILENT,
 ) -> CaptioningValidation:
     """The validation figures: captions decoded as training decodes them, people's captions read as it reads them."""
     total, tokens, captions = 0.0, 0, []
@@ -79,6 +89,7 @@ def captioning_figures(
             length_penalty=decoding.length_penalty,
         )
         captions += [codec.caption(hypothesis.ids) for hypothesis in best]
+        progress.advance(len(images))
     one, _, _, four = bleu(captions, data.references)
     return CaptioningValidation(
         images=len(captions),

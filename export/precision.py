@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from export.forward import Forward, GraphForward, TorchForward
+from export.progress import SILENT, Progress
 from export.step_module import Model
 from models.errors import CarouselError, CheckpointError
 from models.manifest import CaptioningValidation, LanguageValidation, Measure, Quantization, TracingValidation
@@ -29,6 +30,9 @@ MAX_WORSENING: dict[Measure, float] = {"relative perplexity": 0.005, "AUC": 0.00
 
 ONE_SIDED_AUC = 0.5
 """Of answers that were all right or all wrong, whatever was predicted."""
+
+MEASURED: dict[Task, str] = {"language": "tokens", "tracing": "attempts"}
+"""What is counted while it is measured."""
 
 SAME_FIGURE = 1e-3
 """Relative difference up to which a figure measured here is training's own: another machine sums in another order."""
@@ -76,6 +80,7 @@ def measure_quantization(
     data: ValidationData,
     trained: Validation | None,
     max_worsening: float | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Validation, Quantization]:
     """The figures of an int8 graph, and how they compare with its model's.
 
@@ -85,15 +90,19 @@ def measure_quantization(
         data: what both are measured on.
         trained: the figures that training recorded for the model.
         max_worsening: refuse above it; MAX_WORSENING where None.
+        progress: is told.
 
     Raises:
         CheckpointError: the data are not those that training measured the model on.
         WorseInt8: the graph is worse than the model by more than that.
     """
     task: Task = "language" if data.task == "language" else "tracing"
-    before = figures(lambda rows: TorchForward(model, rows), data)
+    total, unit = sum(len(sequence) - 1 for sequence in data.sequences), MEASURED[task]
+    progress.stage("measuring the model on the validation data", total, unit)
+    before = figures(lambda rows: TorchForward(model, rows), data, progress)
     require_trainings_own(before, trained)
-    after = figures(lambda rows: GraphForward(graph, task, rows), data)
+    progress.stage("measuring int8 on them", total, unit)
+    after = figures(lambda rows: GraphForward(graph, task, rows), data, progress)
     return after, judge(before, after, max_worsening)
 
 
@@ -135,17 +144,22 @@ def judge(before: Validation, after: Validation, max_worsening: float | None) ->
     return Quantization(fp32=before, measure=measure, worsening=worsening, allowed=allowed)
 
 
-def figures(start: Callable[[int], Forward], data: ValidationData) -> LanguageValidation | TracingValidation:
+def figures(
+    start: Callable[[int], Forward], data: ValidationData, progress: Progress = SILENT
+) -> LanguageValidation | TracingValidation:
     """The validation figures, each sequence read from the zero state to its end, as training reads them.
 
     Args:
         start: what is measured, for so many rows, in the zero state.
         data: the validation data.
+        progress: is told of each token or attempt.
     """
-    return _language_figures(start(1), data) if data.task == "language" else _tracing_figures(start, data)
+    if data.task == "language":
+        return _language_figures(start(1), data, progress)
+    return _tracing_figures(start, data, progress)
 
 
-def _language_figures(forward: Forward, data: ValidationData) -> LanguageValidation:
+def _language_figures(forward: Forward, data: ValidationData, progress: Progress) -> LanguageValidation:
     (sequence,) = data.sequences
     ids = sequence.numpy()
     total = 0.0
@@ -155,6 +169,7 @@ def _language_figures(forward: Forward, data: ValidationData) -> LanguageValidat
         largest = logits.max(axis=1)
         normalizer = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest
         total += float((normalizer - logits[np.arange(len(targets)), targets]).sum())
+        progress.advance(len(targets))
     tokens = len(ids) - 1
     nats = total / tokens
     return LanguageValidation(
@@ -165,7 +180,7 @@ def _language_figures(forward: Forward, data: ValidationData) -> LanguageValidat
     )
 
 
-def _tracing_figures(start: Callable[[int], Forward], data: ValidationData) -> TracingValidation:
+def _tracing_figures(start: Callable[[int], Forward], data: ValidationData, progress: Progress) -> TracingValidation:
     histories = sorted((sequence.numpy() for sequence in data.sequences), key=len)
     predicted, correct = [], []
     for first in range(0, len(histories), LEARNERS_AT_ONCE):
@@ -180,6 +195,7 @@ def _tracing_figures(start: Callable[[int], Forward], data: ValidationData) -> T
             asked, there = ids[:, at + 1 : end + 1], present[:, at + 1 : end + 1]
             predicted.append(np.take_along_axis(probability, (asked >> 1)[..., None], axis=2)[..., 0][there])
             correct.append((asked & 1).astype(bool)[there])
+            progress.advance(int(there.sum()))
     return TracingValidation(**asdict(score(np.concatenate(predicted).astype(np.float64), np.concatenate(correct))))
 
 

@@ -18,8 +18,9 @@ from export.onnx_graph import export_step
 from export.parity import ParityError, measure_parity
 from export.precision import measure_quantization, read_validation_beside
 from export.prefill_parity import require_same_states
+from export.progress import SILENT, Progress
 from export.step_module import Model, StepModule, step_module
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish
+from models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish, require_publishable
 from models.codec.image import ImageCodec
 from models.codec.interaction import InteractionCodec
 from models.codec.text import TextCodec
@@ -85,6 +86,7 @@ def export_checkpoint(
     precision: Precision = "fp32",
     candidates: int = 0,
     max_worsening: float | None = None,
+    progress: Progress = SILENT,
 ) -> Export:
     """Publish the model of a checkpoint as the next version of `name`.
 
@@ -98,14 +100,16 @@ def export_checkpoint(
         precision: of the graph's products. int8 takes the run's validation data, beside the checkpoint.
         candidates: how many of the best logits an int8 language graph names beside all of them; 0 for none.
         max_worsening: what int8 may cost in relative perplexity, AUC or BLEU-4; the task's own bound where None.
+        progress: is told of each stage, of which int8's take a minute or more.
 
     Raises:
         CheckpointError: the checkpoint or its validation data cannot be read, or its task names no candidates.
         ExtractorError: `encoder` is not the one that the checkpoint was trained on, or must not be given.
         ParityError: a graph is not the model.
         WorseInt8: rounding costs more than is allowed.
-        BundleError: the name is not allowed.
+        BundleError: the name is not allowed, or the repository is no directory.
     """
+    require_publishable(repository, name)
     if path.is_dir():
         path = path / BEST
     checkpoint = read_checkpoint(path)
@@ -124,6 +128,7 @@ def export_checkpoint(
             extractor = extractor_of(path, frozen_encoder(checkpoint), encoder)
             images = read_validation_beside(path, corpus, CaptioningValidationData)
             preprocessing = loaded.codec.preprocessing
+            progress.stage("building the int8 graphs")
             int8 = int8_captioning_graphs(model, preprocessing, images)
             validation, quantization = measure_captioning_quantization(
                 model,
@@ -135,19 +140,25 @@ def export_checkpoint(
                 loaded.decoding,
                 loaded.limits.max_new_tokens,
                 max_worsening,
+                progress,
             )
+            progress.stage("comparing the graphs with the model, step by step and row by row")
             graphs, parity = captioning_graphs(model, preprocessing, extractor, int8)
         else:
             data = read_validation_beside(path, corpus, ValidationData)
+            progress.stage("building the int8 graph")
             graph = build_int8_step(step_module(model), candidates=count)
             assert not isinstance(validation, CaptioningValidation)
-            validation, quantization = measure_quantization(model, graph, data, validation, max_worsening)
+            validation, quantization = measure_quantization(model, graph, data, validation, max_worsening, progress)
+            progress.stage("comparing the graph with the model, step by step and row by row")
             graphs, parity = {STEP_GRAPH: graph}, measure_parity(model, graph, precision)
+            progress.stage("building the prefill graphs, and comparing their states")
             try:
                 graphs |= _int8_prefill(step_module(model), graph)
             except ParityError as error:
                 no_prefill = str(error)
     else:
+        progress.stage("building the graphs, and comparing them with the model")
         graphs, parity = _fp32_graphs(path, checkpoint, loaded, encoder)
     manifest = Manifest(
         task=loaded.task,
@@ -161,6 +172,7 @@ def export_checkpoint(
         provenance=provenance,
         files={},
     )
+    progress.stage("publishing")
     bundle = publish(repository, name, manifest, {**graphs, loaded.codec_spec.file: loaded.vocabulary.encode()})
     sizes = {file: len(content) for file, content in graphs.items()}
     return Export(path, bundle, sizes, parity, quantization, no_prefill)

@@ -137,6 +137,25 @@ def _open_codec(spec: CodecSpec, files: Mapping[str, bytes]) -> Codec:
         raise BundleError(f"{spec.file}: {error}") from None
 
 
+def require_publishable(repository: Path, model: str) -> None:
+    """See, before the work, that a model can be published under a name.
+
+    Raises:
+        BundleError: the name is not allowed, or the repository is no directory.
+    """
+    _require_name("model", model)
+    if repository.exists() and not repository.is_dir():
+        raise BundleError(f"{repository}: is no directory; give one, or a path where there is nothing yet")
+
+
+def _require_name(kind: str, name: str) -> None:
+    if not re.fullmatch(NAME_PATTERN, name) or name == MANIFEST:
+        raise BundleError(
+            f"{name!r} is not a {kind} name; allowed are at most 100 letters, digits, '.', '_' and '-', "
+            f"the first a letter or digit, and not {MANIFEST}"
+        )
+
+
 def publish(repository: Path, model: str, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
     """Write a bundle as the model's next version and return its directory.
 
@@ -146,12 +165,9 @@ def publish(repository: Path, model: str, manifest: Manifest, files: Mapping[str
     Raises:
         BundleError: a name is not allowed, or what was written does not open.
     """
-    for kind, name in [("model", model), *(("file", name) for name in files)]:
-        if not re.fullmatch(NAME_PATTERN, name) or name == MANIFEST:
-            raise BundleError(
-                f"{name!r} is not a {kind} name; allowed are at most 100 letters, digits, '.', '_' and '-', "
-                f"the first a letter or digit, and not {MANIFEST}"
-            )
+    require_publishable(repository, model)
+    for name in files:
+        _require_name("file", name)
     home = repository / model
     home.mkdir(parents=True, exist_ok=True)
     staging = home / f".staging-{uuid.uuid4().hex}" / "1"

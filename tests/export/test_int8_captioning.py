@@ -149,7 +149,9 @@ def test_captioning_validation_data_read_back_are_what_was_written(tmp_path: Pat
 def test_int8_export_records_the_figures_before_and_after(run: Path, tmp_path: Path, capsys) -> None:
     flags = f"{run} --repository {tmp_path / 'r'} --name m --precision int8 --max-worsening 100"
     assert main(flags.split()) == 0
-    assert " in relative perplexity; allowed is 100\n" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert " in relative perplexity; allowed is 100\n" in said.out
+    assert "7/7" in said.err  # images measured
     bundle = open_bundle(tmp_path / "r" / "m" / "1")
     manifest, read = bundle.manifest, read_checkpoint(run / "best.safetensors")
     model, codec = load_captioning_model(read)

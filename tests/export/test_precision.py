@@ -17,6 +17,7 @@ from export.__main__ import main
 from export.forward import GraphForward, TorchForward
 from export.int8_graph import build_int8_step
 from export.precision import WorseInt8, figures, judge
+from export.progress import Progress
 from export.publish import export_checkpoint
 from export.step_module import step_module
 from models.bundle import open_bundle
@@ -126,6 +127,46 @@ def test_int8_export_records_the_figures_before_and_after(language_run: Path, tm
         "step.onnx",
         "tokenizer.json",
     ]
+
+
+class Told(Progress):
+    """What an export has said of how far it is: each stage, its units, and those that were done."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int, str]] = []
+        self.done: list[int] = []
+
+    def stage(self, what: str, total: int = 0, unit: str = "") -> None:
+        self.stages.append((what, total, unit))
+        self.done.append(0)
+
+    def advance(self, count: int) -> None:
+        self.done[-1] += count
+
+
+@pytest.mark.parametrize(("kind", "total", "unit"), [("language", 300, "tokens"), ("tracing", None, "attempts")])
+def test_int8_export_says_how_far_it_is(request, tmp_path: Path, kind: str, total: int | None, unit: str) -> None:
+    told = Told()
+    run = request.getfixturevalue(f"{kind}_run")
+    export_checkpoint(run, tmp_path / "r", "m", precision="int8", max_worsening=0.5, progress=told)
+    if total is None:
+        total = sum(len(sequence) - 1 for sequence in tracing_data().sequences)
+    counted = [stage for stage in told.stages if stage[1]]
+    assert counted == [
+        ("measuring the model on the validation data", total, unit),
+        ("measuring int8 on them", total, unit),
+    ]
+    assert sorted(told.done)[-2:] == [total, total]
+    assert (told.stages[0][0], told.stages[-1][0]) == ("building the int8 graph", "publishing")
+
+
+def test_command_tells_its_stages_to_standard_error(language_run: Path, tmp_path: Path, capsys) -> None:
+    flags = f"{language_run} --repository {tmp_path / 'r'} --name m --precision int8 --max-worsening 0.5"
+    assert main(flags.split()) == 0
+    said = capsys.readouterr()
+    for stage in ("building the int8 graph", "measuring int8 on them", "building the prefill graphs", "publishing"):
+        assert f"export: {stage}" in said.err
+        assert stage not in said.out
 
 
 def test_int8_export_of_a_tracing_run_records_auc(tracing_run: Path, tmp_path: Path) -> None:

@@ -150,7 +150,8 @@ def test_cli_publishes_and_says_what_it_did(
         ]
     )
     said = capsys.readouterr()
-    assert (status, said.err) == (0, "")
+    stages = ["building the graphs, and comparing them with the model", "publishing"]
+    assert (status, said.err.splitlines()) == (0, [f"export: {stage}" for stage in stages])
     assert [line.split()[0] for line in said.out.splitlines()] == ["exported", "parity", "rows", "published"]
     assert said.out.endswith(f"published  {tmp_path / 'gru' / '1'}\n")
     manifest = json.loads((tmp_path / "gru" / "1" / "manifest.json").read_text())
@@ -163,6 +164,15 @@ def test_cli_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"export: {tmp_path / 'no'}: there is no such checkpoint file\n"
+
+
+def test_cli_refuses_a_repository_that_is_a_file_before_the_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(publish_module, "read_checkpoint", lambda _: pytest.fail("read the checkpoint"))
+    (tmp_path / "r").write_text("mine")
+    assert main([str(checkpoint), "--repository", str(tmp_path / "r"), "--name", "m"]) == 1
+    assert capsys.readouterr().err.startswith(f"export: {tmp_path / 'r'}: is no directory; give one,")
 
 
 def test_cli_refuses_a_bad_name(

@@ -107,8 +107,10 @@ def attention_svg(
 
 
 def _photograph(image: Image.Image, width: int, height: int) -> str:
-    if image.width > 2 * width:
-        image = image.resize((2 * width, 2 * height), Image.Resampling.LANCZOS)
+    # Each side by itself: of a line of 2 x 70,000 pixels a JPEG could not hold the longer one.
+    size = min(image.width, 2 * width), min(image.height, 2 * height)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -7,6 +7,7 @@ Axes: T attempts, S skills, R rows of the picture.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from html import escape
 
@@ -26,6 +27,9 @@ ROW_HEIGHT = 24
 PLOT_WIDTH = 880
 LABEL_WIDTH = 250
 LABEL_CHARACTERS = 36
+TITLE_CHARACTER_WIDTH = 10.5
+"""Pixels, on average and generously."""
+
 MARGIN = 20
 HEADER = 92
 FOOTER = 48
@@ -44,7 +48,7 @@ def mastery_svg(
 
     Args:
         skills: names, by id.
-        ids: the attempts, `2 * skill + correct` each. <int64>[T], T at least 1
+        ids: the attempts, `2 * skill + correct` each. <int64>[T]. T may be 0: a store may have lost them
         after: P(correct) at every skill after each attempt. <float32>[T, S]
         title: what the picture says it shows.
         first_attempt: the number of the first attempt shown.
@@ -54,19 +58,20 @@ def mastery_svg(
     """
     count = len(ids)
     rows, left_out = _choose(ids >> 1)
-    cell = min(28.0, PLOT_WIDTH / count)
+    cell = min(28.0, PLOT_WIDTH / max(1, count))
     left, top = MARGIN + LABEL_WIDTH, MARGIN + HEADER
     plot_width, plot_height = cell * count, ROW_HEIGHT * len(rows)
     width = left + max(plot_width, 380) + VALUE_WIDTH + MARGIN
     height = top + plot_height + FOOTER + MARGIN
+    short = _cut(title, int((width - 2 * MARGIN) / TITLE_CHARACTER_WIDTH))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
         f'height="{height:.0f}" font-family="system-ui, sans-serif" font-size="13" fill="#222">',
         f"<title>{_text(title)}</title>",
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fff"/>',
-        f'<text x="{MARGIN}" y="{MARGIN + 16}" font-size="18" font-weight="600">{_text(title)}</text>',
+        f'<text x="{MARGIN}" y="{MARGIN + 16}" font-size="18" font-weight="600">{_text(short)}</text>',
         *_legend(left, MARGIN + 34),
-        *_labels(skills, rows, after[-1], left, top, plot_width),
+        *_labels(skills, rows, after[-1:], left, top, plot_width),
         *_cells(after[:, rows], left, top, cell),
         f'<rect x="{left}" y="{top}" width="{plot_width:.1f}" height="{plot_height}" fill="none" stroke="#888"/>',
         *_marks(ids, rows, left, top, cell),
@@ -89,7 +94,7 @@ def _choose(attempted: npt.NDArray[np.int64]) -> tuple[list[int], int]:
 
 
 def _labels(
-    skills: Sequence[str], rows: list[int], now: npt.NDArray[np.float32], left: float, top: float, plot_width: float
+    skills: Sequence[str], rows: list[int], last: npt.NDArray[np.float32], left: float, top: float, plot_width: float
 ) -> list[str]:
     parts = [
         f'<text x="{left + plot_width + 8:.1f}" y="{top - 8}" fill="#666">now</text>',
@@ -97,10 +102,10 @@ def _labels(
     for row, skill in enumerate(rows):
         y = top + row * ROW_HEIGHT + ROW_HEIGHT / 2 + 4.5
         name = skills[skill]
-        short = name if len(name) <= LABEL_CHARACTERS else name[: LABEL_CHARACTERS - 1] + "…"
+        short = _cut(name, LABEL_CHARACTERS)
         parts += [
             f'<text x="{left - 10}" y="{y:.1f}" text-anchor="end"><title>{_text(name)}</title>{_text(short)}</text>',
-            f'<text x="{left + plot_width + 8:.1f}" y="{y:.1f}" font-weight="600">{now[skill]:.2f}</text>',
+            f'<text x="{left + plot_width + 8:.1f}" y="{y:.1f}" font-weight="600">{last[0, skill]:.2f}</text>',
         ]
     return parts
 
@@ -151,9 +156,10 @@ def _wrong(x: float, y: float, size: float) -> str:
 
 def _ticks(count: int, first_attempt: int, left: float, bottom: float, cell: float) -> list[str]:
     """Attempt numbers, far enough apart to be read."""
-    apart = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100, 10**9) if step * cell >= 36)
+    widest = max(36, 8 * len(f"{first_attempt + count:,}"))
+    apart = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100, 10**9) if step * cell >= widest)
     numbers = [number for number in range(first_attempt, first_attempt + count) if number % apart == 0]
-    if first_attempt not in numbers and (not numbers or (numbers[0] - first_attempt) * cell >= 30):
+    if count and first_attempt not in numbers and (not numbers or (numbers[0] - first_attempt) * cell >= widest - 6):
         numbers.insert(0, first_attempt)
     parts = []
     for number in numbers:
@@ -190,6 +196,16 @@ def _colour(value: float) -> str:
     """Of a probability."""
     start, end, along = (LOW, MIDDLE, value * 2) if value < 0.5 else (MIDDLE, HIGH, value * 2 - 1)
     return "#" + "".join(f"{round(a + (b - a) * along):02x}" for a, b in zip(start, end, strict=True))
+
+
+def _cut(content: str, most: int) -> str:
+    """As much of a text as has room in so many letters, of which Chinese, Japanese and Korean ones take two each."""
+    room = most
+    for place, char in enumerate(content):
+        room -= 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        if room < 0 or (room == 0 and place < len(content) - 1):
+            return content[:place] + "\u2026"
+    return content
 
 
 def _text(content: str) -> str:

@@ -30,7 +30,12 @@ def marks_of(ids: Ids, outputs: Floats) -> list[bytes]:
 
 
 def read_marks(trail: Sequence[bytes]) -> tuple[Ids, Floats]:
-    """The inverse, up to rounding: ids <int64>[T] and probabilities <float32>[T, S]. T is at least 1."""
+    """The inverse, up to rounding: ids <int64>[T] and probabilities <float32>[T, S].
+
+    T may be 0: a store that is full may have let a trail go and not its session.
+    """
+    if not trail:
+        return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
     ids = np.array([int.from_bytes(mark[:4], "little") for mark in trail], np.int64)
     levels = np.array([np.frombuffer(mark, np.uint8, offset=4) for mark in trail])
     return ids, levels.astype(np.float32) / np.float32(LEVELS)

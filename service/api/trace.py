@@ -80,7 +80,8 @@ async def mastery(request: Request, model: str, session: str) -> Response:
 def _draw(model: ServedModel, session: str, view: SessionView) -> str:
     ids, after = read_marks(view.trail)
     first, last = view.memory.steps - len(ids) + 1, view.memory.steps
-    title = f"{model.name} version {model.bundle.version} · session {session} · attempts {first:,} to {last:,}"
+    shown = f"attempts {first:,} to {last:,}" if len(ids) else "no attempt is kept"
+    title = f"{model.name} version {model.bundle.version} · session {session} · {shown}"
     return mastery_svg(model.bundle.interaction_codec.skills, ids, after, title=title, first_attempt=first)
 
 

@@ -119,7 +119,11 @@ def test_text_is_text(text):
     assert "<script" not in document
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1)])
-def test_image_of_any_shape_is_drawn(size):
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 900), (900, 1), (2, 70_000), (70_000, 2), (1, 2_000_000), (65_536, 700), (700, 65_536)]
+)
+def test_image_of_any_shape_is_drawn_and_small(size):
     for fit in ("stretch", "crop"):
-        _draw(Image.new("RGB", size), Preprocessing(width=5, height=3, fit=fit))
+        image = Image.new("RGB", size, "red")
+        _draw(image, Preprocessing(width=5, height=3, fit=fit))
+        assert len(attention_svg(image, STRETCH, [], np.zeros((0, 1, 1), np.float32), title="t")) < 20_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from xml.etree import ElementTree
 
@@ -85,6 +86,36 @@ def test_picture_numbers_attempts_from_the_first_shown():
     numbers = [int(text.replace(",", "")) for text in texts(root) if re.fullmatch(r"[\d,]+", text) and len(text) > 2]
     assert numbers[0] == 901
     assert numbers[-1] == 1000
+
+
+def test_picture_without_attempts_is_drawn():
+    root = ElementTree.fromstring(
+        mastery_svg(SKILLS, np.zeros(0, np.int64), np.zeros((0, 5), np.float32), title="t", first_attempt=8)
+    )
+    assert not cells(root)
+    assert "t" in texts(root)
+
+
+@pytest.mark.parametrize("first", [1, 999_900, 10**9 + 1, 10**15])
+@pytest.mark.parametrize("count", [1, 30, 256])
+def test_numbers_of_attempts_do_not_overlap(first, count):
+    root, _ = draw([1] * count, first_attempt=first)
+    ticks = [element for element in root.iter(f"{SVG}text") if element.get("font-size") == "12"]
+    placed = [(float(tick.get("x")), tick.text) for tick in ticks if re.fullmatch(r"[\d,]+", tick.text)][2:]
+    for (x, text), (after, _) in itertools.pairwise(placed):
+        assert after - x >= 6.5 * len(text)
+
+
+def test_long_titles_and_wide_names_are_cut_and_whole_on_hover():
+    title, wide = "session " + "a" * 128 + " model " + "b" * 100, "\u6f22" * 40
+    root, _ = draw([1, 3], [wide, "x" * 36], title=title)
+    heading = next(text for text in texts(root) if text.startswith("session"))
+    assert len(heading) * 9 < float(root.get("width"))
+    assert heading.endswith("\u2026")
+    assert next(root.iter(f"{SVG}title")).text == title
+    labels = [element for element in root.iter(f"{SVG}text") if element.get("text-anchor") == "end"]
+    shown = {label[0].text: label[0].tail for label in labels if len(label)}
+    assert shown == {wide: "\u6f22" * 17 + "\u2026", "x" * 36: "x" * 36}
 
 
 @pytest.mark.parametrize("count", [1, 2, 255, 256])

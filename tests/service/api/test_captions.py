@@ -220,3 +220,12 @@ def test_captions_are_counted_and_recorded(client, caption, picture, ended, serv
     assert metrics.queue_seconds.cumulative()[1] > before
     text = client.get("/metrics").text
     assert 'endpoint="/v1/models/{model}/captions",model="scenes",outcome="ok"' in text
+
+
+@pytest.mark.parametrize("size", [(2, 70_000), (70_000, 2), (1, 1)])
+def test_image_of_any_shape_has_captions_and_a_picture(client, picture, size):
+    files = {"image": picture(size=size)}
+    for path in ("captions", "captions/attention.svg"):
+        response = client.post(f"/v1/models/scenes/{path}", files=files)
+        assert response.status_code == 200, response.text
+    assert len(response.content) < 200_000

@@ -113,3 +113,12 @@ def test_no_state_key_is_a_warning_where_replicas_share_sessions(run_server, sto
     with run_server(redis_url=store.url):
         (told,) = said(caplog, "WARNING", "CAROUSEL_STATE_KEY is not set")
         assert "nothing at other replicas" in told.getMessage()
+
+
+def test_session_whose_trail_redis_has_let_go_has_a_picture(run_server, store, client):
+    with run_server(redis_url=store.url, state_key="k" * 32) as server:
+        assert client.post(server.url + TRACE, json={"attempts": ATTEMPTS, "session": "a"}).status_code == 200
+        store.client.delete(*store.client.keys("*:trail"))
+        picture = client.get(f"{server.url}{TRACE}/a/mastery.svg")
+        assert picture.status_code == 200
+        assert "no attempt is kept" in picture.text

@@ -30,7 +30,10 @@ async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
     else:
         tokens = prompt
     if not tokens:
-        raise RequestError("empty_prompt", "the prompt has no tokens; at least 1 is needed")
+        raise RequestError(
+            "empty_prompt",
+            f"the prompt has no tokens; {model.name} has none of its own to begin a text with, so give at least 1",
+        )
     longest = model.bundle.manifest.limits.max_prompt_tokens
     if len(tokens) > longest:
         raise RequestError(
@@ -51,6 +54,12 @@ async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
                 "token_out_of_range", f"token {wrong} is not in the vocabulary; allowed are 0 to {size - 1:,}"
             )
     return np.array(tokens, np.int64)
+
+
+def unknown_tokens(model: ServedModel, ids: Ids) -> int:
+    """How many of a prompt's tokens stand for what the model's vocabulary lacks. <int64>[N]"""
+    unknown = model.bundle.text_codec.unknown_id
+    return 0 if unknown is None else int(np.count_nonzero(ids == unknown))
 
 
 def check_uneaten(model: ServedModel, recalled: Snapshot | None, fed: int) -> None:

@@ -59,7 +59,9 @@ class TextCodec:
         self._tokenizer = tokenizer
         # Not get_vocab_size(): where ids leave gaps, an id may be larger than the number of tokens.
         self.vocabulary_size: int = max(tokenizer.get_vocab().values(), default=-1) + 1
-        self.unknown_id = self.id_of(UNKNOWN_TOKEN)
+        unknown: str | None = getattr(tokenizer.model, "unk_token", None)
+        self.unknown_id = self.id_of(UNKNOWN_TOKEN if unknown is None else unknown)
+        """What stands for what the vocabulary lacks; None where nothing does."""
         self._texts: dict[int, str] = {}
         self._bytes: dict[int, bytes | None] = {}
         kinds = set(_kinds(tokenizer.decoder))

@@ -34,7 +34,7 @@ from service.errors import RequestError, ServiceError
 from service.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
 from service.memories import Memories, Recall
 from service.observability.requests import record_of
-from service.prompt import LONG_TEXT, check_uneaten, prompt_ids
+from service.prompt import LONG_TEXT, check_uneaten, prompt_ids, unknown_tokens
 from service.repository import ServedModel
 from service.weighing import Weighed
 
@@ -101,6 +101,7 @@ class Completion:
         }
         self._prompts: list[Ids] = []
         self._echoes: list[Echo] = []
+        self._unknown_tokens = 0
         self._choices: list[Choices] = []
         """Of each prompt."""
         self.overflow: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -127,6 +128,7 @@ class Completion:
         except NotAllowed as error:
             raise RequestError("invalid_request", str(error), param=error.field) from None
         self._prompts = [await self._ids(place, prompt) for place, prompt in enumerate(body.prompts)]
+        self._unknown_tokens = sum(unknown_tokens(self._model, ids) for ids in self._prompts)
         self._recall = recall = await places.enter_async_context(
             self._memories.recall(self._model.identity, body.memory)
         )
@@ -254,8 +256,9 @@ class Completion:
         await self._choices[place].keep(copy, end)
 
     @property
-    def _told(self) -> dict[str, str]:
-        return {} if self._recall is None else self._recall.told
+    def _told(self) -> dict[str, str | int]:
+        """Of the prompts, and of the memory that is kept."""
+        return {"unknown_tokens": self._unknown_tokens, **({} if self._recall is None else self._recall.told)}
 
     def _event(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
         return sse({**self._head, "choices": choices, **fields})

@@ -23,7 +23,7 @@ FRAMES: tuple[type[BaseModel], ...] = (Start, Feed, Cancel, CaptionStart)
 """What a client sends over a WebSocket, which OpenAPI has no place for but among the schemas."""
 
 EVENTS = {
-    "accepted": "request_id, model, version, prompt_tokens, cached_tokens",
+    "accepted": "request_id, model, version, prompt_tokens, cached_tokens, unknown_tokens",
     "token": "index, token, text, logprob; attention, where asked for",
     "finished": "reason (stop, length or cancelled), text, usage; session and state, where there are any",
     "error": "code, message, retryable; it is the last, and the socket closes with 4000 + the code's HTTP status",

@@ -22,7 +22,9 @@ def dumps(event: dict[str, Any]) -> str:
     return _encode(event)
 
 
-def accepted(request_id: str, model: ServedModel, prompt_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:
+def accepted(
+    request_id: str, model: ServedModel, prompt_tokens: int, cached_tokens: int = 0, unknown_tokens: int = 0
+) -> dict[str, Any]:
     """The first event."""
     return {
         "type": "accepted",
@@ -31,6 +33,7 @@ def accepted(request_id: str, model: ServedModel, prompt_tokens: int, cached_tok
         "version": model.bundle.version,
         "prompt_tokens": prompt_tokens,
         "cached_tokens": cached_tokens,
+        "unknown_tokens": unknown_tokens,
     }
 
 

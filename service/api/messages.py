@@ -48,6 +48,9 @@ StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 
 
+UNKNOWN = "Those of the prompt that stand for what the vocabulary lacks."
+
+
 class NotAllowed(ValueError):
     """A field's value is one that the model does not allow."""
 
@@ -370,6 +373,7 @@ class NextTokenResponse(MemoryTold):
     version: int
     prompt_tokens: int
     cached_tokens: Annotated[int, Field(description="Those of the prompt that were not eaten again.")]
+    unknown_tokens: Annotated[int, Field(description=UNKNOWN)]
     candidates: list[Candidate]
 
 
@@ -387,6 +391,7 @@ class ScoreResponse(MemoryTold):
     model: str
     version: int
     tokens: list[ScoredToken]
+    unknown_tokens: Annotated[int, Field(description=UNKNOWN)]
     total_logprob: float | None
     nats_per_token: float | None
     perplexity: Annotated[float | None, Field(description="Null where it is more than a double can hold.")]

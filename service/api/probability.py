@@ -26,7 +26,7 @@ from service.engine.sequence import SamplingParameters
 from service.errors import RequestError
 from service.generation import Finished, Generation, Token, admit
 from service.memories import Memories
-from service.prompt import check_uneaten, prompt_ids
+from service.prompt import check_uneaten, prompt_ids, unknown_tokens
 from service.repository import ServedModel
 from service.sessions.memory import NO_IDS
 from service.weighing import weigh
@@ -96,6 +96,7 @@ async def _next_token(model: ServedModel, memories: Memories, body: NextTokenReq
             version=model.bundle.version,
             prompt_tokens=len(prompt),
             cached_tokens=generation.cached_tokens,
+            unknown_tokens=unknown_tokens(model, prompt),
             candidates=candidates,
             **recall.told,
         )
@@ -135,9 +136,11 @@ def _score_json(
     nats = -total / len(known)
     characters = len(codec.decode(tokens) if text is None else text)  # all of them, as training counts
     bits = -total / math.log(2) / characters if characters else None
+    unknown = tokens.count(-1 if codec.unknown_id is None else codec.unknown_id)
     memory = "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in told.items())
     return (
         f'{{"model":{json.dumps(model.name)},"version":{model.bundle.version},"tokens":[{",".join(rows)}],'
+        f'"unknown_tokens":{unknown},'
         f'"total_logprob":{_number(total)},"nats_per_token":{_number(nats)},'
         f'"perplexity":{_number(_exp(nats))},"bits_per_character":{_number(bits)}{memory}}}'
     )

@@ -20,7 +20,7 @@ from service.errors import RequestError
 from service.generation import Generation, Token
 from service.memories import MemoryChoice, Recall
 from service.observability.requests import RequestRecord
-from service.prompt import check_uneaten, prompt_ids
+from service.prompt import check_uneaten, prompt_ids, unknown_tokens
 from service.sessions.memory import NO_IDS
 
 
@@ -94,7 +94,8 @@ class TextConnection(Connection):
             cache_salt=request.cache_salt if isinstance(request, Start) else None,
         )
         self.hold(generation)
-        await self.send(frames.accepted(record.request_id, model, len(prompt), generation.cached_tokens))
+        unknown = unknown_tokens(model, prompt)
+        await self.send(frames.accepted(record.request_id, model, len(prompt), generation.cached_tokens, unknown))
         async for event in generation.events(token_frames(self.websocket.scope, frames.token_json)):
             if isinstance(event, Token):
                 await self.websocket.send_text(frames.token_json(event))

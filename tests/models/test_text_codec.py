@@ -203,6 +203,13 @@ def test_codec_encodes_what_it_does_not_know_as_the_unknown_token() -> None:
     assert codec.encode("Ω") == [codec.unknown_id] == [0]
 
 
+def test_codec_knows_the_unknown_token_by_whatever_name() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, "[UNK]"))
+    assert TextCodec(tokenizer).unknown_id == 1
+    assert TextCodec(Tokenizer(models.Unigram([("a", -1.0), ("<unk>", 0.0)], 1))).unknown_id == 1
+    assert CODECS["byte_pairs"].unknown_id is None
+
+
 def test_codec_without_an_unknown_token_says_so() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, UNKNOWN_TOKEN))
     with pytest.raises(UnencodableText, match=r"^text cannot be written in this model's tokens \(.*\[UNK\]"):

@@ -34,6 +34,45 @@ def test_character_tokenizer_has_one_token_per_character() -> None:
     assert codec.encode("t\u2603e") == [*codec.encode("t"), codec.unknown_id, *codec.encode("e")]
 
 
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("I\u2019ll \u2018go\u2019", "I'll 'go'"),
+        ('\u201cNo\u201d "no"', "'No' 'no'"),
+        ("a\u2014b \u2013 c\u2212d", "a--b - c-d"),
+        ("so\u2026\u00a0go\ton", "so... go on"),
+        ("a\r\nb\rc\n\r\n\u2028d", "a\nb\nc\n\n\nd"),
+        ("\ufeffgo\u200b\u00ad on", "go on"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["character", "word"])
+def test_what_the_training_text_lacks_is_read_as_what_it_has(kind: str, typed: str, read: str) -> None:
+    text = "I'll 'go' on -- so... 'No' 'no'\na b c a--b c-d\n - go ,\nd b\n"
+    codec = TextCodec.from_json(build_codec(KINDS[kind], text).to_json())  # as a bundle brings it
+    assert codec.encode(typed) == codec.encode(read)
+    assert codec.unknown_id not in codec.encode(typed)
+    if kind == "character":
+        assert codec.decode(codec.encode(text)) == text
+    else:
+        assert codec.vocabulary_size == len({*text.split(), "<unk>", "<eos>"})
+
+
+@pytest.mark.parametrize("kind", ["character", "bpe"])
+@given(
+    text=st.text(st.sampled_from("a'\"\u2019\u201c\r\n\t \u2014-.\u2026\ufeffe\u0301\u00e9"), min_size=1, max_size=40)
+)
+def test_tokenizer_gives_back_its_training_text_whatever_is_in_it(kind: str, text: str) -> None:
+    codec = build_codec(KINDS[kind], text)
+    assert codec.decode(codec.encode(text)) == text
+
+
+def test_composed_characters_are_one_where_the_training_text_has_them() -> None:
+    codec = build_codec(TokenizerKind(), "caf\u00e9")
+    assert codec.encode("cafe\u0301") == codec.encode("caf\u00e9")
+    apart = build_codec(TokenizerKind(), "cafe\u0301")
+    assert apart.decode(apart.encode("cafe\u0301")) == "cafe\u0301"
+
+
 def test_word_tokenizer_ends_lines_and_knows_the_texts_own_unknown() -> None:
     codec = CODECS["word"]
     words = TEXT.split()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from models.codec.text import END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
+from training.corpus.typography import normalizer_for
 from training.sections import TokenizerKind
 
 CAPTION_BEGIN = "<s>"
@@ -51,13 +52,17 @@ def _character(text: str) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel({token: id_ for id_, token in enumerate(tokens)}, UNKNOWN_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
+    if (normalizer := normalizer_for(text)) is not None:
+        tokenizer.normalizer = normalizer
     return tokenizer
 
 
 def _word(text: str, vocabulary_size: int, min_frequency: int) -> Tokenizer:
     """Words between blanks; a line's end is the token <eos> (Mikolov's and Merity's convention)."""
     tokenizer = Tokenizer(models.WordLevel({UNKNOWN_TOKEN: 0}, UNKNOWN_TOKEN))
-    tokenizer.normalizer = normalizers.Replace("\n", f" {END_OF_LINE_TOKEN} ")
+    line_end = normalizers.Replace("\n", f" {END_OF_LINE_TOKEN} ")
+    normalizer = normalizer_for(text)
+    tokenizer.normalizer = line_end if normalizer is None else normalizers.Sequence([normalizer, line_end])
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     # This decoder sets a blank before each token that lacks its prefix: a blank, which no word can begin with.
     tokenizer.decoder = decoders.Sequence(

@@ -35,6 +35,7 @@ def test_binary_frame_is_captioned_greedily(stream, captioner, picture):
         assert accepted.pop("request_id")
         assert accepted == {
             "type": "accepted", "model": "scenes", "version": 1, "prompt_tokens": 0, "cached_tokens": 0,
+            "unknown_tokens": 0,
         }  # fmt: skip
         expected, _, _ = captioner.greedy(file)
         assert [token["token"] for token in tokens] == expected  # the end is none of them

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websockets_connect
 
 TYPES = {
-    "accepted": {"type", "request_id", "model", "version", "prompt_tokens", "cached_tokens"},
+    "accepted": {"type", "request_id", "model", "version", "prompt_tokens", "cached_tokens", "unknown_tokens"},
     "token": {"type", "index", "token", "text", "logprob"},
     "finished": {"type", "reason", "text", "usage"},
     "error": {"type", "code", "message", "retryable"},

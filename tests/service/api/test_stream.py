@@ -21,7 +21,14 @@ def _assert_greedy(oracle, history: list[int], events: list[dict]) -> None:
 def test_stream_is_accepted_then_tokens_then_finished(connect, oracle):
     accepted, *tokens, finished = connect().generate("abcd", max_tokens=20, seed=3)
     assert accepted.pop("request_id")
-    assert accepted == {"type": "accepted", "model": "tiny", "version": 1, "prompt_tokens": 4, "cached_tokens": 0}
+    assert accepted == {
+        "type": "accepted",
+        "model": "tiny",
+        "version": 1,
+        "prompt_tokens": 4,
+        "cached_tokens": 0,
+        "unknown_tokens": 0,
+    }
     assert [token["index"] for token in tokens] == list(range(20))
     ids = oracle.codec.encode("abcd")
     history = ids + _tokens(tokens)

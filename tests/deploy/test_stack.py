@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -31,8 +32,8 @@ def tool(name: str) -> str:
     return path
 
 
-def run(*command: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+def run(*command: str, environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -48,6 +49,7 @@ def test_compose_gives_a_gpu_to_the_one_service_that_asks_for_cuda():
     (device,) = merged["carousel-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
     assert merged["carousel-gpu"]["environment"].pop("CAROUSEL_PROVIDERS") == "cuda"
+    assert merged["carousel"]["environment"].pop("CAROUSEL_PROVIDERS") == ""
     assert merged["carousel-gpu"]["environment"] == merged["carousel"]["environment"]
     assert merged["carousel-gpu"]["build"]["args"] == {"EXTRA": "gpu"}
     assert "ARG EXTRA=\n" in DOCKERFILE
@@ -103,20 +105,57 @@ def test_compose_service_is_confined(name):
     assert {"mem_limit", "pids_limit"} <= set(service)
     assert re.search(r":v?\d+\.\d+\.\d+(-[a-z]+)?$", service["image"]), "an image without a pinned version"
     assert "healthcheck" in service or "HEALTHCHECK" in DOCKERFILE
-    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert all(port.startswith(("127.0.0.1:", "${CAROUSEL_HOST:-127.0.0.1}:")) for port in service.get("ports", []))
 
 
-def test_compose_sets_only_settings_that_there_are():
-    names = {f"CAROUSEL_{field.upper()}" for field in Settings.model_fields}
+SETTINGS = [f"CAROUSEL_{field.upper()}" for field in Settings.model_fields]
+OUTSIDE = {"CAROUSEL_HOST": "10.0.0.7", "CAROUSEL_PORT": "9000", "CAROUSEL_REPOSITORY": "./elsewhere/models"}
+"""What the image sets, and what is meant outside of the container."""
+
+
+def composed(*options: str, **environment: str) -> Any:
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("CAROUSEL_")}
+    output = run(tool("docker-compose"), *options, "config", environment=bare | environment)
+    return yaml.safe_load(output)["services"]
+
+
+@pytest.mark.parametrize("service", ["carousel", "carousel-gpu"])
+def test_compose_passes_every_setting_and_nothing_else(service):
+    inside = {name: f"a value of {name}" for name in SETTINGS if name not in OUTSIDE}
+    merged = composed("--profile", "gpu", **inside, **OUTSIDE)[service]
+    expected = inside | ({"CAROUSEL_PROVIDERS": "cuda"} if service == "carousel-gpu" else {})
+    assert merged["environment"] == expected
+    port = "9000" if service == "carousel" else "8001"
+    assert [str(one) for one in merged["ports"]] == [f"10.0.0.7:{port}:8000/tcp"]
+    assert str(ROOT / "elsewhere" / "models") in str(merged["volumes"])
+    assert set(re.findall(r"CAROUSEL_\w+", DOCKERFILE)) <= set(OUTSIDE)
+
+
+def test_compose_changes_no_default(monkeypatch):
+    merged = composed()["carousel"]
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    defaults = Settings()
+    for name, value in merged["environment"].items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == defaults
+    assert [str(one) for one in merged["ports"]] == ["127.0.0.1:8000:8000/tcp"]
+    assert str(ROOT / "bundles") in str(merged["volumes"])
+
+
+def test_compose_with_keys_leaves_no_service_without():
+    files = ("-f", "docker-compose.yml", "-f", "docker-compose.keys.yml")
+    merged = composed(*files, "--profile", "gpu", CAROUSEL_API_KEYS_FILE="somewhere")
     for service in ("carousel", "carousel-gpu"):
-        assert set(COMPOSE["services"][service]["environment"]) <= names
-    assert set(re.findall(r"CAROUSEL_\w+", DOCKERFILE)) <= names
+        assert merged[service]["environment"]["CAROUSEL_API_KEYS_FILE"] == "/run/keys/api_keys"
+        assert "secrets/service" in str(merged[service]["volumes"])
 
 
 def test_compose_mounts_what_is_there():
     for service in COMPOSE["services"].values():
         for volume in service.get("volumes", []):
-            source = volume.split(":")[0]
+            source = volume.split(":")[0] if isinstance(volume, str) else volume["source"]
+            source = source.removeprefix("${CAROUSEL_REPOSITORY:-").removesuffix("}")
             assert source in COMPOSE["volumes"] or (ROOT / source).exists()
 
 
@@ -179,10 +218,8 @@ def names_of(name: str, kind: str) -> list[str]:
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_dashboard_is_whole(path):
     dashboard = json.loads(path.read_text())
-    source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    assert {panel["datasource"]["uid"] for panel in panels if "datasource" in panel} == {source["uid"]}
     cells = [
         (panel["gridPos"]["x"] + dx, panel["gridPos"]["y"] + dy)
         for panel in panels
@@ -191,6 +228,46 @@ def test_dashboard_is_whole(path):
     ]
     assert len(set(cells)) == len(cells), "panels overlap"
     assert max(x for x, _ in cells) < 24
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_dashboard_asks_whichever_prometheus_and_job_are_chosen(path):
+    dashboard = json.loads(path.read_text())
+    variables = {one["name"]: one for one in dashboard["templating"]["list"]}
+    assert list(variables) == ["datasource", "job", "instance", "model"]
+    source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
+    assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", source["type"])
+    assert source["isDefault"] is True  # which is what the variable begins with
+    assert re.findall(r'"uid": "(?!carousel-)([^"]*)"', path.read_text()) == ["${datasource}"] * path.read_text().count(
+        '"type": "prometheus"'
+    )
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            metrics = re.findall(r"\b(?:carousel|process)_\w+(?:\{[^}]*})?", target["expr"])
+            assert metrics
+            assert all('{job=~"$job",instance=~"$instance"' in one for one in metrics), panel["title"]
+    # All of a list, and not of everything: else others' process_ metrics would be shown, too.
+    assert all("allValue" not in variables[name] and variables[name]["includeAll"] for name in ("job", "instance"))
+
+
+def test_overview_has_panels_by_replica():
+    panels = json.loads((DEPLOY / "grafana/dashboards/overview.json").read_text())["panels"]
+    by_replica = [panel["title"] for panel in panels if "by replica" in panel["title"]]
+    assert len(by_replica) >= 5
+    assert all(
+        target["legendFormat"] == "{{instance}}"
+        for panel in panels
+        if "by replica" in panel["title"]
+        for target in panel["targets"]
+    )
+
+
+def test_no_alert_depends_on_what_the_job_is_called():
+    """But as one way of several: whoever has another Prometheus calls it something else."""
+    rules = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][0]["rules"]
+    named = [rule["alert"] for rule in rules if "job=" in rule["expr"]]
+    assert named == ["CarouselDown"]
+    assert "CarouselAbsent" in [rule["alert"] for rule in rules]
 
 
 def test_dashboards_are_three_and_the_home_is_one():

@@ -31,6 +31,9 @@ MAX_WORSENING: dict[Measure, float] = {"relative perplexity": 0.005, "AUC": 0.00
 ONE_SIDED_AUC = 0.5
 """Of answers that were all right or all wrong, whatever was predicted."""
 
+LARGEST_NATS = 700.0
+"""Whose exponential a float can still hold."""
+
 MEASURED: dict[Task, str] = {"language": "tokens", "tracing": "attempts"}
 """What is counted while it is measured."""
 
@@ -175,7 +178,7 @@ def _language_figures(forward: Forward, data: ValidationData, progress: Progress
     return LanguageValidation(
         tokens=tokens,
         nats_per_token=nats,
-        perplexity=math.exp(min(nats, 700.0)),
+        perplexity=math.exp(min(nats, LARGEST_NATS)),
         bits_per_character=total / math.log(2) / data.characters,
     )
 
@@ -230,13 +233,18 @@ def _worsening(before: Validation, after: Validation) -> tuple[Measure, float]:
     the AUC of answers that were all right or all wrong. There perplexity is asked.
     """
     if isinstance(before, LanguageValidation) and isinstance(after, LanguageValidation):
-        return "relative perplexity", after.perplexity / before.perplexity - 1
+        return "relative perplexity", _relative(before.nats_per_token, after.nats_per_token)
     if isinstance(before, CaptioningValidation) and isinstance(after, CaptioningValidation):
         if before.bleu_4 > MAX_WORSENING["BLEU-4"]:
             return "BLEU-4", before.bleu_4 - after.bleu_4
-        return "relative perplexity", math.expm1(after.nats_per_token - before.nats_per_token)
+        return "relative perplexity", _relative(before.nats_per_token, after.nats_per_token)
     assert isinstance(before, TracingValidation)
     assert isinstance(after, TracingValidation)
     if before.auc == after.auc == ONE_SIDED_AUC:
-        return "relative perplexity", math.expm1(after.log_loss - before.log_loss)
+        return "relative perplexity", _relative(before.log_loss, after.log_loss)
     return "AUC", before.auc - after.auc
+
+
+def _relative(before: float, after: float) -> float:
+    """Perplexity divided by what it was, less 1, from the nats: beyond 700 of them perplexities are all alike."""
+    return math.expm1(min(after - before, LARGEST_NATS))

@@ -6,6 +6,7 @@ manifest lists. The graph says names, shapes and types; the manifest says what t
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
@@ -95,7 +96,7 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path.name!r} is not a version; a bundle's directory is called by a positive integer")
     content = _read(path / MANIFEST, MAX_MANIFEST_BYTES, missing=BundleNotFound)
     try:
-        manifest = Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(content.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "content"
@@ -128,7 +129,7 @@ def open_bundle(path: Path) -> Bundle:
 
 def _open_codec(spec: CodecSpec, files: Mapping[str, bytes]) -> Codec:
     try:
-        content = files[spec.file].decode()
+        content = files[spec.file].decode("utf-8-sig")
         if isinstance(spec, InteractionCodecSpec):
             return InteractionCodec.from_json(content)
         text = TextCodec.from_json(content)

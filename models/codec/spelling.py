@@ -14,7 +14,10 @@ from decimal import Decimal
 
 _POINT_ZERO = re.compile(r"([+-]?[0-9]+)\.0*")
 _FRACTION = re.compile(r"[+-]?[0-9]*\.0*[1-9][0-9]*")
-_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-][0-9]{1,3})?")
+EXACT_BELOW = 1 << 53
+"""A float64 tells all whole numbers below it apart."""
+
 _BETWEEN = re.compile(r"[\s_\-\u2010-\u2015]+")
 
 
@@ -34,6 +37,14 @@ def one_name(names: Iterable[str]) -> dict[str, str]:
     if any(_FRACTION.fullmatch(name) for name in composed.values()):
         return composed
     return {name: one_id(name) for name in composed}
+
+
+def may_be_rounded(text: str) -> bool:
+    """Whether a number is written as programs write it that keep 16 digits: several ids may have become this one."""
+    plain = text.strip().lower()
+    if not _NUMBER.fullmatch(plain):
+        return False
+    return "e" in plain or ("." in plain and abs(Decimal(plain)) >= EXACT_BELOW)
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
@@ -63,6 +74,12 @@ def spelling_remarks(what: str, read_as: Mapping[str, str]) -> list[str]:
     if changed:
         shown = ", ".join(f"{name!r} as {read_as[name]!r}" for name in changed[:3])
         remarks.append(f"{what} are read in one spelling, {len(changed):,} of them in another: {shown}{_more(changed)}")
+    rounded = sorted(name for name in read_as if may_be_rounded(name))
+    if rounded:
+        remarks.append(
+            f"{what} are written as rounded numbers, {len(rounded):,} of them, such as {rounded[0]!r}; if they are "
+            "ids, whoever wrote the file may have made several one"
+        )
     groups = look_alikes(read_as.values())
     if groups:
         shown = ", ".join(" and ".join(map(repr, group[:3])) for group in groups[:3])

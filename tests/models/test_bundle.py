@@ -55,6 +55,13 @@ def test_bundle_behind_a_linked_version_keeps_the_links_number(path: Path) -> No
     assert open_bundle(path.parent / "7").version == 7
 
 
+def test_bundle_by_hand_may_begin_its_files_with_a_byte_order_mark(tmp_path: Path, files: dict[str, bytes]) -> None:
+    files["tokenizer.json"] = b"\xef\xbb\xbf" + files["tokenizer.json"]
+    path = publish(tmp_path, "marked", MANIFEST, files)
+    (path / "manifest.json").write_bytes(b"\xef\xbb\xbf" + (path / "manifest.json").read_bytes())
+    assert open_bundle(path).codec.vocabulary_size == 5
+
+
 def test_digest_changes_with_any_file(tmp_path: Path, path: Path, files: dict[str, bytes]) -> None:
     files["tokenizer.json"] = files["tokenizer.json"] + b" "
     other = publish(tmp_path, "hand.made-1", MANIFEST, files)

@@ -251,6 +251,16 @@ def test_resumption_with_other_captions_or_features_is_refused(features_recipe: 
         run(features_recipe, tmp_path / "run", "schedule.epochs=1", resume=True)
 
 
+def test_pictures_of_both_halves_in_one_file_of_features_are_refused(
+    features_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [f"features.validation={tmp_path}/train.safetensors", "schedule.epochs=1"]
+    assert main([str(features_recipe), *overrides, "--output", str(tmp_path / "run")]) == 2
+    assert (
+        "picture '0.jpg' is both in corpus.train and in corpus.validation, with features of" in capsys.readouterr().err
+    )
+
+
 def test_two_encoders_or_pooled_features_for_attention_are_refused(
     features_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

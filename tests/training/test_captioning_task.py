@@ -214,7 +214,9 @@ def test_weights_are_chosen_by_nats_where_bleu_cannot_move(make_task, validation
 def test_captions_that_lose_words_are_said(make_task) -> None:
     train = album_of(["a dog"] * 2, ["a dog and a cat", "a dog and a cat and"])
     lines = make_task(train=train, validation=album_of(["a dog and a dog and one cat"])).description.splitlines()
-    assert lines[:3] == [
+    assert lines[:4] == [
+        "corpus.validation: 1 of 1 pictures are called as some of corpus.train are, such as '0.png'; if they are the "
+        "same, its figures say nothing of others",
         "corpus.train: 1 of 4 captions (25.0 %) are longer than vocabulary.max_tokens = 6, their end counted, and lose "
         "their last words; the longest has 7",
         "corpus.validation: 1 of 1 captions (100.0 %) are longer than vocabulary.max_tokens = 6, their end counted, "

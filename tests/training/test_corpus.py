@@ -47,11 +47,11 @@ def test_corpus_reads_line_ends_as_lf_unless_they_are_kept(tmp_path: Path, conte
 
 
 def test_corpus_that_is_measured_on_what_it_learns_is_said(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("to be")
-    (tmp_path / "b.txt").write_text("to be")
+    (tmp_path / "a.txt").write_text("or not to be")
+    (tmp_path / "b.txt").write_text("to be\n")
     corpus = read_corpus(str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), 0.1)
     assert corpus.remarks == (
-        f"corpus.validation: {tmp_path}/b.txt is the text that is learnt; its figures say nothing of others",
+        f"corpus.validation: {tmp_path}/b.txt is a part of the learnt text; its figures say nothing",
     )
 
 
@@ -98,4 +98,4 @@ def test_corpus_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfto be")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfor not"))
     corpus = read_corpus(str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz"), 0.1)
-    assert (corpus.train, corpus.validation) == ("to be", "or not")
+    assert (corpus.train, corpus.validation, corpus.remarks) == ("to be", "or not", ())

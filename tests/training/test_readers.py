@@ -259,6 +259,19 @@ def test_learners_in_two_spellings_are_one_and_those_that_look_alike_are_said() 
     )
 
 
+def test_numbers_that_may_have_lost_digits_are_said() -> None:
+    rows = "1.78901234567890e+18,1.78901E+18,x,1\n2,9007199254740993.0,x,0\n12e5,7.0,x,1\n"
+    remarks = read_rows([("f", ROWS + rows)], ASSISTMENTS).remarks
+    assert remarks[1:] == (
+        "order_id is written as a rounded number, such as 1.78901E+18; whoever wrote the file may have made several "
+        "orders one",
+        "learners are written as rounded numbers, 1 of them, such as '1.78901234567890e+18'; if they are ids, whoever "
+        "wrote the file may have made several one",
+    )
+    assert len(read_rows([("f", ROWS + "9007199254740993,9007199254740992.5,x,1\n")], ASSISTMENTS).remarks) == 2
+    assert len(read_rows([("f", ROWS + "9007199254740993,9007199254740991.0,x,1\n")], ASSISTMENTS).remarks) == 1
+
+
 def test_column_that_stands_twice_is_refused() -> None:
     for columns, text in [(ASSISTMENTS, "user_id,order_id,skill_name,skill_name,correct\n1,2,x,y,1\n")]:
         with pytest.raises(CorpusError, match=r"^f: has 2 columns 'skill_name'; allowed is one: rename the others$"):

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal, InvalidOperation
 from typing import Literal
 
+from models.codec.spelling import may_be_rounded
 from training.errors import CorpusError
 
 Kind = Literal["a number", "a time without a zone", "a time with a zone"]
@@ -35,6 +36,8 @@ class OrderColumn:
         self._name = name
         self._kind: Kind | None = None
         self._first = ""
+        self.rounded = ""
+        """A number that may have lost digits before it came here; empty where there is none."""
 
     def read(self, cell: str, where: str) -> Decimal:
         """The number, or the seconds since 1970.
@@ -54,6 +57,8 @@ class OrderColumn:
                 "2017-03-01 09:30:00, by which answers are ordered"
             )
         value, kind = found
+        if kind == "a number" and not self.rounded and may_be_rounded(text):
+            self.rounded = text
         if self._kind is None:
             self._kind, self._first = kind, where
         elif kind != self._kind:

@@ -157,6 +157,11 @@ class _Rows:
             remarks.append(
                 f"{tied:,} answers have the {columns.order} of the one before; they stand in the file's order"
             )
+        if self._order.rounded:
+            remarks.append(
+                f"{columns.order} is written as a rounded number, such as {self._order.rounded}; whoever wrote the "
+                "file may have made several orders one"
+            )
         return (*remarks, *spelling_remarks("learners", self._users))
 
 

@@ -35,10 +35,8 @@ def read_corpus(train: str, validation: str, validation_fraction: float, *, keep
     text, digest, remarks = _read(train, "corpus.train", keep_line_ends)
     if validation:
         held_out, validation_digest, more = _read(validation, "corpus.validation", keep_line_ends)
-        if digest == validation_digest:
-            more.append(
-                f"corpus.validation: {validation} is the text that is learnt; its figures say nothing of others"
-            )
+        if held_out.strip() in text:
+            more.append(f"corpus.validation: {validation} is a part of the learnt text; its figures say nothing")
         return TextCorpus(text, held_out, digest, validation_digest, (*remarks, *more))
     cut = len(text) - int(len(text) * validation_fraction)
     return TextCorpus(text[:cut], text[cut:], digest, digest, tuple(remarks))

@@ -72,6 +72,7 @@ class CaptioningTask:
         self._targets_per_window = self._batches.targets / self.windows_per_epoch
         self.tokens_per_window = max(1, round(self._targets_per_window))
         self.description = "\n".join([
+            *_shared_names(recipe, train, validation),
             *_left_out(recipe, words, train, "train"),
             *_left_out(recipe, words, validation, "validation"),
             *by_nats,
@@ -225,6 +226,26 @@ def _nats_instead(recipe: CaptioningRecipe, words: Sequence[str], validation: Al
     return [
         f"corpus.validation: no caption has {ORDERS} words in a row that the model can say, so BLEU-4 is 0 whatever it "
         "says; the best weights are those with the lowest nats per token"
+    ]
+
+
+def _shared_names(recipe: CaptioningRecipe, train: Album, validation: Album) -> list[str]:
+    """Of pictures that have names of both halves, for people: they may be the same.
+
+    Raises:
+        RecipeError: they are, as their features are in one file.
+    """
+    shared = sorted(set(train.names) & set(validation.names))
+    if not shared:
+        return []
+    if recipe.features.validation and recipe.features.validation in recipe.features.train:
+        raise RecipeError(
+            f"picture {shared[0]!r} is both in corpus.train and in corpus.validation, with features of one file, "
+            f"{recipe.features.validation}; list it in one"
+        )
+    return [
+        f"corpus.validation: {len(shared):,} of {len(validation.names):,} pictures are called as some of corpus.train "
+        f"are, such as {shared[0]!r}; if they are the same, its figures say nothing of others"
     ]
 
 

@@ -1,8 +1,6 @@
 """`python -m benchmarks.precision`: what int8 makes of a step, in a bare loop: nothing is sampled or sent.
 
-1. A 2x512 network with 10,000 words and random weights in fp32, in int8, and in int8 with candidates. The candidates'
-   graph is timed with and without its logits handed back, since onnxruntime computes every output of a graph, asked for
-   or not.
+1. A 2x512 network with 10,000 words and random weights in fp32 and in int8.
 2. Bundles of one model side by side, `--bundles`: the shipped captions in fp32 and in int8, steps and encoder.
 
 On one thread (the default) processor time is counted, on several the time on the clock. Variants take turns, so that
@@ -26,13 +24,12 @@ from benchmarks.turns import model_of
 from export.int8_graph import build_int8_step
 from export.onnx_graph import export_step
 from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
+from models.cores import usable_cores
 from models.graph import STATE_PREFIX, GraphSpec, next_name, read_graph
-from models.step import CANDIDATE_OUTPUTS
 
 BUNDLES = [Path(__file__).parents[1] / "bundles" / "scenes" / version for version in ("1", "2")]
 ROWS = (1, 16, 64, 128)
 IMAGES = (1, 4, 16)
-CANDIDATES = 40
 ROUNDS = 15
 SECONDS_PER_TURN = 0.05
 
@@ -87,21 +84,15 @@ def print_table(unit: str, counts: Sequence[int], variants: Sequence[Variant], r
 def of_one_network(options: argparse.Namespace) -> list[Variant]:
     """The step graphs of one network of random weights."""
     step = model_of(options.cell, options.vocabulary)
-    count = min(CANDIDATES, options.vocabulary)
-    fp32, int8, best = export_step(step), build_int8_step(step), build_int8_step(step, count)
+    fp32, int8 = export_step(step), build_int8_step(step)
     print(f"model    2x512 {options.cell.upper()}, {options.vocabulary:,} tokens, random weights; ", end="")
     print(f"step graphs of {len(fp32) / 1e6:.1f} MB in fp32 and {len(int8) / 1e6:.1f} in int8")
 
-    def variant(name: str, graph: bytes, asked: Sequence[str]) -> Variant:
+    def variant(name: str, graph: bytes) -> Variant:
         session = _session(graph, options.threads)
-        return Variant(name, read_graph(graph, name), session, asked, options.vocabulary, options.threads)
+        return Variant(name, read_graph(graph, name), session, ["logits"], options.vocabulary, options.threads)
 
-    return [
-        variant("fp32, logits", fp32, ["logits"]),
-        variant("int8, logits", int8, ["logits"]),
-        variant(f"int8, logits and {count} candidates", best, ["logits", *CANDIDATE_OUTPUTS]),
-        variant(f"int8, {count} candidates", best, CANDIDATE_OUTPUTS),
-    ]
+    return [variant("fp32", fp32), variant("int8", int8)]
 
 
 def of_bundle(bundle: Bundle, graph: str, threads: int) -> Variant:
@@ -117,7 +108,7 @@ def of_bundle(bundle: Bundle, graph: str, threads: int) -> Variant:
 def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
     """As the service opens it."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or usable_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.dynamic_block_base", "4")
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

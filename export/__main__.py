@@ -36,9 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         first = error.errors()[0]
         parser.error(f"argument --{str(first['loc'][0]).replace('_', '-')}: {first['msg']}")
-    for flag, given in (("--candidates", options.candidates), ("--max-worsening", options.max_worsening is not None)):
-        if given and options.precision != "int8":
-            parser.error(f"argument {flag}: is for --precision int8 alone")
+    if options.max_worsening is not None and options.precision != "int8":
+        parser.error("argument --max-worsening: is for --precision int8 alone")
     try:
         with ConsoleProgress() as progress:
             done = export_checkpoint(
@@ -49,7 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 limits=limits,
                 decoding=decoding,
                 precision=options.precision,
-                candidates=options.candidates,
                 max_worsening=options.max_worsening,
                 progress=progress,
             )
@@ -92,7 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--beam-width", type=int, help="of a caption request that names none (1: greedy)")
     parser.add_argument("--length-penalty", type=float, help="of a caption request that names none")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of the graph's products")
-    parser.add_argument("--candidates", type=_count, default=0, metavar="K", help="int8: name the K best tokens too")
     parser.add_argument(
         "--max-worsening",
         type=float,
@@ -100,13 +97,6 @@ def _parser() -> argparse.ArgumentParser:
         help="int8: refuse above this; relative perplexity (0.005 where not given), AUC (0.002) or BLEU-4 (0.3)",
     )
     return parser
-
-
-def _count(value: str) -> int:
-    count = int(value)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{count} candidates; allowed is 1 or more")
-    return count
 
 
 if __name__ == "__main__":

@@ -18,19 +18,18 @@ from export.graph_builder import GraphBuilder
 from export.int8_product import Activation, Floats, Product, product, quantize, quantized_rows
 from export.step_module import StepGRU, StepLSTM, StepModule
 from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
-from models.step import CANDIDATE_OUTPUTS, STEP_OUTPUT
+from models.step import STEP_OUTPUT
 
 MAX_TABLE_BYTES = 64 << 20
 """Up to here what layer 0 makes of its input is a table in float16, looked up by id: no product, and hardly any
 rounding. A larger vocabulary keeps its embedding, in int8."""
 
 
-def build_int8_step(step: StepModule, candidates: int = 0) -> bytes:
+def build_int8_step(step: StepModule) -> bytes:
     """The int8 ONNX model of one step; inputs and outputs are those of the fp32 graph.
 
     Args:
         step: the step module, whose weights are rounded.
-        candidates: how many of the best logits the graph names beside all of them (models/README.md); 0 for none.
     """
     graph = GraphBuilder()
     ids = [graph.input(name, np.int64) for name in step.input_bounds]
@@ -54,8 +53,6 @@ def build_int8_step(step: StepModule, candidates: int = 0) -> bytes:
         graph.node("Sigmoid", below.product(graph, "projection", weight, bias), result=output)
     else:
         below.product(graph, "projection", weight, bias, result=output)
-    if candidates:
-        _candidates(graph, output, candidates)
     return graph.model("step")
 
 
@@ -187,24 +184,6 @@ def attempt(graph: GraphBuilder, skill: str, correct: str) -> str:
     """The id of an attempt, 2 * skill + correct. <int64>[B], or [B, T] as its parts"""
     doubled = graph.node("Mul", skill, graph.constant("two", 2, np.int64))
     return graph.node("Add", doubled, correct)
-
-
-def _candidates(graph: GraphBuilder, logits: str, count: int) -> None:
-    """The best logits, their ids, and ln(sum(exp(logits))) = best logit - its log-probability.
-
-    Through LogSoftmax: onnxruntime's ReduceLogSumExp takes ten times as long, and a Log over the batch makes a row's
-    last bit depend on where in the batch it stands.
-    """
-    best_logits, ids, normalizer = CANDIDATE_OUTPUTS
-    axis = graph.constant("vocabulary_axis", [1], np.int64)
-    how_many = graph.constant("candidates", [count], np.int64)
-    graph.node_of_several("TopK", logits, how_many, results=[best_logits, ids], axis=1)
-    best = graph.node("ReduceMax", logits, axis, keepdims=0)  # [B]
-    largest = graph.node("ReduceMax", graph.node("LogSoftmax", logits, axis=1), axis, keepdims=0)  # [B]
-    graph.node("Sub", best, largest, result=normalizer)
-    graph.output(best_logits, np.float32, count)
-    graph.output(ids, np.int64, count)
-    graph.output(normalizer, np.float32)
 
 
 def array(tensor: Tensor) -> Floats:

@@ -84,7 +84,6 @@ def export_checkpoint(
     limits: Limits | None = None,
     decoding: DecodingDefaults | None = None,
     precision: Precision = "fp32",
-    candidates: int = 0,
     max_worsening: float | None = None,
     progress: Progress = SILENT,
 ) -> Export:
@@ -98,12 +97,11 @@ def export_checkpoint(
         limits: what a request may ask; where a field is not set, what the checkpoint says, or else the contract.
         decoding: parameters of a request that names none; filled in likewise.
         precision: of the graph's products. int8 takes the run's validation data, beside the checkpoint.
-        candidates: how many of the best logits an int8 language graph names beside all of them; 0 for none.
         max_worsening: what int8 may cost in relative perplexity, AUC or BLEU-4; the task's own bound where None.
         progress: is told of each stage, of which int8's take a minute or more.
 
     Raises:
-        CheckpointError: the checkpoint or its validation data cannot be read, or its task names no candidates.
+        CheckpointError: the checkpoint or its validation data cannot be read.
         ExtractorError: `encoder` is not the one that the checkpoint was trained on, or must not be given.
         ParityError: a graph is not the model.
         WorseInt8: rounding costs more than is allowed.
@@ -121,7 +119,7 @@ def export_checkpoint(
     quantization, no_prefill = None, ""
     if precision == "int8":
         corpus = provenance.corpus_sha256 if provenance else None
-        count, model = _candidate_count(path, loaded, candidates), loaded.model
+        model = loaded.model
         if isinstance(model, CaptioningModel):
             assert isinstance(loaded.codec, ImageCodec)
             assert isinstance(validation, CaptioningValidation | None)
@@ -147,7 +145,7 @@ def export_checkpoint(
         else:
             data = read_validation_beside(path, corpus, ValidationData)
             progress.stage("building the int8 graph")
-            graph = build_int8_step(step_module(model), candidates=count)
+            graph = build_int8_step(step_module(model))
             assert not isinstance(validation, CaptioningValidation)
             validation, quantization = measure_quantization(model, graph, data, validation, max_worsening, progress)
             progress.stage("comparing the graph with the model, step by step and row by row")
@@ -257,13 +255,6 @@ def _load(path: Path, checkpoint: Checkpoint) -> _Loaded:
             )
         case other:
             raise CheckpointError(f"{path}: checkpoint is of task {other!r}; allowed are {', '.join(STEP_INPUTS)}")
-
-
-def _candidate_count(path: Path, loaded: _Loaded, asked: int) -> int:
-    """How many candidates the graph names: no more than there are tokens."""
-    if asked and not isinstance(loaded.codec, TextCodec):
-        raise CheckpointError(f"{path}: checkpoint is of task {loaded.task!r}; only language models name candidates")
-    return min(asked, loaded.codec.vocabulary_size) if isinstance(loaded.codec, TextCodec) else 0
 
 
 def _header_part(path: Path, header: Mapping[str, Any], key: str, part: type[Part]) -> Part | None:

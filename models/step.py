@@ -25,19 +25,13 @@ STEP_INPUTS: Mapping[Task, tuple[str, ...]] = {
 STEP_OUTPUT: Mapping[Task, str] = {"language": "logits", "tracing": "probability", "captioning": "logits"}
 """What one step says beside the next states, float32[batch, size]."""
 
-CANDIDATE_OUTPUTS = ("candidate_logits", "candidate_ids", "log_normalizer")
-"""What a language model's step may say beside its logits: the K largest <float32>[batch, K], largest first, whose they
-are <int64>[batch, K], and ln(sum(exp(logits))) <float32>[batch]. All three or none."""
-
 
 def check_step(graph: GraphSpec, task: Task) -> int:
     """Hold a step graph against the contract of its task.
 
     language: `token` int64[batch] in, `logits` float32[batch, V] out.
     tracing: `skill` and `correct` int64[batch] in, `probability` float32[batch, S] out.
-    language, optional: `candidate_logits` float32[batch, K], `candidate_ids` int64[batch, K] and `log_normalizer`
-    float32[batch] out, all three or none.
-    captioning: as language without these, and perhaps every `memory.<name>` in that is read and not rewritten, and
+    captioning: as language, and perhaps every `memory.<name>` in that is read and not rewritten, and
     `attention` float32[batch, rows, columns] out.
     All: every `state.<name>` in and, for each, a `next_state.<name>` of its type and shape out.
 
@@ -69,30 +63,12 @@ def check_step(graph: GraphSpec, task: Task) -> int:
     for spec in graph.outputs:
         if spec.name.startswith(NEXT_STATE_PREFIX) and spec.name not in names:
             raise GraphRejected(f"{STEP_GRAPH}: output {spec} has no input state.<name> of the same name")
-    if task == "language" and any(graph.output(name) for name in CANDIDATE_OUTPUTS):
-        _check_candidates(graph, size)
     seen = graph.output(ATTENTION)
     if task == "captioning" and seen is not None:
         _require_row(seen)
         if seen.dtype != "float32" or len(seen.shape) != 3:
             raise GraphRejected(f"{STEP_GRAPH}: output {seen}; allowed is {ATTENTION} float32[batch, rows, columns]")
     return size
-
-
-def _check_candidates(graph: GraphSpec, vocabulary_size: int) -> None:
-    logits, _, _ = seen = [graph.output(name) for name in CANDIDATE_OUTPUTS]
-    count = logits.shape[1] if logits and len(logits.shape) == 2 else None
-    allowed = [
-        TensorSpec(CANDIDATE_OUTPUTS[0], "float32", (None, count)),
-        TensorSpec(CANDIDATE_OUTPUTS[1], "int64", (None, count)),
-        TensorSpec(CANDIDATE_OUTPUTS[2], "float32", (None,)),
-    ]
-    for spec, must in zip(seen, allowed, strict=True):
-        _require(spec, "output", must)
-    if not count or count > vocabulary_size:
-        raise GraphRejected(
-            f"{STEP_GRAPH}: output {logits}; allowed are 1 to {vocabulary_size:,} candidates, as many in every row"
-        )
 
 
 def _require_row(spec: TensorSpec) -> None:

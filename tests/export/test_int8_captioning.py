@@ -216,8 +216,6 @@ def _share_of(captions: list[str], spoken: list[str]) -> tuple[float, float, flo
 
 def test_int8_export_of_captions_refuses_what_is_not_the_runs(run: Path, tmp_path: Path) -> None:
     path, repository = run / "validation.safetensors", tmp_path / "r"
-    with pytest.raises(CheckpointError, match="task 'captioning'; only language models name candidates"):
-        export_checkpoint(run, repository, "m", precision="int8", candidates=3)
     data = read_validation(path)
     assert isinstance(data, CaptioningValidationData)
     fewer = CaptioningValidationData(

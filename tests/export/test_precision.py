@@ -107,7 +107,7 @@ def test_figures_of_a_text_are_trainings_own(language_run: Path) -> None:
 
 
 def test_int8_export_records_the_figures_before_and_after(language_run: Path, tmp_path: Path) -> None:
-    done = export_checkpoint(language_run, tmp_path / "r", "m", precision="int8", candidates=40, max_worsening=0.5)
+    done = export_checkpoint(language_run, tmp_path / "r", "m", precision="int8", max_worsening=0.5)
     bundle = open_bundle(done.bundle)
     manifest, trained = bundle.manifest, read_checkpoint(language_run / "best.safetensors").header["validation"]
     assert manifest.precision == "int8"
@@ -120,7 +120,6 @@ def test_int8_export_records_the_figures_before_and_after(language_run: Path, tm
     assert served.perplexity != pytest.approx(trained["perplexity"], rel=1e-6)
     change = served.perplexity / trained["perplexity"] - 1
     assert manifest.quantization.worsening == pytest.approx(change, abs=1e-6)
-    assert bundle.step.output("candidate_ids").shape == (None, 13)  # no more than there are tokens
     assert sorted(path.name for path in done.bundle.iterdir()) == [
         "manifest.json",
         "prefill.onnx",
@@ -211,10 +210,10 @@ def test_int8_is_judged_by_perplexity_where_its_own_figure_cannot_fall(before, f
 def test_int8_export_that_is_worse_than_allowed_publishes_nothing(
     language_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def off(step, candidates=0):
+    def off(step):
         step = copy.deepcopy(step)  # its weights are the model's
         step.projection.bias.data[3] += 2
-        return build_int8_step(step, candidates)
+        return build_int8_step(step)
 
     monkeypatch.setattr(publish_module, "build_int8_step", off)
     arguments = [str(language_run), "--repository", str(tmp_path / "r"), "--name", "m", "--precision", "int8"]
@@ -254,9 +253,7 @@ def test_int8_export_refuses_data_on_which_training_did_not_measure(language_run
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--candidates", "3"], "argument --candidates: is for --precision int8 alone"),
         (["--max-worsening", "0"], "argument --max-worsening: is for --precision int8 alone"),
-        (["--precision", "int8", "--candidates", "0"], "argument --candidates: 0 candidates; allowed is 1 or more"),
     ],
 )
 def test_cli_refuses_flags_that_do_not_fit(
@@ -265,8 +262,3 @@ def test_cli_refuses_flags_that_do_not_fit(
     with pytest.raises(SystemExit):
         main([str(language_run), "--repository", "r", "--name", "m", *flags])
     assert message in capsys.readouterr().err
-
-
-def test_tracing_models_name_no_candidates(tracing_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="task 'tracing'; only language models name candidates"):
-        export_checkpoint(tracing_run, tmp_path / "r", "m", precision="int8", candidates=3)

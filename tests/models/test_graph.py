@@ -258,54 +258,6 @@ def test_check_step_refuses(
         check_step(read(model), "language")
 
 
-def add_candidates(*outputs: tuple[str, int, list[str | int]]) -> Callable[[onnx.ModelProto], None]:
-    def change(model: onnx.ModelProto) -> None:
-        model.graph.output.extend(helper.make_tensor_value_info(*output) for output in outputs)
-
-    return change
-
-
-BEST = ("candidate_logits", TensorProto.FLOAT, ["batch", 4])
-IDS = ("candidate_ids", TensorProto.INT64, ["batch", 4])
-NORMALIZER = ("log_normalizer", TensorProto.FLOAT, ["batch"])
-
-
-def test_check_step_takes_candidates(make_step_graph: MakeGraph) -> None:
-    model = make_step_graph()
-    add_candidates(BEST, IDS, NORMALIZER)(model)
-    assert check_step(read(model), "language") == 5
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (add_candidates(BEST, IDS), r"output log_normalizer is missing; allowed is log_normalizer float32\[batch\]$"),
-        (add_candidates(IDS, NORMALIZER), r"output candidate_logits is missing"),
-        (
-            add_candidates(BEST, (*IDS[:2], ["batch", 3]), NORMALIZER),
-            r"output candidate_ids is candidate_ids int64\[batch, 3\]; allowed is candidate_ids int64\[batch, 4\]$",
-        ),
-        (add_candidates(BEST, (IDS[0], TensorProto.INT32, IDS[2]), NORMALIZER), r"output candidate_ids is .* int32"),
-        (add_candidates(BEST, IDS, (*NORMALIZER[:2], ["batch", 1])), r"output log_normalizer is .*\[batch, 1\]"),
-        (
-            add_candidates((*BEST[:2], ["batch", 6]), (*IDS[:2], ["batch", 6]), NORMALIZER),
-            r"output candidate_logits float32\[batch, 6\]; allowed are 1 to 5 candidates, as many in every row$",
-        ),
-        (
-            add_candidates((*BEST[:2], ["batch", "k"]), (*IDS[:2], ["batch", "k"]), NORMALIZER),
-            r"output candidate_logits float32\[batch, \?\]; allowed are 1 to 5 candidates",
-        ),
-    ],
-)
-def test_check_step_refuses_candidates_that_are_not_whole(
-    make_step_graph: MakeGraph, change: Callable[[onnx.ModelProto], None], message: str
-) -> None:
-    model = make_step_graph()
-    change(model)
-    with pytest.raises(GraphRejected, match=r"^step\.onnx: " + message):
-        check_step(read(model), "language")
-
-
 def test_check_step_refuses_swapped_states(make_step_graph: MakeGraph) -> None:
     model = make_step_graph()
     h, c = value(model, "next_state.h0"), value(model, "next_state.c0")

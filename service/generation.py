@@ -154,7 +154,7 @@ class Generation:
         admission: the place taken for it.
         prompt: <int64>[N]
         sampling: how to sample.
-        stops: strings that end the text; the text ends before them.
+        stops: strings that end the text, read as a prompt would be; the text ends before them.
         snapshot: memory to go on from; None starts from zeros.
         cache_salt: prompts with another one are not met; a prompt after a snapshot meets none.
         context: ids before the prompt that the detokeniser should know, where there is a snapshot.
@@ -188,6 +188,7 @@ class Generation:
         self._on_overflow = on_overflow
         self._context = (prompt if context is None else np.concatenate([context, prompt]))[-CONTEXT_TOKENS:]
         codec = model.bundle.text_codec
+        stops = [codec.as_written(stop) for stop in stops]
         self._detokenizer = codec.detokenizer(self._context.tolist())
         self._matcher = StopMatcher(stops)
         self._prompt_tokens = len(prompt)

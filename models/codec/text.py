@@ -103,6 +103,18 @@ class TextCodec:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
+    def as_written(self, text: str) -> str:
+        """How tokens write what `text` is read as, where the normaliser changes it and nothing else gets lost; else
+        `text`. (A model that is read CR LF as LF writes LF, and never a CR LF that somebody waits for.)"""
+        normalizer = self._tokenizer.normalizer
+        normal = text if normalizer is None else str(normalizer.normalize_str(text))
+        if normal in ("", text):
+            return text
+        try:
+            return normal if self.decode(self.encode(text)) == normal else text
+        except UnencodableText:
+            return text
+
     def id_of(self, token: str) -> int | None:
         """The id of a token of the vocabulary, None where there is no such token."""
         found: int | None = self._tokenizer.token_to_id(token)

@@ -57,6 +57,20 @@ def test_what_the_training_text_lacks_is_read_as_what_it_has(kind: str, typed: s
         assert codec.vocabulary_size == len({*text.split(), "<unk>", "<eos>"})
 
 
+def test_string_to_wait_for_is_as_the_tokens_would_write_it() -> None:
+    text = "I'll go on -- so\n\nthe end\n"
+    codec = build_codec(TokenizerKind(), text)
+    assert codec.as_written("\r\n\r\n") == "\n\n"
+    assert codec.as_written("I\u2019ll\u2026") == "I\u2019ll\u2026"  # of the dots it would write <unk>
+    assert codec.as_written("I\u2019ll\u2014") == "I'll--"
+    words = build_codec(TokenizerKind(kind="word"), text)
+    assert [words.as_written(each) for each in (" the", "\n", "go\n", "I\u2019ll", "dog\u2019")] == [
+        " the", "\n", "go\n", "I'll", "dog\u2019",
+    ]  # fmt: skip
+    assert codec.as_written("\u200b") == "\u200b"
+    assert build_codec(KINDS["bpe"], text).as_written("\r\n") == "\r\n"
+
+
 @pytest.mark.parametrize("kind", ["character", "bpe"])
 @given(
     text=st.text(st.sampled_from("a'\"\u2019\u201c\r\n\t \u2014-.\u2026\ufeffe\u0301\u00e9"), min_size=1, max_size=40)

@@ -22,6 +22,8 @@ class ChunkWriter:
 
     def __init__(self, protocol: ChunkProtocol) -> None:
         self._protocol = protocol
+        self.wrote = False
+        """Whether anything was written since this was last set back."""
 
     @property
     def ready(self) -> bool:
@@ -38,6 +40,7 @@ class ChunkWriter:
     def write_text(self, text: str) -> None:
         """Send a chunk (RFC 9112, section 7.1)."""
         content = text.encode()
+        self.wrote = True
         self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(content), content))
 
 

@@ -100,7 +100,9 @@ async def captions(request: Request, model: str) -> Response:
         work = _begin(served, place, images, asked, parameters, overflow)
         stream = await while_connected(request, work)
         places.enter_context(context_of(request).drain.ending(stream.cancel))
-        return EventStream(_events(request, served, stream), places.pop_all(), overflow)
+        return EventStream(
+            _events(request, served, stream), places.pop_all(), overflow, batch=asked.fields.urgency.batch
+        )
 
 
 @router.post(

@@ -66,7 +66,7 @@ async def completions(request: Request, body: CompletionsRequest) -> Response:
             content = await while_connected(request, work.whole(places))
             return Response(content, media_type="application/json")
         held = places.pop_all()
-        return EventStream(work.stream(request, held), held, work.overflow)
+        return EventStream(work.stream(request, held), held, work.overflow, batch=body.urgency.batch)
 
 
 @dataclass(frozen=True, slots=True)

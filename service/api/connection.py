@@ -26,7 +26,8 @@ from service.errors import ErrorCode, RequestError, ServiceError, close_code
 from service.generation import Finished, admit
 from service.keys.caller import current_caller
 from service.observability.metrics import UNKNOWN
-from service.observability.requests import CANCELLED, RequestRecord, finish, socket_record, watch
+from service.observability.outcomes import CANCELLED
+from service.observability.requests import RequestRecord, finish, socket_record, watch
 from service.repository import ServedModel
 
 logger = logging.getLogger("carousel.stream")

@@ -57,6 +57,14 @@ def context_of(connection: HTTPConnection) -> Context:
     return context
 
 
+def note_model(connection: HTTPConnection, name: object) -> None:
+    """Note in the request's record which model it is for, if that is served: a request may fail before it is found."""
+    model = context_of(connection).repository.models.get(name) if isinstance(name, str) else None
+    if model is not None:
+        record = record_of(connection.scope)
+        record.model, record.version = model.name, str(model.bundle.version)
+
+
 def find_model(connection: HTTPConnection, name: str, task: Task | None = None) -> ServedModel:
     """The model of that name, noted in the request's record.
 

@@ -13,7 +13,8 @@ from service.api.disconnect import ClientGone
 from service.api.error_bodies import answer
 from service.api.validation import invalid
 from service.errors import ErrorCode, RequestError, ServiceError
-from service.observability.requests import CANCELLED, OK, record_of
+from service.observability.outcomes import CANCELLED, OK
+from service.observability.requests import record_of
 
 _HTTP_CODES: dict[int, ErrorCode] = {404: "not_found", 405: "method_not_allowed"}
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from service.api.context import Context, context_of
+from service.api.context import Context, context_of, note_model
 from service.api.disconnect import ClientGone
 from service.api.head_route import HeadRoute
 from service.api.validation import invalid
@@ -43,7 +43,10 @@ class JsonRoute(HeadRoute):
             await super().handle(scope, receive, send)
             return
         request = Request(scope, receive, send)
+        note_model(request, scope["path_params"].get("model"))
         value = await _json(request, optional=self._optional)
+        if isinstance(value, dict) and "model" not in scope["path_params"]:
+            note_model(request, value.get("model"))
         body = None if value is None and self._optional else _validated(self._body, value, context_of(request))
         response = await self.endpoint(request, body=body, **scope["path_params"])
         await response(scope, receive, send)

@@ -54,6 +54,10 @@ class Labelled(Collector, ABC, Generic[SeriesT, FamilyT]):
             series = self._series[values] = self.make()
         return series
 
+    def remove(self, *values: str) -> None:
+        """Forget the series of these labels."""
+        del self._series[values]
+
     def remove_by_labels(self, labels: Mapping[str, str]) -> None:
         """Forget the series that have these labels, whatever their others are."""
         wanted = [(self._labels.index(name), value) for name, value in labels.items()]

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from models.bundle import Bundle
+from models.step import Task
 from service.engine.admission import Admission
 from service.engine.async_engine import AsyncEngine
 from service.engine.encoder import EncoderReport
 from service.engine.sequence import Sequence, StepReport
 from service.observability.counter import Counter as FrequentCounter
+from service.observability.counter import Total
 from service.observability.histogram import Histogram, Series
+from service.observability.outcomes import BEFORE_A_MODEL, UNREAD, endpoints, outcomes_of
 
 LATENCY_BUCKETS = (
     0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5,
@@ -42,10 +45,12 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
-        self.requests = Counter(
-            "carousel_requests_total", "Requests ended, by outcome: ok, cancelled, or an error code.",
-            (*_MODEL, "endpoint", "outcome"), registry=registry,
-        )  # fmt: skip
+        self.requests = FrequentCounter(  # has hundreds of series, and the library's tell besides when each began
+            "carousel_requests_total",
+            "Requests ended, by outcome: ok, cancelled, or an error code.",
+            (*_MODEL, "endpoint", "outcome"),
+            registry=registry,
+        )
         self.request_seconds = self._histogram(
             "carousel_request_seconds", "From a request's arrival to its end.", "endpoint"
         )
@@ -136,13 +141,27 @@ class Metrics:
         """What else has a series for each version."""
         self._engines: dict[tuple[str, str], list[AsyncEngine]] = {}
         """Those that run, by model and version: more than one while a version makes room for itself, opened anew."""
+        self._tasks: dict[tuple[str, str], Task] = {}
+        """What they do."""
         self._retired: dict[tuple[str, str], None] = {}
         """Versions without an engine, the longest so first."""
-        self._ends: dict[tuple[str, str, str, str], tuple[Counter, Series]] = {}
+        self._ends: dict[tuple[str, str, str, str], tuple[Total, Series]] = {}
+        self.shed.labels(UNKNOWN, UNKNOWN, "connections")
+        for code in BEFORE_A_MODEL:
+            self.requests.labels(UNKNOWN, UNKNOWN, UNKNOWN, code)
+        for endpoint in endpoints():
+            for code in UNREAD:
+                self.requests.labels(UNKNOWN, UNKNOWN, endpoint, code)
 
     def keep(self, labels: tuple[str, str]) -> None:
         """Forget nothing of a version that is about to be served."""
         self._retired.pop(labels, None)
+
+    def expect(self, labels: tuple[str, str], task: Task) -> None:
+        """Count each way in which a request for a version can end, from 0 on."""
+        for endpoint, outcome in outcomes_of(task):
+            self.requests.labels(*labels, endpoint, outcome)
+        self._tasks[labels] = task
 
     def watch(self, labels: tuple[str, str], engine: AsyncEngine) -> None:
         """Read an engine's occupancy whenever the metrics are collected: a gauge that is set can go stale."""
@@ -162,6 +181,9 @@ class Metrics:
         if engines:
             return
         del self._engines[labels]
+        for endpoint, outcome in outcomes_of(self._tasks.pop(labels)):
+            if (*labels, endpoint, outcome) not in self._ends:  # what has not happened will not
+                self.requests.remove(*labels, endpoint, outcome)
         for gauge in self._gauges:
             gauge.remove_by_labels(_named(labels))
         self._retired[labels] = None
@@ -223,6 +245,7 @@ class ModelMetrics:
     def begin(self, engine: AsyncEngine, bundle: Bundle, load_seconds: float) -> None:
         """The model is served from now on."""
         metrics, manifest = self._metrics, bundle.manifest
+        metrics.expect(self._labels, manifest.task)
         metrics.watch(self._labels, engine)
         metrics.model_load_seconds.labels(*self._labels).set(load_seconds)
         metrics.model_info.remove_by_labels(_named(self._labels))  # the same version may have had other bytes

@@ -23,12 +23,11 @@ from service.engine.sequence import Sequence
 from service.errors import ERRORS, close_code
 from service.keys.caller import Caller, current_caller
 from service.observability.metrics import UNKNOWN, Metrics
+from service.observability.outcomes import CANCELLED, OK
 
 logger = logging.getLogger("carousel.requests")
 
 SCOPE_KEY = "carousel.request"
-OK = "ok"
-CANCELLED = "cancelled"
 SOCKET = "WS"
 """In place of a method, of what runs on a WebSocket."""
 

@@ -28,7 +28,8 @@ from starlette.types import Scope
 
 from service.engine.sequence import Sequence
 from service.errors import status_of
-from service.observability.requests import CANCELLED, OK, RequestRecord
+from service.observability.outcomes import CANCELLED, OK
+from service.observability.requests import RequestRecord
 
 MAX_SEQUENCES = 16
 """Of one request that have spans: a thousand learners would make three thousand, one like the other."""

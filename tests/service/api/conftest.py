@@ -57,7 +57,7 @@ def _outcomes(instance) -> Counter[str]:
     samples = (sample for metric in instance.context.metrics.registry.collect() for sample in metric.samples)
     counts: Counter[str] = Counter()
     for sample in samples:
-        if sample.name == "carousel_requests_total":
+        if sample.name == "carousel_requests_total" and sample.value:
             counts[sample.labels["outcome"]] += int(sample.value)
     return counts
 

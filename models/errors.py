@@ -44,6 +44,18 @@ class UnencodableText(CarouselError):
     """A text that a model's tokens cannot express."""
 
 
+class TextTooLong(CarouselError):
+    """A text has more tokens than were allowed.
+
+    Args:
+        count: how many it has.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"the text has {count:,} tokens")
+        self.count = count
+
+
 class ImageRejected(CarouselError):
     """Bytes that are no image that can be captioned."""
 

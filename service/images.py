@@ -24,7 +24,7 @@ from service.errors import ErrorCode, RequestError, ServiceError, Unavailable
 from service.repository import ServedModel
 
 PIECE = 1 << 18
-"""Characters of base64 decoded at a time, a multiple of four: other threads have their turn in between."""
+"""Characters of base64 decoded at a time: other threads have their turn in between."""
 
 _DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]{1,40};base64,")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}:|//|www\.")
@@ -129,13 +129,16 @@ def _refusal(error: ImageTooLarge | ImageRejected, where: str) -> RequestError:
 
 def _from_base64(text: str) -> bytes:
     prefix = _DATA_URI.match(text)
-    if prefix:
-        text = text[prefix.end() :]
-    elif _URI.match(text):
+    if prefix is None and _URI.match(text):
         raise ImageRejected("is an address, and nothing is fetched; send the file's bytes, in base64")
-    text = "".join(text.split())  # MIME's line ends
+    start, left, decoded = len(prefix[0]) if prefix else 0, "", []
     try:
-        pieces = (text[start : start + PIECE] for start in range(0, len(text), PIECE))
-        return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
+        while start < len(text):
+            piece = left + "".join(text[start : start + PIECE].split())  # MIME's line ends
+            start += PIECE
+            whole = len(piece) if start >= len(text) else len(piece) // 4 * 4
+            decoded.append(base64.b64decode(piece[:whole], validate=True))
+            left = piece[whole:]
+        return b"".join(decoded)
     except ValueError:
         raise ImageRejected("is not base64; send the file's bytes in the alphabet of RFC 4648, section 4") from None

@@ -6,13 +6,16 @@ import asyncio
 
 import numpy as np
 
-from models.errors import UnencodableText
+from models.errors import TextTooLong, UnencodableText
 from service.engine.sequence import Ids, Snapshot
 from service.errors import RequestError
 from service.repository import ServedModel
 
 LONG_TEXT = 4096
-"""Characters from which on a text is tokenised on a thread, not to hold the event loop up."""
+"""Characters, or ids, from which on a prompt is looked at on a thread, not to hold the event loop up."""
+
+PIECE = 1 << 14
+"""Ids that are made an array in one call: other threads have their turn in between."""
 
 
 async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
@@ -21,12 +24,18 @@ async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
     Raises:
         RequestError: invalid_request, empty_prompt, unknown_tokens, token_out_of_range or prompt_too_long.
     """
-    codec = model.bundle.text_codec
+    return await asyncio.to_thread(_ids, model, prompt) if len(prompt) > LONG_TEXT else _ids(model, prompt)
+
+
+def _ids(model: ServedModel, prompt: str | list[int]) -> Ids:
+    codec, longest = model.bundle.text_codec, model.bundle.manifest.limits.max_prompt_tokens
     if isinstance(prompt, str):
         try:
-            tokens = await asyncio.to_thread(codec.encode, prompt) if len(prompt) > LONG_TEXT else codec.encode(prompt)
+            tokens = codec.encode(prompt, longest)
         except UnencodableText as error:
             raise RequestError("invalid_request", f"prompt: {error}") from None
+        except TextTooLong as error:
+            raise _too_long(model, error.count) from None
     else:
         tokens = prompt
     if not tokens:
@@ -34,13 +43,8 @@ async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
             "empty_prompt",
             f"the prompt has no tokens; {model.name} has none of its own to begin a text with, so give at least 1",
         )
-    longest = model.bundle.manifest.limits.max_prompt_tokens
     if len(tokens) > longest:
-        raise RequestError(
-            "prompt_too_long",
-            f"the prompt is {len(tokens):,} tokens; {model.name} takes 1 to {longest:,} "
-            "(manifest limits.max_prompt_tokens)",
-        )
+        raise _too_long(model, len(tokens))
     if isinstance(prompt, str):
         if all(token == codec.unknown_id for token in tokens):
             raise RequestError(
@@ -53,7 +57,22 @@ async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
             raise RequestError(
                 "token_out_of_range", f"token {wrong} is not in the vocabulary; allowed are 0 to {size - 1:,}"
             )
-    return np.array(tokens, np.int64)
+    return as_array(tokens)
+
+
+def as_array(ids: list[int]) -> Ids:
+    """The same as an array. <int64>[N]"""
+    if len(ids) <= PIECE:
+        return np.array(ids, np.int64)
+    return np.concatenate([np.array(ids[start : start + PIECE], np.int64) for start in range(0, len(ids), PIECE)])
+
+
+def _too_long(model: ServedModel, count: int) -> RequestError:
+    return RequestError(
+        "prompt_too_long",
+        f"the prompt is {count:,} tokens; {model.name} takes 1 to "
+        f"{model.bundle.manifest.limits.max_prompt_tokens:,} (manifest limits.max_prompt_tokens)",
+    )
 
 
 def unknown_tokens(model: ServedModel, ids: Ids) -> int:

@@ -15,6 +15,7 @@ from models.errors import UnknownSkill
 from service.engine.sequence import FinishEvent, Floats, Ids, Readout, Sequence, Snapshot
 from service.errors import RequestError
 from service.prefixes import FROM_ZEROS, Beginning
+from service.prompt import as_array
 from service.repository import ServedModel
 from service.sessions.memory import OUTPUT
 
@@ -100,7 +101,7 @@ def encode_history(
             f"{where}attempts: the history is {count:,} attempts; {model.name} takes 1 to {longest:,} "
             "(manifest limits.max_prompt_tokens); send it in parts, with a session",
         )
-    return History(np.array(ids, np.int64), np.array(places, np.int64), count)
+    return History(as_array(ids), as_array(places), count)
 
 
 def skill_ids(codec: InteractionCodec, skills: Iterable[str | int], where: str) -> Ids:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer, decoders
 
-from models.errors import UnencodableText
+from models.errors import TextTooLong, UnencodableText
 
 UNKNOWN_TOKEN = "<unk>"
 END_OF_LINE_TOKEN = "<eos>"
+
+LONG = 4096
+"""Ids from which on decoding them takes longer than to let other threads run meanwhile."""
 
 CONTEXT_TOKENS = 8
 """How many ids before the next one a detokeniser looks at: enough for any UTF-8 character and for a leading blank."""
@@ -85,22 +88,33 @@ class TextCodec:
         """The codec as `tokenizer.json`."""
         return str(self._tokenizer.to_str())
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, longest: int | None = None) -> list[int]:
         """The ids of `text`; what the vocabulary lacks becomes the unknown token where there is one.
+
+        Args:
+            text: to encode; a long one lets other threads run meanwhile.
+            longest: how many ids there may be, if there is a bound.
 
         Raises:
             UnencodableText: the vocabulary lacks a part of the text and has no unknown token, or the text holds half
                 of a surrogate pair.
+            TextTooLong: there are more ids than that.
         """
-        return list(self._encoding(text).ids)
+        encoding = self._encoding(text, self._tokenizer.encode_batch_fast)
+        if longest is not None and len(encoding) > longest:
+            raise TextTooLong(len(encoding))
+        return list(encoding.ids)
 
     def offsets(self, text: str) -> list[int]:
         """Where in `text` each of its tokens begins, in characters. Raises what `encode` does."""
-        return [start for start, _ in self._encoding(text).offsets]
+        return [start for start, _ in self._encoding(text, self._tokenizer.encode_batch).offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        if len(ids) < LONG:
+            text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+            return text
+        (text,) = self._tokenizer.decode_batch([ids], skip_special_tokens=False)  # lets other threads run
         return text
 
     def as_written(self, text: str) -> str:
@@ -146,10 +160,11 @@ class TextCodec:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
         return self.token_text(token)
 
-    def _encoding(self, text: str) -> Encoding:
+    def _encoding(self, text: str, encode_batch: Callable[..., list[Encoding]]) -> Encoding:
+        """Of a batch of one: unlike `encode`, it lets other threads run. `encode_batch_fast` leaves offsets out, which
+        take most of the time; to free them takes the interpreter's lock."""
         try:
-            # As a batch of one: unlike `encode`, it lets other threads run, and a long text takes seconds.
-            return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
+            return encode_batch([text], add_special_tokens=False)[0]
         except TypeError:  # what the library makes of a str that has no UTF-8
             raise UnencodableText(
                 "text holds half of a surrogate pair; allowed is text that has a UTF-8 form"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 from pydantic import ValidationError
@@ -12,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from service.api.caption_messages import MAX_IMAGES, CaptionFields, CaptionsRequest
 from service.api.disconnect import ClientGone
 from service.api.multipart import Part, cut_form, read_form
+from service.api.slices import LARGE, loads
 from service.api.validation import invalid, parsed, printable
 from service.errors import RequestError
 from service.images import ImageFile
@@ -46,7 +49,10 @@ async def read_asked(request: Request) -> Asked:
         if kind == "multipart/form-data":
             return await _from_form(request)
         if kind == "application/json" or kind.endswith("+json"):
-            return _from_json(await request.body())
+            content = await request.body()
+            if len(content) < LARGE:
+                return _from_json(content)
+            return await asyncio.to_thread(_from_large_json, content)
     except ClientDisconnect:
         raise ClientGone from None
     seen = f"the content-type is {kind[:100]!a}" if kind else "there is no content-type"
@@ -55,15 +61,38 @@ async def read_asked(request: Request) -> Asked:
 
 def _from_json(content: bytes) -> Asked:
     try:
-        body = CaptionsRequest.model_validate_json(content)
+        return _asked(CaptionsRequest.model_validate_json(content))
     except ValidationError as error:
         errors = error.errors(include_url=False)
         if errors[0]["type"] == "json_invalid":
-            raise RequestError("malformed_json", f"the body is not JSON: {errors[0]['ctx']['error']}") from None
-        if errors[0]["type"] == "model_type":
-            raise RequestError("invalid_request", "the body must be a JSON object") from None
-        raise invalid(errors, parsed(content)) from None
+            raise _malformed(errors[0]["ctx"]["error"]) from None
+        raise _refused(errors, parsed(content)) from None
+
+
+def _from_large_json(content: bytes) -> Asked:
+    """The same in slices."""
+    try:
+        value = loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(getattr(error, "msg", "it could not be parsed")) from None
+    try:
+        return _asked(CaptionsRequest.model_validate(value))
+    except ValidationError as error:
+        raise _refused(error.errors(include_url=False), value) from None
+
+
+def _asked(body: CaptionsRequest) -> Asked:
     return Asked(body.images or [body.image or ""], body.images is not None, body)
+
+
+def _malformed(why: str) -> RequestError:
+    return RequestError("malformed_json", f"the body is not JSON: {why}")
+
+
+def _refused(errors: Sequence[Any], value: Any) -> RequestError:
+    if errors[0]["type"] == "model_type":
+        return RequestError("invalid_request", "the body must be a JSON object")
+    return invalid(errors, value)
 
 
 async def _from_form(request: Request) -> Asked:

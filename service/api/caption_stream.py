@@ -24,12 +24,12 @@ class CaptionConnection(Connection):
 
     _next = GREEDY
 
-    def parse(self, message: Any) -> bytes | CaptionStart | Cancel:
+    async def parse(self, message: Any) -> bytes | CaptionStart | Cancel:
         """An image, or a text frame."""
         if message.get("text") is None:
             content: bytes = message["bytes"]
             return content
-        return self.parse_json(message["text"], CaptionStreamMessage)
+        return await self.parse_json(message["text"], CaptionStreamMessage)
 
     def begin(self, request: bytes | CaptionStart) -> Work | None:
         """A caption, unless its image is still to come."""

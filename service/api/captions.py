@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from service.api import frames
+from service.api import frames, slices
 from service.api.caption_form import Asked, read_asked
 from service.api.caption_messages import CaptionFields, CaptionsRequest, CaptionsResponse
 from service.api.context import context_of, find_model
@@ -20,6 +20,7 @@ from service.api.disconnect import all_or_none, while_connected
 from service.api.event_stream import EventStream, LastEvents, note, sse
 from service.api.plain_route import PlainRoute
 from service.api.probability import ERRORS
+from service.api.slices import LARGE_ANSWER
 from service.attention_picture import attention_svg
 from service.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
 from service.engine.admission import Admission
@@ -91,7 +92,8 @@ async def captions(request: Request, model: str) -> Response:
     served = find_model(request, model, "captioning")  # there may be another version by now
     parameters = _parameters(asked.fields, served)
     if not asked.fields.stream:
-        return JSONResponse(await while_connected(request, _captions(served, images, asked, parameters)))
+        content = await while_connected(request, _captions(served, images, asked, parameters))
+        return Response(content, media_type="application/json")
     if len(asked.files) > 1:
         raise RequestError("invalid_request", f"stream is for one image, and there are {len(asked.files):,}")
     async with AsyncExitStack() as places:
@@ -134,9 +136,7 @@ def _parameters(fields: CaptionFields, model: ServedModel) -> CaptionParameters:
         raise RequestError("invalid_request", str(error)) from None
 
 
-async def _captions(
-    model: ServedModel, images: ImageReader, asked: Asked, parameters: CaptionParameters
-) -> dict[str, Any]:
+async def _captions(model: ServedModel, images: ImageReader, asked: Asked, parameters: CaptionParameters) -> str:
     with ExitStack() as places:
         # As many rows as there are at most, and as are free: a large request takes turns instead of everybody's place.
         urgency = asked.fields.urgency
@@ -145,11 +145,23 @@ async def _captions(
         admissions = admit_many(places, model, wanted, urgency, parameters.rows)
         encodings = await _encodings(model, images, asked)
         found = await _find_all(model, admissions, encodings, parameters)
-    return {
-        "model": model.name,
-        "version": model.bundle.version,
-        "images": [{"captions": [_told(model, one, parameters) for one in of_image]} for of_image in found],
-    }
+    looks = (one.attention for of_image in found for one in of_image)
+    if sum(looked.size for looked in looks if looked is not None) < LARGE_ANSWER:
+        return _answer(model, found, parameters, frames.dumps)
+    return await asyncio.to_thread(_answer, model, found, parameters, slices.dumps)
+
+
+def _answer(
+    model: ServedModel, found: list[list[Caption]], parameters: CaptionParameters, dumps: Callable[[Any], str]
+) -> str:
+    """A CaptionsResponse as JSON."""
+    return dumps(
+        {
+            "model": model.name,
+            "version": model.bundle.version,
+            "images": [{"captions": [_told(model, one, parameters) for one in of_image]} for of_image in found],
+        }
+    )
 
 
 async def _encodings(model: ServedModel, images: ImageReader, asked: Asked) -> list[Encoding]:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from models.codec.text import TextCodec
-from service.api import frames
+from service.api import frames, slices
 from service.api.completion_logprobs import Logprobs, logprobs_of, sampled_logprobs
 from service.api.context import context_of, find_model
 from service.api.direct_frames import TokenFrames, token_frames
@@ -28,13 +28,14 @@ from service.api.event_stream import EventStream, LastEvents, note, sse
 from service.api.json_route import JsonRoute
 from service.api.messages import CompletionsRequest, NotAllowed, check_top_k
 from service.api.probability import ERRORS
+from service.api.slices import LARGE_ANSWER
 from service.choices import ChoiceParameters, Choices
 from service.engine.sequence import FinishReason, Ids
 from service.errors import RequestError, ServiceError
 from service.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
 from service.memories import Memories, Recall
 from service.observability.requests import record_of
-from service.prompt import LONG_TEXT, check_uneaten, prompt_ids, unknown_tokens
+from service.prompt import check_uneaten, prompt_ids, unknown_tokens
 from service.repository import ServedModel
 from service.weighing import Weighed
 
@@ -127,7 +128,9 @@ class Completion:
             check_top_k(sampling.top_k, codec.vocabulary_size)
         except NotAllowed as error:
             raise RequestError("invalid_request", str(error), param=error.field) from None
-        self._prompts = [await self._ids(place, prompt) for place, prompt in enumerate(body.prompts)]
+        for place, prompt in enumerate(body.prompts):
+            self._prompts.append(await self._ids(place, prompt))
+            await asyncio.sleep(0)  # of a hundred prompts each takes its time: others have their turn in between
         self._unknown_tokens = sum(unknown_tokens(self._model, ids) for ids in self._prompts)
         self._recall = recall = await places.enter_async_context(
             self._memories.recall(self._model.identity, body.memory)
@@ -146,6 +149,7 @@ class Completion:
             check_uneaten(self._model, recall.snapshot, len(ids))
             own = slice(place * body.copies, (place + 1) * body.copies)
             self._choices.append(Choices(self._model, self._admissions[own], ids, samplings[own], parameters, recall))
+            await asyncio.sleep(0)
 
     async def _ids(self, place: int, prompt: str | list[int]) -> Ids:
         try:
@@ -165,11 +169,12 @@ class Completion:
         """The answer at once."""
         await self._prepare(places)
         texts = await all_or_none([self._collect(index) for index in range(self._count)])
-        if self._body.echo and sum(map(len, self._prompts)) > LONG_TEXT:
-            return await asyncio.to_thread(self._answer, texts)
-        return self._answer(texts)
+        told = sum(len(text.tokens) for text in texts) + (sum(map(len, self._prompts)) if self._echoes else 0)
+        if told * (1 if self._body.logprobs is None else 3 + self._body.logprobs) < LARGE_ANSWER:
+            return self._answer(texts, frames.dumps)
+        return await asyncio.to_thread(self._answer, texts, slices.dumps)
 
-    def _answer(self, texts: list[_Text]) -> bytes:
+    def _answer(self, texts: list[_Text], dumps: Callable[[Any], str]) -> bytes:
         copies, n = self._body.copies, self._body.n or 1
         choices: list[dict[str, Any]] = []
         for place, echo in enumerate(self._echoes or [NO_ECHO] * len(self._prompts)):
@@ -182,7 +187,7 @@ class Completion:
                 choices.append(self._choice(len(choices), echo.text + text.end.text, told, text.end.reason))
         usage = self._usage({index: text.end.usage for index, text in enumerate(texts)})
         answer = {**self._head, "choices": choices, "usage": usage, **self._told}
-        return frames.dumps(answer).encode()
+        return dumps(answer).encode()
 
     async def stream(self, request: Request, places: AsyncExitStack) -> AsyncIterator[bytes]:
         """The answer as events. An error after the first byte is the last event, without [DONE]."""
@@ -197,8 +202,11 @@ class Completion:
         try:
             async for index, event in _merge([self._events(index, taker) for index in range(self._count)]):
                 if (echo := echoes.pop(index, None)) is not None:
-                    weighed = self._weighed(index // self._body.copies, event) if isinstance(event, Weighed) else None
-                    yield self._event([self._choice(index, echo.text, weighed, None)])
+                    weighed = event if isinstance(event, Weighed) else None
+                    if len(echo.offsets) < LARGE_ANSWER:
+                        yield self._echo_event(index, echo, weighed, frames.dumps)
+                    else:
+                        yield await asyncio.to_thread(self._echo_event, index, echo, weighed, slices.dumps)
                 if isinstance(event, Finished):
                     usages[index] = event.usage
                     cut_off |= event.reason is FinishReason.CANCELLED
@@ -262,6 +270,11 @@ class Completion:
 
     def _event(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
         return sse({**self._head, "choices": choices, **fields})
+
+    def _echo_event(self, index: int, echo: Echo, weighed: Weighed | None, dumps: Callable[[Any], str]) -> bytes:
+        logprobs = None if weighed is None else self._weighed(index // self._body.copies, weighed)
+        event = {**self._head, "choices": [self._choice(index, echo.text, logprobs, None)]}
+        return f"data: {dumps(event)}\n\n".encode()
 
     def _choice(
         self, index: int, text: str, logprobs: dict[str, Any] | None, reason: FinishReason | None

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from models.step import Task
 from service.api import frames
 from service.api.context import Context
+from service.api.slices import LARGE, loads
 from service.api.stream_messages import Cancel
 from service.api.validation import invalid, parsed
 from service.engine.admission import Admission
@@ -78,7 +79,7 @@ class Connection(ABC):
         """Set when `run` has something to see to that is neither a frame nor a generation's end."""
 
     @abstractmethod
-    def parse(self, message: Any) -> Any:
+    async def parse(self, message: Any) -> Any:
         """What a frame says: a Cancel, or something for `begin`."""
 
     @abstractmethod
@@ -143,7 +144,7 @@ class Connection(ABC):
 
     async def _handle(self, message: Any) -> None:
         """Act on one frame."""
-        request = self.parse(message)
+        request = await self.parse(message)
         if isinstance(request, Cancel):
             if not self._started:
                 self.refuse("out_of_order", "cancel came before any start")
@@ -167,15 +168,21 @@ class Connection(ABC):
             self._started, self._cancelled = True, False
             self._task = asyncio.create_task(self._generate(work))
 
-    def parse_json(self, text: str, messages: TypeAdapter[Message]) -> Message:
+    async def parse_json(self, text: str, messages: TypeAdapter[Message]) -> Message:
         """The message that a text frame holds."""
+        value = None
         try:
-            return messages.validate_json(text)
+            if len(text) < LARGE:
+                return messages.validate_json(text)
+            value = await asyncio.to_thread(loads, text)
+            return await asyncio.to_thread(messages.validate_python, value)
         except ValidationError as error:
             errors = error.errors(include_url=False)
             if errors[0]["type"] == "json_invalid":
                 self.refuse("malformed_json", f"the frame is not JSON: {errors[0]['ctx']['error']}")
-            self.refuse("invalid_request", invalid(errors, parsed(text)).message)
+            self.refuse("invalid_request", invalid(errors, parsed(text) if value is None else value).message)
+        except (ValueError, RecursionError) as error:
+            self.refuse("malformed_json", f"the frame is not JSON: {getattr(error, 'msg', 'it could not be parsed')}")
 
     def refuse(self, code: ErrorCode, message: str) -> NoReturn:
         """End the socket for a frame that asks for no generation."""

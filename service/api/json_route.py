@@ -7,6 +7,7 @@ take a request as this class finds it; what FastAPI is told about them, and with
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from inspect import signature
@@ -19,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from service.api.context import Context, context_of, note_model
 from service.api.disconnect import ClientGone
 from service.api.head_route import HeadRoute
+from service.api.slices import LARGE, loads
 from service.api.validation import invalid
 from service.errors import RequestError
 
@@ -44,16 +46,26 @@ class JsonRoute(HeadRoute):
             return
         request = Request(scope, receive, send)
         note_model(request, scope["path_params"].get("model"))
-        value = await _json(request, optional=self._optional)
-        if isinstance(value, dict) and "model" not in scope["path_params"]:
-            note_model(request, value.get("model"))
-        body = None if value is None and self._optional else _validated(self._body, value, context_of(request))
+        content = await _content(request, optional=self._optional)
+        body = None if not content else await self._message(request, content)
         response = await self.endpoint(request, body=body, **scope["path_params"])
         await response(scope, receive, send)
 
+    async def _message(self, request: Request, content: bytes) -> Any:
+        """The message that a body holds; of a large one, on a thread, in slices. Raises RequestError."""
+        assert self._body is not None
+        large = len(content) >= LARGE
+        value = await asyncio.to_thread(_value, content, loads) if large else _value(content, json.loads)
+        if isinstance(value, dict) and "model" not in request.path_params:
+            note_model(request, value.get("model"))
+        context = context_of(request)
+        if large:
+            return await asyncio.to_thread(_validated, self._body, value, context)
+        return _validated(self._body, value, context)
 
-async def _json(request: Request, *, optional: bool) -> Any:
-    """The body; None where there is none, and none is needed.
+
+async def _content(request: Request, *, optional: bool) -> bytes:
+    """The body; empty where there is none, and none is needed.
 
     Raises:
         ClientGone, RequestError
@@ -63,12 +75,17 @@ async def _json(request: Request, *, optional: bool) -> Any:
     except ClientDisconnect:
         raise ClientGone from None
     if not content and optional:
-        return None
+        return content
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not content or not (media_type == "application/json" or media_type.endswith("+json")):
         raise RequestError("invalid_request", NO_OBJECT)
+    return content
+
+
+def _value(content: bytes, parse: Callable[[bytes], Any]) -> Any:
+    """What the JSON of a body says. Raises RequestError."""
     try:
-        return json.loads(content)
+        return parse(content)
     except json.JSONDecodeError as error:
         raise RequestError("malformed_json", f"the body is not JSON: {error.msg}") from None
     except (ValueError, RecursionError):  # no UTF-8, a number of thousands of digits, a depth of thousands

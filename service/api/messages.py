@@ -13,11 +13,13 @@ from pydantic import (
     Field,
     Tag,
     ValidationInfo,
+    WrapValidator,
     field_validator,
     model_validator,
 )
 
 from models.manifest import MAX_TEMPERATURE, Manifest
+from service.api.slices import in_slices
 from service.engine.queue_time import Urgency
 from service.engine.sequence import SamplingParameters
 from service.memories import MemoryChoice
@@ -42,7 +44,7 @@ INSTEAD = {
 """What there is in place of fields of OpenAI's that are not supported."""
 
 # The first wrong element is enough: a list of a million would make a million errors and hold everybody up.
-TokenIds = Annotated[list[int], Field(fail_fast=True)]
+TokenIds = Annotated[list[int], Field(fail_fast=True), WrapValidator(in_slices)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]

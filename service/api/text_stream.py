@@ -37,11 +37,11 @@ class TextConnection(Connection):
         self._context: Ids = NO_IDS
         """The last ids of the socket's text, which the detokeniser of a `feed` must know."""
 
-    def parse(self, message: Any) -> Start | Feed | Cancel:
+    async def parse(self, message: Any) -> Start | Feed | Cancel:
         """A text frame; anything else is refused."""
         if message.get("text") is None:
             self.refuse("unsupported_frame", "a binary frame came; this model takes JSON text frames")
-        return self.parse_json(message["text"], StreamMessage)
+        return await self.parse_json(message["text"], StreamMessage)
 
     def begin(self, request: Start | Feed) -> Work:
         """A generation from the beginning, or from where the last one ended."""

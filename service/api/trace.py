@@ -19,6 +19,7 @@ from service.api.context import context_of, find_model
 from service.api.disconnect import all_or_none, while_connected
 from service.api.json_route import JsonRoute
 from service.api.probability import ERRORS
+from service.api.slices import LARGE_ANSWER
 from service.api.trace_messages import LearnersRequest, LearnersResponse, TraceBody, TraceFields, TraceResponse
 from service.engine.admission import Admission
 from service.engine.sequence import Ids
@@ -41,8 +42,8 @@ from service.tracing import (
 )
 from service.trail import marks_of, read_marks
 
-LONG_ANSWER = 256
-"""Attempts from which on an answer is written on a thread, not to hold the event loop up."""
+LONG_HISTORY = 256
+"""Attempts from which on they are looked at on a thread, not to hold the event loop up."""
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
@@ -102,8 +103,10 @@ async def _trace(model: ServedModel, memories: Memories, body: TraceBody) -> byt
         # As many rows as there are at most: a large request takes turns instead of everybody's place.
         wanted = min(len(learners), model.engine.max_rows)
         admissions = admit_many(places, model, wanted, body.urgency)
-        asked = [_check(model, fields, f"learners.{place}." if many else "") for place, fields in enumerate(learners)]
-        _check_sessions(learners)
+        if sum(len(fields.attempts) for fields in learners) < LONG_HISTORY:
+            asked = _check_all(model, learners, many)
+        else:
+            asked = await asyncio.to_thread(_check_all, model, learners, many)
         async with AsyncExitStack() as held:
             recalls = [
                 await held.enter_async_context(memories.recall(model.identity, one.fields.memory)) for one in asked
@@ -112,9 +115,15 @@ async def _trace(model: ServedModel, memories: Memories, body: TraceBody) -> byt
             ends = (_note(*each) for each in zip(asked, recalls, results, strict=True))
             await memories.commit([change for change in ends if change is not None])
         told = [recall.told for recall in recalls]
-        if sum(one.history.count for one in asked) < LONG_ANSWER:
+        if sum(map(_values, asked, results)) < LARGE_ANSWER:
             return _json(model, asked, results, told, many)
         return await asyncio.to_thread(_json, model, asked, results, told, many)
+
+
+def _check_all(model: ServedModel, learners: Sequence[TraceFields], many: bool) -> list[_Asked]:
+    asked = [_check(model, fields, f"learners.{place}." if many else "") for place, fields in enumerate(learners)]
+    _check_sessions(learners)
+    return asked
 
 
 def _check(model: ServedModel, fields: TraceFields, where: str) -> _Asked:
@@ -206,7 +215,10 @@ def _json(
 
 
 def _answer(model: ServedModel, one: _Asked, result: Traced, told: dict[str, str]) -> str:
-    """One LearnerAnswer. The predictions are most of a short answer's cost, hence the template."""
+    """One LearnerAnswer. The predictions are most of a short answer's cost, hence the template.
+
+    What is long is joined piece by piece: a serialiser would hold the interpreter's lock, and with it every stream.
+    """
     codec, history, fields = model.bundle.interaction_codec, one.history, one.fields
     answer: dict[str, Any] = {}
     identity = getattr(fields, "id", None)
@@ -216,27 +228,48 @@ def _answer(model: ServedModel, one: _Asked, result: Traced, told: dict[str, str
     answer["cached_tokens"] = result.cached
     if fields.unknown_skill == "ignore":
         answer["ignored"] = history.count - len(history.ids)
+    parts = [_dumps(answer)[:-1]]
     if fields.each:
-        assert result.before is not None
-        before: list[float | None] = [None] * history.count
-        for place, probability in zip(history.places.tolist(), result.before.tolist(), strict=True):
-            before[place] = None if math.isnan(probability) else _short(probability)
-        answer["each"] = [
-            {**attempt, "probability": probability}
-            for attempt, probability in zip(fields.attempts, before, strict=True)
-        ]
+        parts.append(f',"each":[{_each(one, result)}]')
     if one.curve is not None:
         assert result.curve is not None
-        answer["curve"] = [
-            {"skill": codec.skills[skill], "probabilities": [_short(value) for value in values]}
-            for skill, values in zip(one.curve.tolist(), result.curve.T.tolist(), strict=True)
-        ]
+        columns = zip(one.curve.tolist(), result.curve.T, strict=True)
+        curves = (
+            f'{{"skill":{_dumps(codec.skills[skill])},"probabilities":[{",".join(map(_number, values.tolist()))}]}}'
+            for skill, values in columns
+        )
+        parts.append(f',"curve":[{",".join(curves)}]')
     if one.skills is None:
         predictions = _template(codec) % tuple(result.after.tolist())
     else:
         chosen = zip(one.skills.tolist(), result.after[one.skills].tolist(), strict=True)
-        predictions = _dumps([{"skill": codec.skills[skill], "probability": _short(value)} for skill, value in chosen])
-    return f'{_dumps(answer | told)[:-1]},"predictions":{predictions}}}'
+        each = (f'{{"skill":{_dumps(codec.skills[skill])},"probability":{_number(value)}}}' for skill, value in chosen)
+        predictions = f"[{','.join(each)}]"
+    parts += [f",{_dumps(name)}:{_dumps(value)}" for name, value in told.items()]
+    return f'{"".join(parts)},"predictions":{predictions}}}'
+
+
+def _each(one: _Asked, result: Traced) -> str:
+    """Every attempt as it was sent, with P(correct) as it stood before it."""
+    assert result.before is not None
+    before = ["null"] * one.history.count
+    for place, probability in zip(one.history.places.tolist(), result.before.tolist(), strict=True):
+        if not math.isnan(probability):
+            before[place] = _number(probability)
+    skills = {attempt["skill"]: _dumps(attempt["skill"]) for attempt in one.fields.attempts}
+    return ",".join(
+        f'{{"skill":{skills[attempt["skill"]]},"correct":{"true" if attempt["correct"] else "false"},'
+        f'"probability":{probability}}}'
+        for attempt, probability in zip(one.fields.attempts, before, strict=True)
+    )
+
+
+def _values(one: _Asked, result: Traced) -> int:
+    """How many numbers a learner's answer has."""
+    curve = 0 if result.curve is None else result.curve.size
+    return (
+        curve + (one.history.count if one.fields.each else 0) + len(result.after if one.skills is None else one.skills)
+    )
 
 
 @cache
@@ -246,9 +279,9 @@ def _template(codec: InteractionCodec) -> str:
     return "[" + ",".join(f'{{"skill":{name},"probability":%.9g}}' for name in names) + "]"
 
 
-def _short(probability: float) -> float:
+def _number(probability: float) -> str:
     """Nine digits tell every float32 from every other, and are half as long as what float64 would take to say it."""
-    return float(f"{probability:.9g}")
+    return repr(float(f"{probability:.9g}"))
 
 
 def _dumps(value: Any) -> str:

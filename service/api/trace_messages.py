@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, with_config
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, WrapValidator, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from service.api.messages import CacheFields, MemoryFields, MemoryTold, UrgencyFields
+from service.api.slices import in_slices
 
 MAX_LEARNERS = 1000
 MAX_SKILLS = 10_000
@@ -27,7 +28,7 @@ class Attempt(TypedDict):
 class TraceFields(MemoryFields, CacheFields):
     """One learner: what was answered, and what to tell."""
 
-    attempts: Annotated[list[Attempt], Field(description="Oldest first.", fail_fast=True)]
+    attempts: Annotated[list[Attempt], Field(description="Oldest first.", fail_fast=True), WrapValidator(in_slices)]
     skills: Annotated[Skills | None, Field(description="Skills to predict; all where left out.")] = None
     each: Annotated[bool, Field(description="Tell P(correct) of each attempt as it stood before it.")] = False
     curve: Annotated[Skills | None, Field(description="Skills whose P(correct) to tell after each attempt.")] = None

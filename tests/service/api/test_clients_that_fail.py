@@ -187,9 +187,10 @@ def test_refused_request_of_many_prompts_leaves_no_place_taken(run_server, event
         too_many = client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 4})
         assert too_many.json()["error"]["code"] == "invalid_request"  # it could never be served
         engine = server.context.repository.models["tiny"].engine
-        with engine.admit():
-            response = client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 3})
-            assert response.json()["error"]["code"] == "capacity_exceeded"
+        taken = engine.admit()
+        response = client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 3})
+        assert response.json()["error"]["code"] == "capacity_exceeded"
+        engine.leave(taken)
         eventually(lambda: engine.admitted == 0)
         assert client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 3}).status_code == 200
 

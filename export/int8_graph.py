@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 from torch import Tensor
 
 from export.graph_builder import GraphBuilder
-from export.int8_product import Activation, Floats, Product, product, quantize, quantized_rows
+from export.int8_product import Activation, Floats, Product, looked_up, product, quantize, quantized_rows
 from export.step_module import StepGRU, StepLSTM, StepModule
 from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
 from models.step import STEP_OUTPUT
 
-MAX_TABLE_BYTES = 64 << 20
-"""Up to here what layer 0 makes of its input is a table in float16, looked up by id: no product, and hardly any
-rounding. A larger vocabulary keeps its embedding, in int8."""
+MAX_TABLE_BYTES = 32 << 20
+"""Up to here what layer 0 makes of its input is a table, looked up by id: no product, and one rounding instead of two.
+A larger vocabulary keeps its embedding, which is smaller: [V, E] for [V, 4H]."""
 
 
 def build_int8_step(step: StepModule) -> bytes:
@@ -81,9 +80,8 @@ class EmbeddedIds:
 
     def product(self, graph: GraphBuilder, name: str, weight: Floats, bias: Floats, result: str | None = None) -> str:
         """The float32 value x W + b. weight <float32>[E, N], bias <float32>[N]"""
-        if self._embedding.shape[0] * weight.shape[1] * 2 <= MAX_TABLE_BYTES:
-            table = graph.constant(f"{name}.table", self._embedding @ weight + bias, np.float16)  # [V, N]
-            return graph.node("Cast", graph.node("Gather", table, self._ids), result=result, to=onnx.TensorProto.FLOAT)
+        if self._embedding.shape[0] * weight.shape[1] <= MAX_TABLE_BYTES:
+            return looked_up(graph, name, self._embedding @ weight + bias, self._ids, result)
         x = quantized_rows(graph, "embedding", self._embedding, self._ids)
         return product(graph, name, x, weight, bias, result)
 

@@ -10,7 +10,14 @@ import torch
 
 from export import int8_graph
 from export.int8_graph import build_int8_step
-from export.int8_product import ACTIVATION_LEVELS, WEIGHT_LEVELS, ZERO_POINT, quantize_columns
+from export.int8_product import (
+    ACTIVATION_LEVELS,
+    TABLE_BLOCK,
+    WEIGHT_LEVELS,
+    ZERO_POINT,
+    quantize_blocks,
+    quantize_columns,
+)
 from export.parity import ParityError, measure_parity
 from export.step_module import step_module
 from models.graph import TensorSpec, read_graph
@@ -18,7 +25,13 @@ from models.nn.language import LanguageModel, LanguageModelConfig
 from models.nn.tracing import TracingModel, TracingModelConfig
 from models.step import check_step
 
-SIZES = [("lstm", 7, 9, 1, False), ("lstm", 5, 11, 2, True), ("gru", 6, 8, 2, False), ("gru", 9, 4, 3, True)]
+SIZES = [
+    ("lstm", 7, 9, 1, False),
+    ("lstm", 5, 11, 2, True),
+    ("lstm", 3, 71, 1, False),  # a row of the table is longer than a block
+    ("gru", 6, 8, 2, False),
+    ("gru", 9, 4, 3, True),
+]
 
 
 def random_model(
@@ -55,6 +68,16 @@ def rounded_product(x: np.ndarray, weight: np.ndarray, range_: float = 1.0) -> n
     return (whole.astype(np.int64) @ quantized.values.astype(np.int64)) * quantized.scales * range_ / ACTIVATION_LEVELS
 
 
+def rounded_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows of the table as the int8 graph has them: each block of TABLE_BLOCK entries on a grid of its own. [B, N]"""
+    rounded = np.empty_like(rows)
+    for start in range(0, rows.shape[1], TABLE_BLOCK):
+        block = rows[:, start : start + TABLE_BLOCK]
+        scale = np.abs(block).max(axis=1, keepdims=True) / ACTIVATION_LEVELS
+        rounded[:, start : start + TABLE_BLOCK] = np.rint(block / scale) * scale
+    return rounded
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
@@ -74,7 +97,7 @@ def expected_step(
         both = layer.cell == "lstm"
         from_x = (x @ w_ih.T if looked_up else rounded_product(x, w_ih, range_)) + rnn["bias_ih_l0"]
         from_x = from_x + both * rnn["bias_hh_l0"]
-        from_x = from_x.astype(np.float16) if looked_up else from_x
+        from_x = rounded_rows(from_x) if looked_up else from_x
         h = fed[f"state.h{depth}"]
         from_h = rounded_product(h, w_hh) + (not both) * rnn["bias_hh_l0"]
         if layer.cell == "lstm":
@@ -114,6 +137,20 @@ def test_int8_weights_cannot_saturate_sixteen_bits() -> None:
     assert np.iinfo(np.int16).max >= 2 * (ZERO_POINT + ACTIVATION_LEVELS) * WEIGHT_LEVELS
     error = np.abs(quantized.values * quantized.scales - weight)
     assert (error <= quantized.scales * 0.5001).all()
+
+
+def test_a_tables_blocks_are_rounded_each_by_itself() -> None:
+    table = np.random.default_rng(0).standard_normal((5, 2 * TABLE_BLOCK + 3)).astype(np.float32)
+    table[1, TABLE_BLOCK:] *= 1e-3
+    table[2, :TABLE_BLOCK] = 0
+    table[3, -1] = 1e4
+    whole, scales = quantize_blocks(table)
+    assert scales.shape == (5, 3)
+    assert (whole.min(), whole.max()) == (ZERO_POINT - ACTIVATION_LEVELS, ZERO_POINT + ACTIVATION_LEVELS)
+    spread = np.repeat(scales, TABLE_BLOCK, axis=1)[:, : table.shape[1]]
+    error = np.abs((whole.astype(np.float32) - ZERO_POINT) * spread - table)
+    assert (error <= spread * 0.5001).all()
+    assert not error[2, :TABLE_BLOCK].any()
 
 
 @pytest.mark.parametrize("table", [True, False])

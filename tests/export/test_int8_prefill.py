@@ -21,7 +21,13 @@ from models.nn.tracing import TracingModel, TracingModelConfig
 from models.nn.validation import VALIDATION, ValidationData, write_validation
 from models.prefill import check_prefill
 
-SIZES = [("lstm", 7, 9, 1, False), ("lstm", 5, 11, 2, True), ("gru", 6, 8, 2, False), ("gru", 9, 4, 3, True)]
+SIZES = [
+    ("lstm", 7, 9, 1, False),
+    ("lstm", 5, 11, 2, True),
+    ("lstm", 3, 71, 1, False),  # a row of the table is longer than a block
+    ("gru", 6, 8, 2, False),
+    ("gru", 9, 4, 3, True),
+]
 
 
 def random_step(cell, embedding, hidden, layers, tied):

@@ -17,7 +17,6 @@ from service.sessions.errors import SessionError
 from service.sessions.key import SessionKey
 from service.sessions.memory import NO_IDS, Memory, ModelIdentity, check_fit, remember
 from service.sessions.process_store import ProcessSessionStore
-from service.sessions.redis_store import RedisSessionStore
 from service.sessions.sessions import Change, OpenSession, Sessions, SessionView
 from service.sessions.store import Retention, SessionStore
 from service.sessions.tokens import MIN_KEY_BYTES, TokenSigner
@@ -220,6 +219,8 @@ def open_memories(settings: Settings, metrics: Metrics) -> Memories:
         store = process_store = ProcessSessionStore(retention, max_sessions=settings.max_sessions, on_evicted=count)
         metrics.sessions.set_function(lambda: len(process_store))
     else:
+        from service.sessions.redis_store import RedisSessionStore  # here: its client is 7 MB, which few need
+
         store = RedisSessionStore(settings.redis_url.get_secret_value(), retention, on_evicted=count)
     return Memories(Sessions(store), TokenSigner(_keys(settings)))
 

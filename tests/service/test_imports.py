@@ -16,6 +16,7 @@ def test_importing_the_service_leaves_training_code_out():
     loaded = {name.partition(".")[0] for name in result.stdout.split()}
     assert "onnxruntime" in loaded
     assert not loaded & (TRAINING_ONLY | {"training", "export", "benchmarks"})
+    assert "redis" not in loaded  # megabytes for those who share no sessions
 
 
 def test_base_install_names_no_training_code():

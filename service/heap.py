@@ -1,0 +1,40 @@
+"""What the C library does with memory that is freed: settings and calls of glibc's malloc, and nothing with any other.
+
+While a model is opened, its files, parsed graphs and weights in the layout of the file come and go: a hundred megabytes
+of holes among what stays. By itself malloc keeps the pages of holes for later. And from the first large piece that is
+freed it takes all up to that size, 32 MB at most, from the heap: arrays of zeros, whose pages cost nothing until they
+are written to, then cost all of them at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+LARGE_BYTES = 16 << 20
+"""From here on a piece is mapped by itself and unmapped when it is freed. What a step or a prefill call needs for a
+moment is smaller: mapping it anew in each call would take longer."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of <malloc.h>."""
+
+
+def keep_large_pieces_apart() -> None:
+    """Fix what is large, before much is allocated. What is free at the heap's end is kept up to twice that size."""
+    library = _glibc()
+    if library is not None:
+        library.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
+
+
+def give_back_freed() -> None:
+    """Give whole free pages back to the system. Takes milliseconds, in which other threads may wait for memory."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of this process; None where it is not glibc."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "malloc_trim") else None

@@ -43,8 +43,8 @@ class BundleCaptioner:
     def __init__(self, bundle: Bundle) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self._encoder = onnxruntime.InferenceSession(bundle.files[ENCODER_GRAPH], options)
-        self._step = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH], options)
+        self._encoder = onnxruntime.InferenceSession(bundle.path / ENCODER_GRAPH, options)
+        self._step = onnxruntime.InferenceSession(bundle.path / STEP_GRAPH, options)
         self._states = [spec.name.removeprefix(STATE_PREFIX) for spec in bundle.step.states]
         self._outputs = [STEP_OUTPUT["captioning"], *(next_name(spec.name) for spec in bundle.step.states)]
 

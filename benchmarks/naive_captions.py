@@ -30,8 +30,8 @@ class Captioner:
     def __init__(self, bundle: Bundle) -> None:
         self._codec = bundle.image_codec
         self._longest = bundle.manifest.limits.max_new_tokens
-        self._encoder = onnxruntime.InferenceSession(bundle.files[ENCODER_GRAPH], default_options())
-        self._step = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH], default_options())
+        self._encoder = onnxruntime.InferenceSession(bundle.path / ENCODER_GRAPH, default_options())
+        self._step = onnxruntime.InferenceSession(bundle.path / STEP_GRAPH, default_options())
         self._states = [spec.name for spec in bundle.step.states]
         self._begins_with = [*self._states, *(spec.name for spec in bundle.step.memories)]
         self._outputs = ["logits", *map(next_name, self._states)]

@@ -46,7 +46,7 @@ class History(TypedDict):
 
 def by_steps(bundle: Bundle) -> Predict:
     """One call per attempt."""
-    session = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH], default_options())
+    session = onnxruntime.InferenceSession(bundle.path / STEP_GRAPH, default_options())
     shapes = {spec.name: [1, *(size or 0 for size in spec.shape[1:])] for spec in bundle.step.states}
     outputs = ["probability", *map(next_name, shapes)]
 

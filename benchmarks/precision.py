@@ -97,15 +97,16 @@ def of_one_network(options: argparse.Namespace) -> list[Variant]:
 
 def of_bundle(bundle: Bundle, graph: str, threads: int) -> Variant:
     """A bundle's step graph, or its encoder."""
-    spec = read_graph(bundle.files[graph], graph)
+    spec = bundle.step if graph == STEP_GRAPH else bundle.encoder
+    assert spec is not None
     asked = [output.name for output in spec.outputs]
     if graph == STEP_GRAPH:
         asked = [name for name in asked if name not in {next_name(state.name) for state in spec.states}]
     name = f"{bundle.model}/{bundle.version}, {bundle.manifest.precision}"
-    return Variant(name, spec, _session(bundle.files[graph], threads), asked, bundle.output_size, threads)
+    return Variant(name, spec, _session(bundle.path / graph, threads), asked, bundle.output_size, threads)
 
 
-def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+def _session(graph: bytes | Path, threads: int) -> onnxruntime.InferenceSession:
     """As the service opens it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()

@@ -50,7 +50,7 @@ class StepGraph:
         if os.environ.get(PROVIDERS_VARIABLE) == "cuda":
             onnxruntime.preload_dlls()
             providers.insert(0, "CUDAExecutionProvider")
-        self._session = onnxruntime.InferenceSession(bundle.files[STEP_GRAPH], default_options(), providers)
+        self._session = onnxruntime.InferenceSession(bundle.path / STEP_GRAPH, default_options(), providers)
         self._states = [spec.name for spec in bundle.step.states]
         self._outputs = ["logits", *map(next_name, self._states)]
         # The contract fixes every size but the batch's.

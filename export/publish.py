@@ -19,6 +19,7 @@ from export.parity import ParityError, measure_parity
 from export.precision import measure_quantization, read_validation_beside
 from export.prefill_parity import require_same_states
 from export.progress import SILENT, Progress
+from export.shared_weights import share_weights
 from export.step_module import Model, StepModule, step_module
 from models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish, require_publishable
 from models.codec.image import ImageCodec
@@ -53,6 +54,7 @@ from models.nn.checkpoint import (
 from models.nn.validation import CaptioningValidationData, ValidationData
 from models.prefill import prefill_name
 from models.step import STEP_INPUTS, Task
+from models.weights import WEIGHTS
 
 BEST = "best.safetensors"
 """The checkpoint of a run directory that is exported."""
@@ -67,7 +69,7 @@ class Export:
     checkpoint: Path
     bundle: Path
     graph_bytes: Mapping[str, int]
-    """By the graph's file name."""
+    """By the name of a graph's file, or of that of the weights which graphs share."""
     parity: Parity
     quantization: Quantization | None
     """What int8 cost; None for fp32."""
@@ -158,6 +160,7 @@ def export_checkpoint(
     else:
         progress.stage("building the graphs, and comparing them with the model")
         graphs, parity = _fp32_graphs(path, checkpoint, loaded, encoder)
+    files = share_weights(graphs)
     manifest = Manifest(
         task=loaded.task,
         codec=loaded.codec_spec,
@@ -168,11 +171,12 @@ def export_checkpoint(
         validation=validation,
         quantization=quantization,
         provenance=provenance,
+        weights=WEIGHTS if WEIGHTS in files else None,
         files={},
     )
+    sizes = {file: len(content) for file, content in files.items()}
     progress.stage("publishing")
-    bundle = publish(repository, name, manifest, {**graphs, loaded.codec_spec.file: loaded.vocabulary.encode()})
-    sizes = {file: len(content) for file, content in graphs.items()}
+    bundle = publish(repository, name, manifest, {**files, loaded.codec_spec.file: loaded.vocabulary.encode()})
     return Export(path, bundle, sizes, parity, quantization, no_prefill)
 
 

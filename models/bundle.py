@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from models.codec.image import ImageCodec
@@ -29,10 +31,14 @@ from models.manifest import MANIFEST, NAME_PATTERN, CodecSpec, FileEntry, ImageC
 from models.prefill import check_prefill, prefill_names
 from models.step import STEP_GRAPH as STEP_GRAPH
 from models.step import check_step
+from models.weights import WeightsFile
 
 MAX_MANIFEST_BYTES = 1 << 20
 
 Codec = TextCodec | InteractionCodec | ImageCodec
+
+Weights = Mapping[str, npt.NDArray[np.generic]]
+"""Initializers of a graph by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,16 @@ class Bundle:
     def version(self) -> int:
         """The version: the directory's name."""
         return int(self.path.name)
+
+    def weights(self, graph: GraphSpec) -> Weights:
+        """Those of a graph's weights that lie in the weights file, as they lie there: nothing is copied."""
+        if self.manifest.weights is None:
+            return {}
+        content = memoryview(self.files[self.manifest.weights])
+        return {
+            spec.name: np.frombuffer(content[spec.offset : spec.offset + spec.bytes], spec.dtype).reshape(spec.shape)
+            for spec in graph.weights
+        }
 
     @property
     def text_codec(self) -> TextCodec:
@@ -105,14 +121,17 @@ def open_bundle(path: Path) -> Bundle:
     for required in (STEP_GRAPH, manifest.codec.file, *([ENCODER_GRAPH] if captioning else [])):
         if required not in manifest.files:
             raise BundleError(f"{MANIFEST}: files lists no {required}, which a {manifest.task} bundle must have")
+    if manifest.weights is not None and manifest.weights not in manifest.files:
+        raise BundleError(f"{MANIFEST}: files lists no {manifest.weights}, which weights names")
     files = {name: _read_verified(path, name, entry) for name, entry in manifest.files.items()}
-    step = read_graph(files[STEP_GRAPH], STEP_GRAPH)
+    weights = None if manifest.weights is None else WeightsFile(manifest.weights, len(files[manifest.weights]))
+    step = read_graph(files[STEP_GRAPH], STEP_GRAPH, weights)
     output_size = check_step(step, manifest.task)
     encoder = None
     if isinstance(manifest.codec, ImageCodecSpec):
-        encoder = read_graph(files[ENCODER_GRAPH], ENCODER_GRAPH)
+        encoder = read_graph(files[ENCODER_GRAPH], ENCODER_GRAPH, weights)
         check_encoder(encoder, step, manifest.codec.preprocessing.shape)
-    prefill = [read_graph(files[name], name) for name in prefill_names(files)]
+    prefill = [read_graph(files[name], name, weights) for name in prefill_names(files)]
     if prefill:
         check_prefill(prefill, step, manifest.task)
     codec = _open_codec(manifest.codec, files)

@@ -17,9 +17,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from models.errors import GraphRejected
+from models.weights import WeightsFile, WeightSpec, read_weight
 
 ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
-"""TensorProto.DataType -> numpy name, for the types that a graph input or output may have."""
+"""TensorProto.DataType -> numpy name, for the types that a graph's input, output or shared weight may have."""
 
 STATE_PREFIX = "state."
 """What the step graph's inputs that are recurrent states begin with."""
@@ -57,6 +58,8 @@ _ONNX_SUBSET: dict[str, dict[str, tuple[int, str, bool]]] = {
     },
     "SparseTensorProto": {"values": (1, "TensorProto", False), "indices": (2, "TensorProto", False)},
     "TensorProto": {
+        "dims": (1, "int64", True),
+        "data_type": (2, "int32", False),
         "name": (8, "string", False),
         "external_data": (13, "StringStringEntryProto", True),
         "data_location": (14, "int32", False),
@@ -87,10 +90,12 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:
-    """The inputs and outputs of one ONNX graph, in the graph's order."""
+    """The inputs and outputs of one ONNX graph, in the graph's order, and those of its weights that it shares."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    weights: tuple[WeightSpec, ...] = ()
+    """Initializers that lie in the bundle's weights file."""
 
     def input(self, name: str) -> TensorSpec | None:
         """The input called `name`, or None."""
@@ -136,15 +141,16 @@ def _model_proto() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("carousel.onnx.ModelProto"))
 
 
-def read_graph(content: bytes, file: str) -> GraphSpec:
+def read_graph(content: bytes, file: str, weights: WeightsFile | None = None) -> GraphSpec:
     """The inputs and outputs of the ONNX model `content`.
 
     Args:
         content: the bytes of an ONNX file.
         file: its name, for the error's sentence.
+        weights: the one other file that may hold initializers of it (external data); None where there is none.
 
     Raises:
-        GraphRejected: not an ONNX model, or a tensor of it lies in another file (external data).
+        GraphRejected: not an ONNX model, or a tensor of it lies in another file.
     """
     if content[4:8] == b"ORTM":  # onnxruntime would take the bytes for its own format, which is not looked into here
         raise GraphRejected(f"{file}: the content is an onnxruntime model; allowed is ONNX")
@@ -155,23 +161,35 @@ def read_graph(content: bytes, file: str) -> GraphSpec:
         raise GraphRejected(f"{file}: the content is not an ONNX model") from None
     if not model.HasField("graph") or not model.graph.output:
         raise GraphRejected(f"{file}: the content holds no ONNX graph with outputs")
-    for tensor in _tensors(model):
-        if tensor.data_location == EXTERNAL or tensor.external_data:
-            raise GraphRejected(
-                f"{file}: tensor {tensor.name!r} keeps its data in another file; "
-                "a bundle's graph must hold all its weights"
-            )
+    shared = []
+    for tensor in model.graph.initializer:
+        if weights is not None and tensor.data_location == EXTERNAL:
+            shared.append(read_weight(tensor, _element_type(tensor.name, tensor.data_type, file), file, weights))
+        else:
+            _require_inside(tensor, file)
+    for tensor in _other_tensors(model):
+        _require_inside(tensor, file)
     initialized = {tensor.name for tensor in model.graph.initializer}
     return GraphSpec(
         inputs=tuple(_spec(value, file) for value in model.graph.input if value.name not in initialized),
         outputs=tuple(_spec(value, file) for value in model.graph.output),
+        weights=tuple(shared),
     )
 
 
-def _tensors(model: Any) -> Iterator[Any]:
-    """Every tensor of the model: initializers, attributes, and those of nested graphs and functions."""
-    graphs = [model.graph]
-    attributes = [attribute for function in model.functions for attribute in function.attribute_proto]
+def _require_inside(tensor: Any, file: str) -> None:
+    if tensor.data_location == EXTERNAL or tensor.external_data:
+        raise GraphRejected(
+            f"{file}: tensor {tensor.name!r} keeps its data in another file; a bundle's graph must hold all its weights"
+        )
+
+
+def _other_tensors(model: Any) -> Iterator[Any]:
+    """Every tensor of the model but its graph's initializers: of attributes, nested graphs and functions."""
+    yield from _dense(model.graph.sparse_initializer)
+    graphs: list[Any] = []
+    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+    attributes += [attribute for function in model.functions for attribute in function.attribute_proto]
     attributes += [attribute for function in model.functions for node in function.node for attribute in node.attribute]
     while graphs or attributes:
         if graphs:
@@ -200,11 +218,14 @@ def _dense(sparse: Any) -> Iterator[Any]:
 
 def _spec(value: Any, file: str) -> TensorSpec:
     tensor = value.type.tensor_type
-    dtype = ELEMENT_TYPES.get(tensor.elem_type)
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
+    return TensorSpec(value.name, _element_type(value.name, tensor.elem_type, file), shape)
+
+
+def _element_type(name: str, number: int, file: str) -> str:
+    dtype = ELEMENT_TYPES.get(number)
     if dtype is None:
         raise GraphRejected(
-            f"{file}: {value.name!r} has ONNX element type {tensor.elem_type}; "
-            f"allowed are {', '.join(ELEMENT_TYPES.values())}"
+            f"{file}: {name!r} has ONNX element type {number}; allowed are {', '.join(ELEMENT_TYPES.values())}"
         )
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    return TensorSpec(value.name, dtype, shape)
+    return dtype

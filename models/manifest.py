@@ -206,6 +206,8 @@ class Manifest(_Part):
     """Of what is served: training's own figures for fp32, measured at export for int8."""
     quantization: Quantization | None = None
     provenance: Provenance | None = None
+    weights: Name | None = None
+    """The file that holds initializers of the graphs (models/weights.py); None where graphs hold all their own."""
     files: dict[Name, FileEntry]
 
     @model_validator(mode="after")

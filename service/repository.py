@@ -26,6 +26,7 @@ from service.engine.prefill_runner import OnnxPrefillRunner
 from service.engine.runner import OnnxEncoder, OnnxRunner, RunnerBroken, reason_against
 from service.engine.state_pool import StateSpec
 from service.errors import RequestError
+from service.heap import give_back_freed
 from service.observability.metrics import Metrics, ModelMetrics
 from service.prefix_cache import PrefixCache
 from service.prefixes import Prefixes
@@ -85,6 +86,7 @@ def open_runner(bundle: Bundle, intra_op_threads: int, device: Device | None = N
         memories={spec.name: _row(spec) for spec in bundle.step.memories},
         attention=None if attention is None else (rows, columns),
         device=device,
+        weights=bundle.weights(bundle.step),
     )
 
 
@@ -127,7 +129,8 @@ def step_threads(bundle: Bundle, cores: int) -> int:
 def open_prefill(bundle: Bundle, device: Device | None = None) -> OnnxPrefillRunner | None:
     """The runner of a bundle's prefill graphs; None where it has none."""
     graphs = [bundle.files[name] for name in prefill_names(bundle.files)]
-    return OnnxPrefillRunner(graphs, bundle.manifest.task, device) if graphs else None
+    weights = [bundle.weights(graph) for graph in bundle.prefill]
+    return OnnxPrefillRunner(graphs, bundle.manifest.task, device, weights=weights) if graphs else None
 
 
 def _row(tensor: TensorSpec) -> StateSpec:
@@ -277,6 +280,7 @@ class Repository:
         seconds = time.perf_counter() - started
         logger.info("loaded %s version %d in %.2f s", bundle.model, bundle.version, seconds)
         bundle = replace(bundle, files={})  # onnxruntime has read them: there is no need to keep them twice
+        give_back_freed()
         return ServedModel(bundle.model, bundle, engine, encoder, metrics, identity, prefixes, seconds)
 
     def _on_device(self, bundle: Bundle, part: str, open_on: Callable[[Device | None], Opened]) -> Opened:
@@ -297,7 +301,13 @@ class Repository:
         states = frozenset(spec.name for spec in bundle.step.states)
         memories = [spec.name for spec in bundle.step.memories]
         encoder = Encoder(
-            OnnxEncoder(bundle.files[ENCODER_GRAPH], [*states, *memories], ENCODER_THREADS, device),
+            OnnxEncoder(
+                bundle.files[ENCODER_GRAPH],
+                [*states, *memories],
+                ENCODER_THREADS,
+                device,
+                weights=bundle.weights(bundle.encoder),
+            ),
             bundle.image_codec.preprocessing.shape,
             states,
             workers=usable_cores(),

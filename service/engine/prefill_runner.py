@@ -24,7 +24,7 @@ from models.graph import ELEMENT_TYPES, next_name
 from models.prefill import ABOVE, BELOW
 from models.step import STEP_INPUTS, Task
 from service.engine.device import Device, DeviceArray, Tensor, address_of
-from service.engine.runner import open_session
+from service.engine.runner import NO_WEIGHTS, Weights, open_session
 from service.engine.sequence import Ids
 
 Fed = Mapping[str, Tensor]
@@ -46,15 +46,24 @@ class OnnxPrefillRunner:
         graphs: the verified bytes of prefill graphs that keep the bundle contract, from the lowest up.
         task: what the lowest eats.
         device: where they run, and where they leave states; None for the CPU and numpy arrays.
+        weights: those that each graph shares with others, by name; none where not given.
 
     Raises:
         RunnerBroken: onnxruntime cannot load a graph, or a part of it does not run on the device.
     """
 
-    def __init__(self, graphs: Sequence[bytes], task: Task, device: Device | None = None) -> None:
+    def __init__(
+        self,
+        graphs: Sequence[bytes],
+        task: Task,
+        device: Device | None = None,
+        *,
+        weights: Sequence[Weights] | None = None,
+    ) -> None:
         self._task = task
         self._device = device
-        self._graphs = [_Graph(graph, device) for graph in graphs]
+        shared = weights or [NO_WEIGHTS] * len(graphs)
+        self._graphs = [_Graph(graph, device, own) for graph, own in zip(graphs, shared, strict=True)]
         self._cores = usable_cores()
         self._ahead = [ThreadPoolExecutor(1, "carousel-prefill") for _ in self._graphs[:-1]]
         """The threads of all graphs but the highest, which is the caller's."""
@@ -86,10 +95,10 @@ class OnnxPrefillRunner:
 class _Graph:
     """One prefill graph."""
 
-    def __init__(self, graph: bytes, device: Device | None) -> None:
+    def __init__(self, graph: bytes, device: Device | None, weights: Weights) -> None:
         self._device = device
         # One thread: the products are so short that handing parts of them to another costs about what it gains.
-        self._session = open_session(graph, "prefill", 1, device)
+        self._session = open_session(graph, "prefill", 1, device, arena=False, weights=weights)
         names = {spec.name for spec in self._session.get_outputs()}
         self._states = [spec.name for spec in self._session.get_inputs() if next_name(spec.name) in names]
         self._hands_up = ABOVE in names

@@ -28,6 +28,11 @@ CPU_PROVIDER = "CPUExecutionProvider"
 
 Step = Callable[[], None]
 
+Weights = Mapping[str, Array]
+"""Initializers that a graph shares with others, by name. Not to be written to."""
+
+NO_WEIGHTS: Weights = {}
+
 
 class RunnerBroken(Exception):
     """The runner cannot be made, or fails on rows of zeros too: it will not recover."""
@@ -118,6 +123,7 @@ class OnnxRunner:
         memories: the shape of each memory, by name.
         attention: rows and columns of the graph's attention, where it has any.
         device: where it runs, with states and memories in that memory; None for the CPU and numpy arrays.
+        weights: those that the graph shares with others, by name.
 
     Raises:
         RunnerBroken: onnxruntime cannot load the graph, or a part of it does not run on the device.
@@ -134,6 +140,7 @@ class OnnxRunner:
         memories: Mapping[str, StateSpec] | None = None,
         attention: tuple[int, int] | None = None,
         device: Device | None = None,
+        weights: Weights = NO_WEIGHTS,
     ) -> None:
         self.states = states
         self.memories = memories or {}
@@ -141,7 +148,7 @@ class OnnxRunner:
         self.output_size = output_size
         self._task = task
         self._device = device
-        self._session = open_session(graph, "step", intra_op_threads, device)
+        self._session = open_session(graph, "step", intra_op_threads, device, weights=weights)
 
     def bind(self, arrays: StepArrays) -> Step:
         """See Runner. Inputs and outputs are bound where they lie: nothing is allocated or copied on this side.
@@ -241,16 +248,23 @@ class OnnxEncoder:
         outputs: the names of the states and memories that it makes.
         intra_op_threads: threads of one operator.
         device: where it runs, but for operators that have no kernel there; None for the CPU.
+        weights: those that the graph shares with others, by name.
 
     Raises:
         RunnerBroken: onnxruntime cannot load the graph, or finds no device.
     """
 
     def __init__(
-        self, graph: bytes, outputs: Iterable[str], intra_op_threads: int, device: Device | None = None
+        self,
+        graph: bytes,
+        outputs: Iterable[str],
+        intra_op_threads: int,
+        device: Device | None = None,
+        *,
+        weights: Weights = NO_WEIGHTS,
     ) -> None:
         self._outputs = list(outputs)
-        self._session = open_session(graph, "encoder", intra_op_threads, device, whole=False)
+        self._session = open_session(graph, "encoder", intra_op_threads, device, whole=False, weights=weights)
 
     def __call__(self, images: Floats) -> Mapping[str, Array]:
         """What the images <float32>[B, ...] begin with. [B, ...] each. It raises whatever the runtime raises."""
@@ -271,11 +285,22 @@ def reason_against(device: Device) -> str | None:
 
 
 def open_session(
-    graph: bytes, name: str, intra_op_threads: int, device: Device | None = None, *, whole: bool = True
+    graph: bytes,
+    name: str,
+    intra_op_threads: int,
+    device: Device | None = None,
+    *,
+    whole: bool = True,
+    arena: bool = True,
+    weights: Weights = NO_WEIGHTS,
 ) -> onnxruntime.InferenceSession:
     """A session of a graph that is called `name` in messages.
 
     Args:
+        arena: keep what a run has allocated for the next one. For calls that are all of other sizes it keeps the most
+            that was ever needed, for no speed.
+        weights: initializers of the graph that lie outside of it, all of them. On the CPU they are used where they
+            lie, so sessions that are given the same arrays have them once.
         whole: on a device, refuse a graph of which onnxruntime would leave a part to the CPU, and copy what that part
             reads and writes at every run. Whether there are kernels for a graph, onnxruntime alone can tell.
 
@@ -285,6 +310,7 @@ def open_session(
     provider = CPU_PROVIDER if device is None else device.provider
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads or usable_cores()  # onnxruntime counts all that the machine has
+    options.enable_cpu_mem_arena = arena
     options.log_severity_level = 4 if provider != CPU_PROVIDER else 3  # what fails is told below, once
     # Threads that spin while they wait for work take a core from the event loop, which has the last step's tokens to
     # send. And a thread that gets its core late should find little left to do, instead of all others waiting for it.
@@ -292,6 +318,12 @@ def open_session(
     options.add_session_config_entry("session.dynamic_block_base", "4")
     if provider != CPU_PROVIDER and whole:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    held = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+    if held:
+        options.add_external_initializers(list(held), list(held.values()))  # what the graph says they are
+    if provider == CPU_PROVIDER:
+        for tensor, value in held.items():
+            options.add_initializer(tensor, value)  # and that they are not to be copied
     choice = (provider, {} if device is None else dict(device.options))
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=[choice], enable_fallback=0)
@@ -300,4 +332,7 @@ def open_session(
     if provider not in session.get_providers():
         # onnxruntime tells the reason nobody but its own log, and goes on without.
         raise RunnerBroken(f"onnxruntime cannot set up {provider} on this machine and has written why to stderr")
+    # It would keep the graph's bytes for another go with other providers, in case this one had failed.
+    session._model_bytes = None
+    session.held_weights = held  # it knows their addresses alone
     return session

@@ -66,8 +66,8 @@ def test_what_fails_on_the_device_alone_runs_on_the_cpu(warnings_of, monkeypatch
 
 def test_encoder_that_fails_on_the_device_alone_runs_on_the_cpu(warnings_of, monkeypatch):
     class Encoder(OnnxEncoder):
-        def __init__(self, *given):
-            super().__init__(*given)
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
             if given[-1] is not None:
                 raise RunnerBroken("no convolutions")
 

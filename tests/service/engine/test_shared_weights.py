@@ -1,0 +1,148 @@
+"""Weights that graphs share: onnxruntime uses them where they lie, and nothing that it was given is kept twice."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper
+from tokenizers import Tokenizer, models
+
+from export.int8_graph import build_int8_step
+from export.int8_prefill import build_int8_prefill
+from export.shared_weights import share_weights
+from export.step_module import step_module
+from models.bundle import open_bundle, publish
+from models.manifest import Manifest, TextCodecSpec
+from models.nn.language import LanguageModel, LanguageModelConfig
+from models.weights import WEIGHTS
+from service.engine.prefill_runner import OnnxPrefillRunner
+from service.engine.runner import OnnxRunner, RunnerBroken, StepArrays, open_session
+from service.engine.state_pool import zeros
+from service.heap import give_back_freed
+from service.repository import open_core, open_prefill, open_runner
+
+UNITS, WORDS = 80, 301
+
+
+def graph() -> bytes:
+    """found = table[ids], the table in another file."""
+    table = TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[5, 3], data_location=TensorProto.EXTERNAL)
+    table.external_data.add(key="location", value=WEIGHTS)
+    value = helper.make_tensor_value_info
+    made = helper.make_graph(
+        [helper.make_node("Gather", ["table", "ids"], ["found"])],
+        "g",
+        [value("ids", TensorProto.INT64, ["batch"])],
+        [value("found", TensorProto.FLOAT, ["batch", 3])],
+        [table],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def found(session) -> np.ndarray:
+    return session.run(None, {"ids": np.arange(5)})[0]
+
+
+def test_sessions_read_weights_where_they_lie() -> None:
+    table = np.random.default_rng(0).random((5, 3), np.float32)
+    sessions = [open_session(graph(), name, 1, weights={"table": table}) for name in ("one", "other")]
+    for value in (table.copy(), table + 1):
+        table[:] = value  # nobody does; it shows whose memory is read
+        for session in sessions:
+            np.testing.assert_array_equal(found(session), value)
+
+
+def test_a_session_holds_the_weights_that_it_reads() -> None:
+    table = np.arange(15, dtype=np.float32).reshape(5, 3)
+    expected, gone = table.copy(), weakref.ref(table)
+    session = open_session(graph(), "g", 1, weights={"table": table})
+    del table
+    gc.collect()
+    give_back_freed()
+    assert gone() is not None
+    np.testing.assert_array_equal(found(session), expected)
+    del session
+    gc.collect()
+    assert gone() is None
+
+
+class Noted(bytes):
+    """Bytes of which one can tell whether they are still held; no weak reference can be made to any."""
+
+    gone = False
+
+    def __del__(self) -> None:
+        Noted.gone = True
+
+
+def test_a_session_lets_go_of_its_graphs_bytes() -> None:
+    content = Noted(graph())
+    session = open_session(content, "g", 1, weights={"table": np.zeros((5, 3), np.float32)})
+    assert not Noted.gone
+    del content
+    gc.collect()
+    assert Noted.gone
+    assert found(session).shape == (5, 3)
+
+
+def test_a_graph_without_its_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / WEIGHTS).write_bytes(bytes(60))
+    monkeypatch.chdir(tmp_path / "..")
+    with pytest.raises(RunnerBroken, match="onnxruntime cannot load the g graph"):
+        open_session(graph(), "g", 1)
+
+
+@pytest.fixture(scope="module", params=["lstm", "gru"])
+def graphs(request) -> dict[str, bytes]:
+    torch.manual_seed(0)
+    config = LanguageModelConfig(WORDS, request.param, embedding_size=96, hidden_size=UNITS, layers=2)
+    step = step_module(LanguageModel(config).eval())
+    lower, upper = build_int8_prefill(step)
+    return {"step.onnx": build_int8_step(step), "prefill.onnx": lower, "prefill2.onnx": upper}
+
+
+def test_a_bundle_of_shared_weights_gives_the_bits_of_whole_graphs(graphs: dict[str, bytes], tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, **{f"w{index}": index for index in range(1, WORDS)}}, "<unk>"))
+    files = share_weights(graphs) | {"tokenizer.json": tokenizer.to_str().encode()}
+    manifest = Manifest(task="language", codec=TextCodecSpec(), precision="int8", weights=WEIGHTS, files={})
+    bundle = open_bundle(publish(tmp_path, "m", manifest, files))
+    assert bundle.step.weights
+    runner, prefill = open_runner(bundle, 1), open_prefill(bundle)
+    assert prefill is not None
+    whole = OnnxRunner(graphs["step.onnx"], "language", runner.states, WORDS, 1)
+    apart = OnnxPrefillRunner([graphs["prefill.onnx"], graphs["prefill2.onnx"]], "language")
+    random = np.random.default_rng(0)
+    ids = random.integers(0, WORDS, (64, 70))
+    states = {name: np.tanh(random.standard_normal((64, UNITS))).astype(np.float32) for name in runner.states}
+
+    def stepped(of: OnnxRunner, rows: slice) -> list[bytes]:
+        token = np.ascontiguousarray(ids[rows, 0])
+        before = {name: np.ascontiguousarray(state[rows]) for name, state in states.items()}
+        after, logits = zeros(runner.states, len(token)), np.zeros((len(token), WORDS), np.float32)
+        of.bind(StepArrays(token, before, {}, after, logits, None))()
+        return [
+            part.tobytes()
+            for row in range(len(token))
+            for part in (logits[row], *(each[row] for each in after.values()))
+        ]
+
+    together = stepped(runner, slice(None))
+    assert together == stepped(whole, slice(None))
+    assert together == [part for row in range(64) for part in stepped(runner, slice(row, row + 1))]
+    seen, expected = prefill(ids, states), apart(ids, states)
+    assert {name: np.asarray(part).tobytes() for name, part in seen.items()} == {
+        name: np.asarray(part).tobytes() for name, part in expected.items()
+    }
+    open_core(bundle, 1, 8)  # which holds steps and prefill against one another
+
+
+def test_memory_that_is_given_back_stays_usable() -> None:
+    kept = [np.full(1 << 16, index, np.int64) for index in range(64)]
+    del kept[::2]
+    give_back_freed()
+    assert [int(part.sum()) for part in kept] == [index << 16 for index in range(1, 64, 2)]

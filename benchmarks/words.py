@@ -24,17 +24,18 @@ VALIDATION_TOKENS = 500
 """Random ones too: export measures int8 on them, and neither precision can predict them."""
 
 
-def words_bundle(precision: Precision = "fp32") -> Path:
+def words_bundle(precision: Precision = "fp32", *, vocabulary_size: int = VOCABULARY_SIZE) -> Path:
     """The bundle's directory, made where there is none.
 
     Raises:
         BundleNotFound: there is none, and torch is not there to make it.
     """
-    repository = REPOSITORY.with_name(f"{REPOSITORY.name}-{precision}")
+    kind = "" if vocabulary_size == VOCABULARY_SIZE else f"-{vocabulary_size}"
+    repository = REPOSITORY.with_name(f"{REPOSITORY.name}{kind}-{precision}")
     if existing := versions(repository, MODEL):
         return repository / MODEL / str(existing[-1])
     try:
-        return _make(repository, precision)
+        return _make(repository, precision, words_model(vocabulary_size))
     except ModuleNotFoundError as error:
         raise BundleNotFound(
             f"{error.name} is not installed, so the default bundle cannot be made; "
@@ -42,7 +43,7 @@ def words_bundle(precision: Precision = "fp32") -> Path:
         ) from None
 
 
-def words_model() -> LanguageModel:
+def words_model(vocabulary_size: int = VOCABULARY_SIZE) -> LanguageModel:
     """The network in torch; the same at every call."""
     # Here and not above: torch takes seconds to import, and a machine that only serves does not have it.
     import torch
@@ -50,10 +51,10 @@ def words_model() -> LanguageModel:
     from models.nn.language import LanguageModel, LanguageModelConfig
 
     torch.manual_seed(0)
-    return LanguageModel(LanguageModelConfig(VOCABULARY_SIZE, cell="lstm", hidden_size=512, layers=2)).eval()
+    return LanguageModel(LanguageModelConfig(vocabulary_size, cell="lstm", hidden_size=512, layers=2)).eval()
 
 
-def _make(repository: Path, precision: Precision) -> Path:
+def _make(repository: Path, precision: Precision, model: LanguageModel) -> Path:
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -64,8 +65,8 @@ def _make(repository: Path, precision: Precision) -> Path:
     from models.nn.checkpoint import Checkpoint, write_checkpoint
     from models.nn.validation import VALIDATION, ValidationData, write_validation
 
-    model = words_model()
-    words = {UNKNOWN_TOKEN: 0} | {f"word{index}": index for index in range(1, VOCABULARY_SIZE)}
+    size = model.config.vocabulary_size
+    words = {UNKNOWN_TOKEN: 0} | {f"word{index}": index for index in range(1, size)}
     tokenizer = Tokenizer(WordLevel(words, unk_token=UNKNOWN_TOKEN))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     digest = "0" * 64  # of a corpus that there is not
@@ -82,7 +83,7 @@ def _make(repository: Path, precision: Precision) -> Path:
         },
     }
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    ids = torch.randint(VOCABULARY_SIZE, (VALIDATION_TOKENS,), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(size, (VALIDATION_TOKENS,), generator=torch.Generator().manual_seed(1))
     with TemporaryDirectory() as directory:
         path = Path(directory) / "words.safetensors"
         write_checkpoint(path, Checkpoint(tensors, header))

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api.caption_messages import MAX_IMAGES, CaptionFields, CaptionsRequest
 from service.api.disconnect import ClientGone
-from service.api.multipart import Part, cut_form, read_form
+from service.api.multipart import read_form
 from service.api.slices import LARGE, loads
 from service.api.validation import invalid, parsed, printable
 from service.errors import RequestError
@@ -21,8 +21,6 @@ from service.images import ImageFile
 
 MAX_PARTS = 1000
 MAX_FIELD_BYTES = 1000
-SMALL_FORM_BYTES = 1 << 20
-"""Up to here a form is taken in one piece. A larger one is parsed as it comes: parts and whole are not held at once."""
 
 _SEND_A_FORM = "send multipart/form-data with each file as image, or application/json"
 
@@ -96,7 +94,8 @@ def _refused(errors: Sequence[Any], value: Any) -> RequestError:
 
 
 async def _from_form(request: Request) -> Asked:
-    parts = await _parts(request)
+    kind = request.headers["content-type"]
+    parts = await read_form(kind, request.stream(), max_parts=MAX_PARTS, max_field_bytes=MAX_FIELD_BYTES)
     files: list[bytes] = []
     fields: dict[str, str] = {}
     for part in parts:
@@ -125,14 +124,3 @@ async def _from_form(request: Request) -> Asked:
             "invalid_request", f"image: the form has {len(files):,} files of that name; allowed are 1 to {MAX_IMAGES}"
         )
     return Asked(files, len(files) > 1, options)
-
-
-async def _parts(request: Request) -> list[Part]:
-    kind = request.headers["content-type"]
-    limits = {"max_parts": MAX_PARTS, "max_field_bytes": MAX_FIELD_BYTES}
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) <= SMALL_FORM_BYTES:
-        parts = cut_form(kind, await request.body(), **limits)
-        if parts is not None:
-            return parts
-    return await read_form(kind, request.stream(), **limits)

@@ -6,7 +6,6 @@ out of the ordinary, or comes in pieces, is read by a parser of all that is allo
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -14,13 +13,6 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import RequestError
-
-_BOUNDARY = re.compile(r'multipart/form-data; ?boundary="?([0-9A-Za-z\'()+_,./:=?-]{1,70})"?', re.ASCII | re.IGNORECASE)
-_HEAD = re.compile(
-    rb'content-disposition: form-data; name="([^"\\\r\n]*)"(; filename="[^"\\\r\n]*")?'
-    rb"(?:\r\ncontent-type: [^\r\n]*)?",
-    re.IGNORECASE,
-)
 
 
 @dataclass(slots=True)
@@ -30,36 +22,7 @@ class Part:
     name: str
     is_file: bool
     """Whether it came with a filename."""
-    content: bytes | bytearray = field(default_factory=bytearray)
-
-
-def cut_form(content_type: str, body: bytes, *, max_parts: int, max_field_bytes: int) -> list[Part] | None:
-    """The parts of a whole form, in their order; None of one that `read_form` must see: it is odd, or none at all.
-
-    Args:
-        content_type: the header, which names the boundary between the parts.
-        body: the form.
-        max_parts: how many there may be.
-        max_field_bytes: how long one that is no file may be.
-    """
-    named = _BOUNDARY.fullmatch(content_type)
-    if named is None:
-        return None
-    delimiter = b"\r\n--" + named[1].encode()
-    first, *pieces = (b"\r\n" + body).split(delimiter, max_parts + 1)
-    if first or not pieces or pieces.pop() not in (b"--\r\n", b"--"):
-        return None
-    parts: list[Part] = []
-    for piece in pieces:
-        head, blank, content = piece.partition(b"\r\n\r\n")
-        told = _HEAD.fullmatch(head, 2)
-        if not blank or not head.startswith(b"\r\n") or told is None:
-            return None
-        part = Part(told[1].decode(errors="backslashreplace"), told[2] is not None, content)
-        if not part.is_file and len(content) > max_field_bytes:
-            return None
-        parts.append(part)
-    return parts
+    content: bytearray = field(default_factory=bytearray)
 
 
 async def read_form(

@@ -1,14 +1,18 @@
-"""Histograms for what happens thousands of times a second (labelled.py says why not prometheus_client's)."""
+"""Histograms for what happens thousands of times a second.
+
+prometheus_client's own take a lock and walk the buckets, 1.3 us of an observation on the event loop: at 20,000 tokens
+a second that is more than two hundredths of it. Here it is a bisection and two additions, 0.2 us; `python -m
+benchmarks.recording` prints what it comes to. There is one writer, the event loop, so there is nothing to lock.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import HistogramMetricFamily
-
-from service.observability.labelled import Labelled
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 
 class Series:
@@ -35,29 +39,55 @@ class Series:
         return buckets, self._sum
 
 
-class Histogram(Labelled[Series, HistogramMetricFamily]):
-    """One metric: a Series for each set of labels.
+class FrequentHistogram(Collector):
+    """One metric: a Series for each set of labels. Used like prometheus_client's Histogram.
 
     Args:
         name: of the metric.
-        help_text: what it counts.
-        labels: the names of its labels.
+        documentation: what it tells.
+        labelnames: the names of its labels.
         buckets: upper bounds, ascending; that of infinity comes by itself.
         registry: where it is collected.
     """
 
-    family = HistogramMetricFamily
-
     def __init__(
-        self, name: str, help_text: str, labels: Sequence[str], buckets: Sequence[float], registry: CollectorRegistry
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str],
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
     ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labelnames = tuple(labelnames)
         self._bounds = tuple(map(float, buckets))
-        super().__init__(name, help_text, labels, registry)
+        self._series: dict[tuple[str, ...], Series] = {}
+        registry.register(self)
 
-    def make(self) -> Series:
-        """A series without observations."""
-        return Series(self._bounds)
+    def labels(self, *values: str) -> Series:
+        """The series of these labels, made where there is none: keep it, looking it up costs more than counting."""
+        assert len(values) == len(self._labelnames), "as many values as labels"
+        series = self._series.get(values)
+        if series is None:
+            series = self._series[values] = Series(self._bounds)
+        return series
 
-    def tell(self, family: HistogramMetricFamily, values: Sequence[str], series: Series) -> None:
-        """Add a series."""
-        family.add_metric(values, *series.cumulative())
+    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
+        """Forget the series that have these labels, whatever their others are."""
+        wanted = [(self._labelnames.index(name), value) for name, value in labels.items()]
+        for values in list(self._series):
+            if all(values[place] == value for place, value in wanted):
+                del self._series[values]
+
+    def describe(self) -> Iterator[Metric]:
+        """The metric without its series."""
+        yield HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric with its series."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
+        for values, series in list(self._series.items()):
+            family.add_metric(values, *series.cumulative())
+        yield family

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from models.bundle import Bundle
 from models.step import Task
@@ -12,9 +12,7 @@ from service.engine.admission import Admission
 from service.engine.async_engine import AsyncEngine
 from service.engine.encoder import EncoderReport
 from service.engine.sequence import Sequence, StepReport
-from service.observability.counter import Counter as FrequentCounter
-from service.observability.counter import Total
-from service.observability.histogram import Histogram, Series
+from service.observability.histogram import FrequentHistogram
 from service.observability.outcomes import BEFORE_A_MODEL, UNREAD, endpoints, outcomes_of
 
 LATENCY_BUCKETS = (
@@ -43,9 +41,10 @@ class Metrics:
     """The service's metrics in a registry of their own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # when each of some hundred series began is nobody's question, and as many lines
         self.registry = CollectorRegistry()
         registry = self.registry
-        self.requests = FrequentCounter(  # has hundreds of series, and the library's tell besides when each began
+        self.requests = Counter(
             "carousel_requests_total",
             "Requests ended, by outcome: ok, cancelled, or an error code.",
             (*_MODEL, "endpoint", "outcome"),
@@ -58,22 +57,24 @@ class Metrics:
         self.time_to_first_token_seconds = self._histogram(
             "carousel_time_to_first_token_seconds", "From a request's admission to its first sampled token."
         )
-        self.inter_token_seconds = self._histogram(
+        self.inter_token_seconds = self._frequent_histogram(
             "carousel_inter_token_seconds", "Between two sampled tokens of one request."
         )
-        self.step_seconds = self._histogram(
+        self.step_seconds = self._frequent_histogram(
             "carousel_step_seconds",
             "One step of all active rows, and what long prompts eat before it where nobody is in steps, by phase: "
             "prefill, decode or mixed.",
             "phase",
         )
-        self.engine_overhead_seconds = self._histogram(
+        self.engine_overhead_seconds = self._frequent_histogram(
             "carousel_engine_overhead_seconds", "The part of a step that was not spent in onnxruntime."
         )
-        self.step_rows = Histogram("carousel_step_rows", "Rows in a step.", _MODEL, ROW_BUCKETS, registry)
+        self.step_rows = FrequentHistogram(
+            "carousel_step_rows", "Rows in a step.", _MODEL, buckets=ROW_BUCKETS, registry=registry
+        )
         self.rows = Gauge("carousel_rows", "Rows by state: active or free.", (*_MODEL, "state"), registry=registry)
         self.queue_depth = Gauge("carousel_queue_depth", "Requests waiting for a row.", _MODEL, registry=registry)
-        self.tokens = FrequentCounter(
+        self.tokens = Counter(
             "carousel_tokens_total",
             "Tokens (tracing: attempts) by kind: prompt (eaten), cached (not eaten again) or generated.",
             (*_MODEL, "kind"),
@@ -86,7 +87,7 @@ class Metrics:
         )  # fmt: skip
         self.encoder_seconds = self._histogram("carousel_encoder_seconds", "One batch of images in the encoder.")
         self.encoder_images = Histogram(
-            "carousel_encoder_images", "Images in a batch.", _MODEL, IMAGE_BUCKETS, registry
+            "carousel_encoder_images", "Images in a batch.", _MODEL, buckets=IMAGE_BUCKETS, registry=registry
         )
         self.state_cache_query_tokens = Counter(
             "carousel_state_cache_query_tokens_total", "Prompt tokens looked up in the prefix-state cache.",
@@ -111,8 +112,8 @@ class Metrics:
         self.ready = Gauge("carousel_ready", "1 while /readyz says 200, else 0.", registry=registry)
         self.event_loop_lag_seconds = Histogram(
             "carousel_event_loop_lag_seconds", "How late the event loop was with what was due, ten times a second.",
-            (), LATENCY_BUCKETS, registry,
-        ).labels()  # fmt: skip
+            buckets=LATENCY_BUCKETS, registry=registry,
+        )  # fmt: skip
         ProcessCollector(registry=registry)
         self.model_info = Gauge(
             "carousel_model_info", "1 for each model served, with its task, precision and digest.",
@@ -145,7 +146,7 @@ class Metrics:
         """What they do."""
         self._retired: dict[tuple[str, str], None] = {}
         """Versions without an engine, the longest so first."""
-        self._ends: dict[tuple[str, str, str, str], tuple[Total, Series]] = {}
+        self._ends: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
         self.shed.labels(UNKNOWN, UNKNOWN, "connections")
         for code in BEFORE_A_MODEL:
             self.requests.labels(UNKNOWN, UNKNOWN, UNKNOWN, code)
@@ -214,7 +215,10 @@ class Metrics:
         end[1].observe(seconds)
 
     def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
-        return Histogram(name, help_text, (*_MODEL, *labels), LATENCY_BUCKETS, self.registry)
+        return Histogram(name, help_text, (*_MODEL, *labels), buckets=LATENCY_BUCKETS, registry=self.registry)
+
+    def _frequent_histogram(self, name: str, help_text: str, *labels: str) -> FrequentHistogram:
+        return FrequentHistogram(name, help_text, (*_MODEL, *labels), buckets=LATENCY_BUCKETS, registry=self.registry)
 
 
 class ModelMetrics:

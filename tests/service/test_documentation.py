@@ -51,7 +51,7 @@ def test_table_of_metrics_is_the_registry(documented):
     for metric in registry.collect():
         if not metric.name.startswith("process_"):
             collector = collectors[metric.name]
-            labels = getattr(collector, "_labelnames", None) or getattr(collector, "_labels", ())
+            labels = collector._labelnames
             name = metric.name + ("_total" if metric.type == "counter" else "")
             expected[name] = (metric.type, ", ".join(f"`{label}`" for label in labels), metric.documentation)
     rows = [line for line in documented.splitlines() if line.startswith("| `carousel_")]

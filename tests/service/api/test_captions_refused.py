@@ -48,10 +48,13 @@ NOT_IMAGES = {
 
 @pytest.fixture(autouse=True)
 def _next_client_is_served_and_nothing_ran(caption, picture, captioner, server):
-    metrics = server.context.repository.models["scenes"].metrics
-    before = metrics._generated_tokens.value
+    def generated():
+        labels = {"model": "scenes", "version": "1", "kind": "generated"}
+        return server.context.metrics.registry.get_sample_value("carousel_tokens_total", labels)
+
+    before = generated()
     yield
-    assert metrics._generated_tokens.value == before
+    assert generated() == before
     assert caption(picture(1), beam_width=1)[0]["tokens"] == captioner.greedy(picture(1))[0]
 
 

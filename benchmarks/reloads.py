@@ -2,8 +2,11 @@
 
 Two bundles of equal weights and different digests are published in turn, each as the next version, and loaded by the
 admin call while WebSockets stream, completions and learners' answers are asked for over HTTP. Printed: requests that
-failed (there must be none), resident memory after the first reloads (`--settle`) and at the end, the lines of /metrics
-at both, and the gaps between a stream's tokens without reloads and with them.
+failed (there must be none), resident memory after the first reloads (`--settle`) and after the last, the lines of
+/metrics at both, and the gaps between a stream's tokens without reloads and with them.
+
+Resident memory is the median of what it was after each of the WINDOW reloads before: one look may see two versions in
+memory, or three, and what the allocator has not given back yet.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from benchmarks.report import Machine
 from benchmarks.server import SERVICE, exposition, launched, resident_bytes
 
 MODEL, TUTOR = "shakespeare", "tutor"
+WINDOW = 20
 KEPT_ON_DISK = 3
 """Versions that stay in the repository; older ones are deleted, as somebody who tidies up would."""
 
@@ -118,19 +122,29 @@ async def run(
     clients = [asyncio.create_task(_keep_on(work, target, load)) for work in works]
     await asyncio.sleep(baseline)
     alone, load.gaps = load.gaps, []
-    times, settled, lines = [], 0, 0
+    times: list[float] = []
+    resident: list[int] = []
+
+    async def tell(number: int) -> float:
+        held = statistics.median(resident[-WINDOW:])
+        lines = len((await asyncio.to_thread(exposition, target)).splitlines())
+        print(f"after {number} reloads: resident {held / 1e6:,.1f} MB, {lines:,} lines of /metrics", flush=True)
+        return held
+
+    settled = 0.0
     for number in range(1, reloads + 1):
         version = await asyncio.to_thread(publisher.publish)
         started = perf_counter()
         await ask_admin(target, f"/v1/repository/models/{MODEL}/load", key, version)
         times.append(perf_counter() - started)
+        resident.append(await asyncio.to_thread(resident_bytes, target))
         if number == settle:
-            settled, lines = await asyncio.to_thread(_held, target)
-            print(f"after {number} reloads: resident {settled / 1e6:,.1f} MB, {lines:,} lines of /metrics", flush=True)
+            settled = await tell(number)
+    end = await tell(reloads)
     load.stop = True
     await asyncio.gather(*clients)
-    end, end_lines = await asyncio.to_thread(_held, target)
-    print(f"after {reloads} reloads: resident {end / 1e6:,.1f} MB, {end_lines:,} lines of /metrics")
+    medians = [statistics.median(resident[start : start + WINDOW]) for start in range(0, reloads, WINDOW)]
+    print(f"resident MB by {WINDOW} reloads: {', '.join(f'{held / 1e6:,.0f}' for held in medians)}")
     if settled:
         print(f"ratio of resident memory: {end / settled:.3f}")
     print(f"requests: {', '.join(f'{count:,} {kind}' for kind, count in sorted(load.ended.items()))}")
@@ -163,16 +177,13 @@ async def ask_admin(target: Target, path: str, key: str, version: int) -> None:
         raise WrongAnswer(f"version {version} was not loaded: {told[-300:]!r}")
 
 
-def _held(target: Target) -> tuple[int, int]:
-    """Resident bytes and lines of /metrics."""
-    return resident_bytes(target), len(exposition(target).splitlines())
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run; the exit status is 1 where a request failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reloads", description=__doc__.partition("\n")[0])
     parser.add_argument("--reloads", type=int, default=200)
-    parser.add_argument("--settle", type=int, default=20, help="reloads before the memory that the end is held against")
+    parser.add_argument(
+        "--settle", type=int, default=2 * WINDOW, help="reloads before the memory that the end is held against"
+    )
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--baseline", type=float, default=5.0, help="seconds of load before the first reload")
     options = parser.parse_args(arguments)

@@ -22,7 +22,7 @@ from models.output_file import check_output
 from service.cohort import trace_cohort
 from service.cohort_file import CohortError, read_cohort
 from service.engine.runner import RunnerBroken
-from service.heap import keep_large_pieces_apart
+from service.heap import keep_large_pieces_apart, share_arenas
 from service.keys.key_file import KeyFileError, key_line, new_key
 from service.observability import logs
 from service.repository import step_threads
@@ -118,6 +118,7 @@ def _key(options: argparse.Namespace) -> int:
 def _serve(settings: Settings) -> int:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it logs raw paths; what is refused is logged by route
     keep_large_pieces_apart()
+    share_arenas()
     server = create_server(settings)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises Ctrl-C again once it has shut down
         server.run()

@@ -9,13 +9,19 @@ are written to, then cost all of them at once.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 LARGE_BYTES = 16 << 20
 """From here on a piece is mapped by itself and unmapped when it is freed. What a step or a prefill call needs for a
 moment is smaller: mapping it anew in each call would take longer."""
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MAX_ARENAS = 2
+"""glibc gives threads arenas of their own, up to eight a core, and what is freed in one is of no use in another. Each
+version that is loaded brings new threads: after some hundred reloads the process held a sixth more than it had needed.
+Two hold it where it was (`python -m benchmarks.reloads`), and little here allocates from many threads at once."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Of <malloc.h>."""
 
 
@@ -25,6 +31,13 @@ def keep_large_pieces_apart() -> None:
     if library is not None:
         library.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
+
+
+def share_arenas() -> None:
+    """Let all threads share MAX_ARENAS, unless MALLOC_ARENA_MAX says otherwise. Called before there are threads."""
+    library = _glibc()
+    if library is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        library.mallopt(M_ARENA_MAX, MAX_ARENAS)
 
 
 def give_back_freed() -> None:

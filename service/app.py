@@ -116,6 +116,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Carousel",
         summary="Recurrent models, step-batched across requests and streamed.",
         description=docs.DESCRIPTION,
+        separate_input_output_schemas=False,  # else what has a default is said to be always there
         docs_url=None,  # FastAPI's own page loads its scripts from another site
         redoc_url=None,
         version="0.1.0",

@@ -53,7 +53,8 @@ class CaptionFields(SamplingFields, UrgencyFields):
             RequestError: no_attention.
         """
         manifest = model.bundle.manifest
-        sampling = [name for name in SAMPLING if name in self.model_fields_set and getattr(self, name) is not None]
+        fields = type(self).model_fields  # clients that are generated send what is the default, too
+        sampling = [name for name in SAMPLING if getattr(self, name) not in (None, fields[name].default)]
         width = self.beam_width
         if sampling and (width or 1) > 1:
             raise ValueError(

@@ -14,12 +14,13 @@ from starlette.responses import Response
 
 from service.api import frames, slices
 from service.api.caption_form import Asked, read_asked
-from service.api.caption_messages import CaptionFields, CaptionsRequest, CaptionsResponse
+from service.api.caption_messages import CaptionFields, CaptionsResponse
 from service.api.context import context_of, find_model
 from service.api.disconnect import all_or_none, while_connected
 from service.api.event_stream import EventStream, LastEvents, note, sse
 from service.api.plain_route import PlainRoute
 from service.api.probability import ERRORS
+from service.api.responses import EVENTS, SvgResponse
 from service.api.slices import LARGE_ANSWER
 from service.attention_picture import attention_svg
 from service.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
@@ -36,10 +37,10 @@ router = APIRouter(prefix="/v1/models/{model}/captions", tags=["captions"], rout
 
 _FILE = {"type": "string", "format": "binary"}
 _OPTIONS = CaptionFields.model_json_schema()["properties"]
-_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 _BODY = {
     "required": True,
-    "content": {
+    "content": {  # JSON first: its examples can be filled in
+        "application/json": {"schema": {"$ref": "#/components/schemas/CaptionsRequest"}},
         "multipart/form-data": {
             "schema": {
                 "type": "object",
@@ -48,15 +49,21 @@ _BODY = {
             },
             "examples": {"one": {"summary": "Three captions of one file", "value": {"image": ["photo.jpg"], "n": 3}}},
         },
-        "application/json": {
-            "schema": CaptionsRequest.model_json_schema(),
-            "examples": {
-                "one": {"summary": "Where the model looked", "value": {"image": _PIXEL, "attention": True}},
-                "many": {"summary": "Two images, a beam", "value": {"images": [_PIXEL, _PIXEL], "beam_width": 3}},
-                "sampled": {"summary": "Streamed", "value": {"image": _PIXEL, "temperature": 0.7, "stream": True}},
-            },
-        },
     },
+}
+_EXTRA = {
+    "requestBody": _BODY,
+    # Every route takes this header. Of a route with two bodies generators of Python clients write what does not run
+    # (openapi-python-client 0.29), unless something of the request may be left out.
+    "parameters": [
+        {
+            "name": "traceparent",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": "W3C Trace Context: makes the request part of the caller's trace.",
+        }
+    ],
 }
 _ANSWER = {
     "model": "scenes",
@@ -80,8 +87,8 @@ _ANSWER = {
 @router.post(
     "",
     summary="Captions of images",
-    openapi_extra={"requestBody": _BODY},
-    responses={200: {"content": {"application/json": {"example": _ANSWER}, "text/event-stream": {}}}, **ERRORS},
+    openapi_extra=_EXTRA,
+    responses={200: {"content": {"application/json": {"example": _ANSWER}, **EVENTS}}, **ERRORS},
     response_model=CaptionsResponse,
 )
 async def captions(request: Request, model: str) -> Response:
@@ -110,9 +117,10 @@ async def captions(request: Request, model: str) -> Response:
 @router.post(
     "/attention.svg",
     summary="A picture of where the model looked",
-    openapi_extra={"requestBody": _BODY},
-    responses={200: {"content": {"image/svg+xml": {}}}, **ERRORS},
-    response_model=None,
+    openapi_extra=_EXTRA,
+    operation_id="attention_picture",
+    responses=ERRORS,
+    response_class=SvgResponse,
 )
 async def attention(request: Request, model: str) -> Response:
     """The image once for each word of its best caption, with light on where the model looked before saying it."""
@@ -126,7 +134,7 @@ async def attention(request: Request, model: str) -> Response:
     parameters = _parameters(asked.fields.model_copy(update={"attention": True}), served)
     picture = await while_connected(request, _picture(served, context_of(request).images, asked, parameters))
     headers = {"cache-control": "no-store", "content-security-policy": "default-src 'none'; img-src data:"}
-    return Response(picture, media_type="image/svg+xml", headers=headers)
+    return SvgResponse(picture, headers=headers)
 
 
 def _parameters(fields: CaptionFields, model: ServedModel) -> CaptionParameters:

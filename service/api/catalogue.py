@@ -8,11 +8,11 @@ from models.step import ATTENTION
 from service.api.catalogue_messages import ModelInfo, ModelList, StateInfo
 from service.api.context import context_of, find_model
 from service.api.head_route import HeadRoute
-from service.api.messages import ErrorBody
+from service.api.messages import OpenAIErrorBody
 from service.repository import ServedModel
 
-ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
-    status: {"model": ErrorBody} for status in (401, 413, 429, 500, 503)
+ERRORS: dict[int | str, dict[str, type[OpenAIErrorBody]]] = {
+    status: {"model": OpenAIErrorBody} for status in (401, 413, 429, 500, 503)
 }
 """Of every route: what stands before it may refuse."""
 BEAM = {"beam_width", "length_penalty"}
@@ -27,7 +27,7 @@ async def list_models(request: Request) -> ModelList:
     return ModelList(data=[_info(model) for model in context_of(request).repository.models.values()])
 
 
-@router.get("/v1/models/{model}", summary="One served model", responses={404: {"model": ErrorBody}, **ERRORS})
+@router.get("/v1/models/{model}", summary="One served model", responses={404: {"model": OpenAIErrorBody}, **ERRORS})
 async def get_model(request: Request, model: str) -> ModelInfo:
     """Its task, version, states, limits, validation figures and digest."""
     return _info(find_model(request, model))

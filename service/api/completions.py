@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from models.codec.text import TextCodec
 from service.api import frames, slices
+from service.api.completion_answers import CompletionResponse
 from service.api.completion_logprobs import Logprobs, logprobs_of, sampled_logprobs
 from service.api.context import context_of, find_model
 from service.api.direct_frames import TokenFrames, token_frames
@@ -26,8 +27,8 @@ from service.api.echo import Echo, echo_of
 from service.api.error_bodies import openai_body
 from service.api.event_stream import EventStream, LastEvents, note, sse
 from service.api.json_route import JsonRoute
-from service.api.messages import CompletionsRequest, NotAllowed, check_top_k
-from service.api.probability import ERRORS
+from service.api.messages import CompletionsRequest, NotAllowed, OpenAIErrorBody, check_top_k
+from service.api.responses import EVENTS
 from service.api.slices import LARGE_ANSWER
 from service.choices import ChoiceParameters, Choices
 from service.engine.sequence import FinishReason, Ids
@@ -49,14 +50,17 @@ NO_ECHO = Echo("", [])
 
 Event = Weighed | Token | Finished
 
+OPENAI_ERRORS: dict[int | str, dict[str, type[OpenAIErrorBody]]] = {
+    status: {"model": OpenAIErrorBody} for status in (400, 401, 404, 408, 409, 410, 413, 429, 500, 503, 504)
+}
 router = APIRouter(tags=["completions"], route_class=JsonRoute)
 
 
 @router.post(
     "/v1/completions",
     summary="Continue texts",
-    responses={200: {"content": {"application/json": {}, "text/event-stream": {}}}, **ERRORS},
-    response_model=None,
+    responses={200: {"content": EVENTS}, **OPENAI_ERRORS},
+    response_model=CompletionResponse,
 )
 async def completions(request: Request, body: CompletionsRequest) -> Response:
     """OpenAI's completions; with `"stream": true` as server-sent events that end in `data: [DONE]`."""

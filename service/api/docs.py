@@ -5,6 +5,8 @@ The page is Swagger UI, whose files come with the package fastapi-swagger (MIT; 
 
 from __future__ import annotations
 
+import json
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import FileResponse, HTMLResponse, Response
 
-from service.api.caption_messages import CaptionStart
+from service.api.caption_messages import CaptionsRequest, CaptionStart
+from service.api.context import Context
+from service.api.examples import add_examples
 from service.api.head_route import HeadRoute
+from service.api.repository import PREFIX as ADMIN_PREFIX
 from service.api.stream_messages import Cancel, Feed, Start
 from service.errors import RequestError
 
@@ -32,7 +37,7 @@ EVENTS = {
 
 DESCRIPTION = f"""
 Errors have one shape everywhere, `ErrorBody`; its `code` is stable. Any request may also get 400 (`malformed_http`),
-408 (`request_timeout`) or 431 (`head_too_large`) before it is one.
+403 (`foreign_host`), 408 (`request_timeout`) or 431 (`head_too_large`) before it is one.
 
 **Keys.** Where the server asks for them: `Authorization: Bearer KEY`, for every path but `/livez` and `/readyz`.
 
@@ -102,14 +107,75 @@ async def part(file: str) -> Response:
 
 
 class Described(FastAPI):
-    """An application whose description of itself has the frames of WebSockets among its schemas."""
+    """An application whose description of itself has what FastAPI does not know of.
+
+    That are the frames of WebSockets, among its schemas; who needs a key; and examples of the models that are served.
+    """
 
     def openapi(self) -> dict[str, Any]:
-        """OpenAPI's document, made once."""
+        """OpenAPI's document: made once, but for the examples."""
         if self.openapi_schema is None:
             schema = super().openapi()
-            _, frames = models_json_schema(
-                [(frame, "validation") for frame in FRAMES], ref_template="#/components/schemas/{model}"
+            models: tuple[type[BaseModel], ...] = (*FRAMES, CaptionsRequest)  # no endpoint has any of these
+            _, more = models_json_schema(
+                [(model, "validation") for model in models],
+                ref_template="#/components/schemas/{model}",
             )
-            schema["components"]["schemas"] |= frames["$defs"]
-        return super().openapi()
+            schema["components"]["schemas"] |= more["$defs"]
+            self._secure(schema)
+            _say_defaults(schema)
+            _mend_errors(schema)
+        document = deepcopy(super().openapi())
+        context = self.state.context
+        assert isinstance(context, Context)
+        add_examples(document["paths"], context.repository.models.values())
+        return document
+
+    def _secure(self, schema: dict[str, Any]) -> None:
+        """Say who needs which key. A client that is made where none is needed can be used where one is."""
+        context = self.state.context
+        assert isinstance(context, Context)
+        keys: list[dict[str, list[str]]] = [{"ApiKey": []}]
+        schema["components"]["securitySchemes"] = {"ApiKey": _bearer("An API key of this server (README: Keys).")}
+        schema["security"] = keys if context.settings.api_keys_file is not None else [{}, *keys]
+        for path in ("/livez", "/readyz"):
+            schema["paths"][path]["get"]["security"] = []
+        if context.settings.admin_key is not None:
+            schema["components"]["securitySchemes"]["AdminKey"] = _bearer("The server's CAROUSEL_ADMIN_KEY.")
+            for path, operations in schema["paths"].items():
+                if path.startswith(ADMIN_PREFIX):
+                    for operation in operations.values():
+                        operation["security"] = [{"AdminKey": []}]
+
+
+def _bearer(description: str) -> dict[str, str]:
+    return {"type": "http", "scheme": "bearer", "description": description}
+
+
+def _say_defaults(node: Any) -> None:
+    """Say defaults in words: for what has one, generators of clients take that it is always there, in requests too."""
+    if isinstance(node, list):
+        for part in node:
+            _say_defaults(part)
+    elif isinstance(node, dict):
+        for told in node.get("properties", {}).values():
+            default = told.pop("default", None) if isinstance(told, dict) else None
+            if default is not None:
+                told["description"] = f"{told.get('description', '')} Default: {json.dumps(default)}.".lstrip()
+        for part in node.values():
+            _say_defaults(part)
+
+
+def _mend_errors(schema: dict[str, Any]) -> None:
+    """Errors are JSON whatever the answer is; and FastAPI's own, of what is wrong with a path, is no route's."""
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for status, response in list(operation["responses"].items()):
+                if status < "400" or "content" not in response:
+                    continue
+                (told,) = response["content"].values()
+                if told["schema"]["$ref"].endswith("/HTTPValidationError"):
+                    del operation["responses"][status]
+                response["content"] = {"application/json": told}
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
@@ -11,7 +14,12 @@ class HeadRoute(APIRoute):
     """FastAPI's route, which takes HEAD for GET; the server leaves the body of the answer out.
 
     It is not among the route's methods: the API's description would have each operation twice.
+    The description calls an operation what its function is called, unless it says otherwise.
     """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        options["operation_id"] = options.get("operation_id") or endpoint.__name__
+        super().__init__(path, endpoint, **options)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether a request is for this route."""

@@ -3,39 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from service.api.catalogue import ERRORS
 from service.api.context import SERVER, context_of
 from service.api.head_route import HeadRoute
+from service.api.messages import ErrorBody
 from service.errors import ErrorCode, Unavailable
 
 router = APIRouter(tags=["health"], route_class=HeadRoute)
+_METRICS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (401, 413, 429, 500, 503)}
+
+
+class Health(BaseModel):
+    """All is well."""
+
+    status: Literal["ok"]
+
+
+class Unhealthy(ErrorBody):
+    """What is wrong, and with which models."""
+
+    failures: Annotated[dict[str, str] | None, Field(description="By a model's name, why it does not run.")] = None
+
+
 _HEALTH: dict[int | str, dict[str, Any]] = {
-    413: ERRORS[413],
-    500: ERRORS[500],
-    503: {"description": "Which models fail, and why."},
+    413: {"model": ErrorBody},
+    500: {"model": ErrorBody},
+    503: {"model": Unhealthy, "description": "Which models fail, and why."},
 }
 
 
-@router.get("/livez", summary="Whether the process and its engine threads are alive", responses=_HEALTH)
+@router.get(
+    "/livez", summary="Whether the process and its engine threads are alive", responses=_HEALTH, response_model=Health
+)
 async def livez(request: Request) -> Response:
     """200 while the event loop answers and every engine's thread runs, else 503."""
     return _report(context_of(request).failures)
 
 
-@router.get("/readyz", summary="Whether models are loaded and warm", responses=_HEALTH)
+@router.get("/readyz", summary="Whether models are loaded and warm", responses=_HEALTH, response_model=Health)
 async def readyz(request: Request) -> Response:
     """200 when every model is loaded, warm and able to run and the server is not shutting down, else 503."""
     context = context_of(request)
     return _report(context.unready, "shutting_down" if context.drain.begun else "model_unavailable")
 
 
-@router.get("/metrics", summary="Prometheus metrics", responses={200: {"content": {"text/plain": {}}}, **ERRORS})
+@router.get("/metrics", summary="Prometheus metrics", responses=_METRICS, response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format."""
     text = await asyncio.to_thread(generate_latest, context_of(request).metrics.registry)  # takes milliseconds

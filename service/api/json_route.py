@@ -58,6 +58,8 @@ class JsonRoute(HeadRoute):
         value = await asyncio.to_thread(_value, content, loads) if large else _value(content, json.loads)
         if isinstance(value, dict) and "model" not in request.path_params:
             note_model(request, value.get("model"))
+        if value is None and self._optional:
+            return None
         context = context_of(request)
         if large:
             return await asyncio.to_thread(_validated, self._body, value, context)

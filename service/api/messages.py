@@ -424,3 +424,16 @@ class ErrorBody(BaseModel):
     """The shape of every error."""
 
     error: ErrorDetail
+
+
+class OpenAIErrorDetail(ErrorDetail):
+    """What went wrong, with OpenAI's fields."""
+
+    type: Annotated[str, Field(description="invalid_request_error, rate_limit_error or server_error.")]
+    param: Annotated[str | None, Field(description="The field at fault, where it is one.")]
+
+
+class OpenAIErrorBody(BaseModel):
+    """The shape of errors on OpenAI's routes."""
+
+    error: OpenAIErrorDetail

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from service.api.head_route import HeadRoute
 
-class PlainRoute(APIRoute):
+
+class PlainRoute(HeadRoute):
     """FastAPI's route, but for endpoints `(request, **path parameters, all text) -> Response` that read the body."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -34,7 +34,7 @@ router = APIRouter(
     prefix=PREFIX,
     tags=["repository"],
     route_class=AdminRoute,
-    responses={status: {"model": ErrorBody} for status in (401, 403)},
+    responses={status: {"model": ErrorBody} for status in (401, 403, 413, 500, 503)},
 )
 _REFUSED: dict[int | str, dict[str, type[ErrorBody]]] = {status: {"model": ErrorBody} for status in (404, 422, 503)}
 
@@ -110,7 +110,14 @@ async def get_repository(request: Request) -> RepositoryList:
     return RepositoryList(models=found)
 
 
-@router.post("/models/{model}/load", summary="Serve a version of a model", responses=_REFUSED, response_model=Serving)
+@router.post(
+    "/models/{model}/load",
+    summary="Serve a version of a model",
+    operation_id="load_model",
+    openapi_extra={"requestBody": {"required": True}},  # {} will do; generated clients stumble over what may be absent
+    responses={**_REFUSED, 400: {"model": ErrorBody}},
+    response_model=Serving,
+)
 async def load(request: Request, model: str, body: LoadRequest | None = None) -> Response:
     """Load, verify and warm a version, then give it to new requests; those that run end on the version they have."""
     served: ServedModel = await context_of(request).reloads.load(model, None if body is None else body.version)
@@ -118,7 +125,7 @@ async def load(request: Request, model: str, body: LoadRequest | None = None) ->
     return Response(serving.model_dump_json(), media_type="application/json")
 
 
-@router.post("/models/{model}/unload", summary="Serve a model no more", responses=_REFUSED)
+@router.post("/models/{model}/unload", summary="Serve a model no more", operation_id="unload_model", responses=_REFUSED)
 async def unload(request: Request, model: str) -> Serving:
     """New requests find no such model; those that run end by themselves."""
     served = await context_of(request).reloads.unload(model)

@@ -19,6 +19,7 @@ from service.api.context import context_of, find_model
 from service.api.disconnect import all_or_none, while_connected
 from service.api.json_route import JsonRoute
 from service.api.probability import ERRORS
+from service.api.responses import SvgResponse
 from service.api.slices import LARGE_ANSWER
 from service.api.trace_messages import LearnersRequest, LearnersResponse, TraceBody, TraceFields, TraceResponse
 from service.engine.admission import Admission
@@ -66,8 +67,9 @@ async def trace(request: Request, model: str, body: TraceBody) -> Response:
 @router.get(
     "/trace/{session}/mastery.svg",
     summary="A picture of a session",
-    responses={200: {"content": {"image/svg+xml": {}}}, **ERRORS},
-    response_model=None,
+    operation_id="mastery_picture",
+    responses=ERRORS,
+    response_class=SvgResponse,
 )
 async def mastery(request: Request, model: str, session: str) -> Response:
     """Skills down, attempts across, colour for P(correct), each answer marked; the last 256 attempts."""
@@ -75,7 +77,7 @@ async def mastery(request: Request, model: str, session: str) -> Response:
     view = await context_of(request).memories.look(served.name, session, trail=True, fits=served.identity)
     picture = await asyncio.to_thread(_draw, served, session, view)
     headers = {"cache-control": "no-store", "content-security-policy": "default-src 'none'"}
-    return Response(picture, media_type="image/svg+xml", headers=headers)
+    return SvgResponse(picture, headers=headers)
 
 
 def _draw(model: ServedModel, session: str, view: SessionView) -> str:

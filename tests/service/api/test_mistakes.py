@@ -37,7 +37,7 @@ def _told(client, path, body):
         (COMPLETIONS, {"stream_options": {"str": True}}, f"stream_options.str: {UNKNOWN}"),
         (COMPLETIONS, {"temperature": 1000.5}, "temperature: must be at most 1,000, and is 1000.5"),
         (COMPLETIONS, {"max_tokens": 10**30}, None),
-        (COMPLETIONS, {"prompt": ["abc", ""]}, "prompt.1: the prompt has no tokens; at least 1 is needed"),
+        (COMPLETIONS, {"prompt": ["a", "xy"]}, "prompt.1: none of the prompt's 2 tokens is in the vocabulary of tiny"),
         (COMPLETIONS, {"prompt": [[2], [99]]}, "prompt.1: token 99 is not in the vocabulary; allowed are 0 to 12"),
         (SCORE, {"tokens": [1, 1.5]}, "tokens.1: must be a whole number, and is 1.5"),
         (SCORE, {"text": "abc", "priority": "low"}, "priority: must be 'interactive' or 'batch', and is a string"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 WINDOW_SECONDS = 0.5
-WINDOWS = 4
+WINDOWS = 3
 """So many in a row decide: a crowd that is too large by some turns those away in one or two."""
 
 FEW = 1 / 20

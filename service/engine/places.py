@@ -11,9 +11,9 @@ from service.engine.queue_time import INTERACTIVE, QueueTime, Urgency
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
 
-SHORT = 1 / 32
-"""Rows' worth: a queue that is no longer is nobody's concern, and in an overload none is longer. So many keep rows busy
-where several come for each that ends, and hardly wait."""
+SHORT = 1 / 128
+"""Rows' worth, at least one row: a queue that is no longer is nobody's concern, and in an overload none is longer.
+Where several come for each that ends, one who waits keeps rows busy, and hardly waits."""
 
 
 class Places:

@@ -26,9 +26,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 
 def keep_large_pieces_apart() -> None:
-    """Fix what is large, before much is allocated. What is free at the heap's end is kept up to twice that size."""
+    """Fix what is large, unless MALLOC_MMAP_THRESHOLD_ says otherwise. Called before much is allocated.
+
+    What is free at the heap's end is kept up to twice that size.
+    """
     library = _glibc()
-    if library is not None:
+    if library is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         library.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
 

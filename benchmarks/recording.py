@@ -16,8 +16,8 @@ from statistics import median
 import numpy as np
 
 from models.bundle import open_bundle
+from service.engine.async_engine import MAX_HELD_REPORTS
 from service.engine.sequence import SamplingParameters, Sequence
-from service.engine.step_post import MAX_HELD_REPORTS
 from service.observability.metrics import Metrics, ModelMetrics
 from service.repository import open_core
 from service.tracing import trace_sequence

@@ -26,13 +26,16 @@ from service.engine.prefill_thread import PrefillThread
 from service.engine.queue_time import INTERACTIVE, Urgency
 from service.engine.runner import RunnerBroken
 from service.engine.sequence import FinishEvent, FinishReason, Mark, Sequence, StepOutput, StepReport, TokenEvent
-from service.engine.step_post import StepPost
 from service.engine.token_stream import TokenSink, TokenStream
 
 logger = logging.getLogger("carousel.engine")
 
 MAX_UNDELIVERED_STEPS = 8
 """Steps the engine may be ahead of an event loop that is busy; then it waits."""
+
+MAX_HELD_REPORTS = 64
+"""Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
+at each of its tokens. This many at most."""
 
 ENDED_TOGETHER = 8
 ENDED_EVERY_SECONDS = 0.005
@@ -82,7 +85,8 @@ class AsyncEngine:
         """Commands of this iteration of the event loop, which go to the thread together."""
         self._commands: list[Command] = []
         self._undelivered = 0
-        self._post = StepPost(self._send)
+        self._reports: list[StepReport] = []
+        """Of steps that told nobody anything."""
         self._closing = False
         self._failure: str | None = None
         self._wake = threading.Condition()
@@ -322,9 +326,8 @@ class AsyncEngine:
         try:
             with np.errstate(all="ignore"):  # a row of NaN is that row's failure, not a warning
                 while self._await_work():
-                    self._post.put(core.step(self._post.flush), last=core.idle)
-            self._post.flush()
-            self._post.put(core.fail_all("the server is shutting down"), last=True)
+                    self._tell(core.step())
+            self._tell(core.fail_all("the server is shutting down"))
         except RunnerBroken as error:
             self._break(core, f"the model's runner is broken ({error})")
         except BaseException as error:  # nothing may end this thread without its streams being told
@@ -349,7 +352,13 @@ class AsyncEngine:
                 core.cancel(sequence)
         return not self._closing
 
-    def _send(self, output: StepOutput, reports: list[StepReport]) -> None:
+    def _tell(self, output: StepOutput) -> None:
+        """Hand over what a step told, with the reports of all steps since the last time."""
+        if output.report is not None:
+            self._reports.append(output.report)
+        if output.batch is None and not output.finished and len(self._reports) < MAX_HELD_REPORTS:
+            return
+        reports, self._reports = self._reports, []
         assert self._loop is not None
         with self._wake:
             self._undelivered += 1
@@ -360,9 +369,8 @@ class AsyncEngine:
 
     def _break(self, core: EngineCore, reason: str) -> None:
         self._failure = reason
-        self._post.flush()
         with contextlib.suppress(Exception):  # its tables may be what is broken
-            self._post.put(core.fail_all(reason), last=True)
+            self._tell(core.fail_all(reason))
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._fail_streams, reason)

@@ -106,18 +106,14 @@ class EngineCore:
         scheduler = self.scheduler
         return not (scheduler.running or scheduler.waiting or scheduler.waiting_batch or self._finished)
 
-    def step(self, before_run: Callable[[], None] = lambda: None) -> StepOutput:
+    def step(self) -> StepOutput:
         """Let waiting sequences join, take every row one id forward, and tell what came of it.
-
-        Args:
-            before_run: called once everybody has joined, and what is left to do before the runner is called is short.
 
         Raises:
             RunnerBroken: the step failed for every row, and for a row of zeros too.
         """
         started = self._clock()
         self._join(started)
-        before_run()
         prefill_seconds = 0.0
         if self.prefill.pending and not self._finished:  # which wait to be told
             eating = self._clock()

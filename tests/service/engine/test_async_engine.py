@@ -21,7 +21,6 @@ from service.engine.sequence import (
     Sequence,
     TokenEvent,
 )
-from service.engine.step_post import MIN_HELD_TOKENS
 from service.engine.token_stream import MAX_EVENTS, TokenStream
 
 DEADLINE_SECONDS = 30
@@ -137,13 +136,13 @@ async def test_defect_in_the_engine_ends_everybody(runner, monkeypatch):
         with engine.admit() as place:
             stream = place.start(Sequence(np.array([1]), greedy(10**9)))
             await stream.get()
-            monkeypatch.setattr(engine._core, "step", lambda _: 1 / 0)
+            monkeypatch.setattr(engine._core, "step", lambda: 1 / 0)
             _, end = await collect(stream)
         assert end.reason is FinishReason.FAILED
         assert engine.failure == "the engine failed (ZeroDivisionError)"
 
 
-@pytest.mark.parametrize("count", [1, MIN_HELD_TOKENS])
+@pytest.mark.parametrize("count", [1, 32])
 async def test_tokens_of_a_step_are_told_while_the_next_one_runs(runner, count):
     told = threading.Event()
 

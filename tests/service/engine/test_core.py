@@ -402,12 +402,3 @@ def test_readouts_of_rows_that_move_keep_their_records(runner):
         _, alone = Listener(runner).one(ids, None, readout=Readout(ids, np.array([5, 1, 7]), last=40))
         for name in ("values", "curve", "outputs"):
             np.testing.assert_array_equal(getattr(together.ends[sequence].reading, name), getattr(alone.reading, name))
-
-
-def test_step_says_when_all_have_joined_and_the_runner_has_not_run(runner):
-    core, seen = EngineCore(runner, 4), []
-    for token in (1, 2):
-        core.add(Sequence(np.array([token]), greedy(2)))
-    for _ in range(2):
-        core.step(lambda: seen.append((runner.steps, len(core.scheduler.running))))
-    assert seen == [(0, 2), (1, 2)]

@@ -198,7 +198,9 @@ def publish(repository: Path, model: str, manifest: Manifest, files: Mapping[str
             _write(staging / name, content)
             entries[name] = FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
         complete = manifest.model_copy(update={"files": entries})
-        _write(staging / MANIFEST, (complete.model_dump_json(indent=2) + "\n").encode())
+        # Without shared weights a manifest is, byte by byte, what it was before there were any: so is the digest.
+        left_out = {"weights"} if complete.weights is None else None
+        _write(staging / MANIFEST, (complete.model_dump_json(indent=2, exclude=left_out) + "\n").encode())
         open_bundle(staging)
         _sync_directory(staging)
         while True:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 import torch
 
-from export import int8_graph, publish
+from export import int8_graph, publish, shared_weights
 from export.__main__ import main
 from export.int8_graph import build_int8_step
 from export.int8_prefill import build_int8_prefill
@@ -20,6 +21,9 @@ from models.nn.language import LanguageModel, LanguageModelConfig
 from models.nn.tracing import TracingModel, TracingModelConfig
 from models.nn.validation import VALIDATION, ValidationData, write_validation
 from models.prefill import check_prefill
+from models.weights import WEIGHTS
+from service.engine.sequence import SamplingParameters, Sequence
+from service.repository import open_core
 
 SIZES = [
     ("lstm", 7, 9, 1, False),
@@ -99,6 +103,22 @@ def test_int8_export_brings_a_prefill_graph(run_directory, tmp_path, capsys):
     assert main([str(run_directory), *options]) == 0
     assert "prefill    leaves the step's states, bit for bit, in chunks of 1 to 131\n" in capsys.readouterr().out
     assert open_bundle(tmp_path / "m" / "1").prefill
+
+
+def test_int8_export_writes_what_graphs_share_once_and_it_is_served(run_directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shared_weights, "MIN_BYTES", 64)
+    options = ["--repository", str(tmp_path), "--name", "m", "--precision", "int8", "--max-worsening", "1"]
+    assert main([str(run_directory), *options]) == 0
+    assert "and weights.bin of " in capsys.readouterr().out
+    bundle = open_bundle(tmp_path / "m" / "1")
+    assert bundle.manifest.weights == WEIGHTS
+    names = [{weight.name for weight in graph.weights} for graph in (bundle.step, *bundle.prefill)]
+    assert "layer0.input.table" in names[0] & names[1]
+    assert names[0] == set.union(*names[1:])
+    core = open_core(bundle, 1, 4)
+    core.add(Sequence(np.arange(7) % bundle.output_size, SamplingParameters(5, seed=1)))
+    while not core.idle:
+        core.step()
 
 
 def test_prefill_that_differs_is_left_out_and_named(run_directory, tmp_path, capsys, monkeypatch):

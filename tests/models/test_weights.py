@@ -70,6 +70,7 @@ def test_a_bundle_without_the_file_has_no_such_weights(tmp_path: Path, make_step
     del files[WEIGHTS]
     bundle = open_bundle(publish(tmp_path, "m", manifest(None), files))
     assert bundle.weights(bundle.step) == {}
+    assert "weights" not in json.loads((bundle.path / "manifest.json").read_text())
 
 
 def test_a_file_in_the_bundle_that_the_manifest_does_not_name_as_weights_is_none(tmp_path: Path, files) -> None:

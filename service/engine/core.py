@@ -271,10 +271,11 @@ class EngineCore:
             tokens=samples.tokens[rows].tolist(),
             logprobs=samples.logprobs[rows].tolist(),
             alternatives={
-                place: self._sampler.alternatives(self._outputs[rows[place]], int(table.alternatives[rows[place]]))
-                for place in np.flatnonzero(table.alternatives[rows]).tolist()
+                place: samples.alternatives[row]
+                for place, row in enumerate(rows.tolist())
+                if row in samples.alternatives
             }
-            if traits.alternatives
+            if samples.alternatives
             else {},
             attention={place: looks[rows[place]].copy() for place in np.flatnonzero(table.attentive[rows]).tolist()}
             if traits.attentive and looks is not None

@@ -26,36 +26,62 @@ MIN_TEMPERATURE = np.float32(1e-6)
 
 
 @dataclass(frozen=True, slots=True)
-class Truncation:
-    """The rows of a block that use top-k, top-p or min-p, as places in the block, with their parameters. [r] each"""
+class LargestOnly:
+    """Rows that draw from their k largest weights, as places in the block, with their parameters."""
 
     rows: Rows
+    """[r]"""
+    inverse_temperature: Doubles
+    """[r, 1]"""
     top_k: Ids
-    """0 where all are kept."""
+    """[r]"""
+    top_p: Doubles | None
+    """[r]; None where no row has any."""
+    min_p: Floats | None
+    """The same."""
+
+
+@dataclass(frozen=True, slots=True)
+class MassOnly:
+    """Rows that draw from what top-p keeps of all weights, as places in the block, with their parameters."""
+
+    rows: Rows
+    """[r]"""
+    inverse_temperature: Floats | None
+    """<float32>[r, 1]; None where all are 1."""
     top_p: Doubles
-    min_p: Floats
+    """[r], each less than 1."""
+    min_p: Floats | None
+    """[r]; None where no row has any."""
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Rows that draw from all weights, or all that min-p keeps, as places in the block, with their parameters."""
+
+    rows: Rows
+    """[r]"""
+    inverse_temperature: Floats | None
+    """<float32>[r, 1]; None where all are 1."""
+    min_p: Floats | None
+    """[r]; None where no row has any."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """None stands for: no row of the block needs it."""
+    """Which rows of a block choose their tokens in which way, each row in one of four. None where no row does."""
 
     rows: slice
-    each: Rows
-    """0 to b - 1."""
-    greedy: Mask | None
-    all_greedy: bool
-    inverse_temperature: Floats | None
-    """<float32>[b, 1]"""
-    penalty: Floats | None
-    """<float32>[b, 1]"""
-    truncation: Truncation | None
-    altered: Mask | None
-    """Which rows are not drawn from the model's own probabilities, or not drawn at all. <bool>[b]"""
-    in_place: bool
-    """Whether the logits are good for nothing once they have been turned into probabilities."""
+    greedy: Rows | None = None
+    all: All | None = None
+    largest: LargestOnly | None = None
+    mass: MassOnly | None = None
+    penalty: Floats | None = None
+    """<float32>[b]"""
     plain: bool = False
-    """Whether all rows draw from the model's own probabilities and tell no alternatives."""
+    """Whether all rows draw from the model's own probabilities and tell no alternatives: then nothing else is said."""
+    altered: Mask | None = None
+    """Which rows are not drawn from all of the model's own probabilities. <bool>[b]"""
 
 
 def block_rows(vocabulary_size: int) -> int:
@@ -65,8 +91,7 @@ def block_rows(vocabulary_size: int) -> int:
 
 def plain_block(rows: slice) -> BlockPlan:
     """The plan of rows that all draw from the model's own probabilities and tell no alternatives."""
-    each = np.arange(rows.stop - rows.start)
-    return BlockPlan(rows, each, None, False, None, None, None, None, in_place=True, plain=True)
+    return BlockPlan(rows, plain=True)
 
 
 def plan_block(
@@ -76,30 +101,37 @@ def plan_block(
     top_p: Doubles,
     min_p: Floats,
     penalty: Floats,
-    alternatives: Ids,
     vocabulary_size: int,
 ) -> BlockPlan:
     """The plan of the rows in `rows`, from the parameters of those rows. [b] each"""
     greedy = temperature == 0.0
-    each, penalties = np.arange(len(temperature)), penalty[:, None].copy() if (penalty != 1.0).any() else None
-    altered = (temperature != 1.0) | (penalty != 1.0)
-    if greedy.all():
-        return BlockPlan(rows, each, greedy, True, None, penalties, None, altered, in_place=False)
-    tempered = (temperature != 1.0) & ~greedy
-    top_k = np.where(top_k < vocabulary_size, top_k, 0)
-    truncated = np.flatnonzero(((top_k > 0) | (top_p < 1.0) | (min_p > 0.0)) & ~greedy)
-    # A greedy row's weights are never looked at; a temperature of 1 leaves them as they are.
-    inverse = 1.0 / np.maximum(np.where(greedy, np.float32(1.0), temperature), MIN_TEMPERATURE)
+    limited = (top_k > 0) & (top_k < vocabulary_size) & ~greedy
+    narrowed = (top_p < 1.0) & ~greedy & ~limited
+    inverse = 1.0 / np.maximum(temperature, MIN_TEMPERATURE)
+
+    def tempered(places: Rows) -> Floats | None:
+        part = temperature[places]
+        return None if (part == 1.0).all() else inverse[places, None].astype(np.float32)
+
+    def some(values: Floats, places: Rows) -> Floats | None:
+        return values[places] if values[places].any() else None
+
+    few, narrow = np.flatnonzero(limited), np.flatnonzero(narrowed)
+    others = np.flatnonzero(~(greedy | limited | narrowed))
     return BlockPlan(
         rows=rows,
-        each=each,
-        greedy=greedy if greedy.any() else None,
-        all_greedy=False,
-        inverse_temperature=inverse[:, None].astype(np.float32) if tempered.any() else None,
-        penalty=penalties,
-        truncation=Truncation(truncated, top_k[truncated], top_p[truncated], min_p[truncated])
-        if len(truncated)
+        greedy=np.flatnonzero(greedy) if greedy.any() else None,
+        all=All(others, tempered(others), some(min_p, others)) if len(others) else None,
+        largest=LargestOnly(
+            rows=few,
+            inverse_temperature=inverse[few, None].astype(np.float64),
+            top_k=top_k[few],
+            top_p=top_p[few] if (top_p[few] < 1.0).any() else None,
+            min_p=some(min_p, few),
+        )
+        if len(few)
         else None,
-        altered=altered if altered.any() else None,
-        in_place=not (altered.any() or alternatives.any()),
+        mass=MassOnly(narrow, tempered(narrow), top_p[narrow], some(min_p, narrow)) if len(narrow) else None,
+        penalty=penalty.copy() if (penalty != 1.0).any() else None,
+        altered=(temperature != 1.0) | (penalty != 1.0) | limited,
     )

@@ -38,7 +38,6 @@ class Traits:
     """Which rows are told at their end alone; None where none is. <bool>[n]"""
     ends: bool
     stops: bool
-    alternatives: bool
     attentive: bool
 
 
@@ -186,7 +185,6 @@ class RowTable:
                     self.top_p[rows],
                     self.min_p[rows],
                     self.penalty[rows],
-                    self.alternatives[rows],
                     self._output_size,
                 )
                 for rows in blocks
@@ -202,7 +200,6 @@ class RowTable:
                 whole=self.whole[:n].copy() if self.whole[:n].any() else None,
                 ends=bool((self.end[:n] != NO_END).any()),
                 stops=bool(self.stops[:n].any()),
-                alternatives=bool(self.alternatives[:n].any()),
                 attentive=bool(self.attentive[:n].any()),
             )
         return self._traits

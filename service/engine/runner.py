@@ -21,6 +21,8 @@ from service.engine.device import Device, DeviceArray, Tensor, address_of
 from service.engine.sequence import Array, Floats, Ids
 from service.engine.state_pool import StateSpec, zeros
 
+MAX_BOUND = 512
+"""Places of memory that a softmax is bound to at once: an engine has few, but for what is picked out of its blocks."""
 SOFTMAX_GRAPH = Path(__file__).with_name("softmax.onnx")
 """One Softmax node of opset 17, from `logits` to `probabilities`, both float32[rows, size]: no weights."""
 
@@ -218,19 +220,21 @@ class Softmax:
 
     def __init__(self) -> None:
         self._session = open_session(SOFTMAX_GRAPH.read_bytes(), "softmax", intra_op_threads=1)
-        self._bound: tuple[tuple[int, int, tuple[int, ...]], onnxruntime.IOBinding] | None = None
+        self._bound: dict[tuple[int, int, tuple[int, ...]], onnxruntime.IOBinding] = {}
         self.in_place = self._same_in_place()
         """Whether `probabilities` may be `logits`: onnxruntime does not promise it."""
 
     def __call__(self, logits: Floats, probabilities: Floats) -> None:
         """Read logits and write probabilities, both <float32>[b, V] and contiguous."""
         place = (logits.ctypes.data, probabilities.ctypes.data, logits.shape)
-        if self._bound is None or self._bound[0] != place:  # binding takes longer than one row does
-            binding = self._session.io_binding()
+        binding = self._bound.get(place)
+        if binding is None:  # which takes longer than one row does
+            if len(self._bound) >= MAX_BOUND:
+                self._bound.clear()
+            binding = self._bound[place] = self._session.io_binding()
             binding.bind_input("logits", *address_of(logits))
             binding.bind_output("probabilities", *address_of(probabilities))
-            self._bound = place, binding
-        self._session.run_with_iobinding(self._bound[1])
+        self._session.run_with_iobinding(binding)
 
     def _same_in_place(self) -> bool:
         logits = np.linspace(-9.0, 9.0, 3 * 1001, dtype=np.float32).reshape(3, 1001)[:, ::-1].copy()

@@ -2,21 +2,23 @@
 
 Every operation works within a row, so a row's result does not depend, in any bit, on its neighbours.
 
-Axes: b rows of a block, V vocabulary, K buckets of it.
+Axes: b rows of a block, r of them, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from service.engine.candidates import largest
 from service.engine.draw import Draw
 from service.engine.plan import BlockPlan, Doubles, Mask, Rows, block_rows
 from service.engine.rows import RowTable
 from service.engine.runner import Softmax
 from service.engine.sequence import Alternative, Floats, Ids
-from service.engine.truncation import Truncator, bucket_sums
+from service.engine.truncation import MassTruncator, draw_from_largest
 
 TINY = np.float32(1e-30)
 """Below this a probability is near the end of what float32 can tell apart, and its logarithm is had another way."""
@@ -26,49 +28,59 @@ TINY = np.float32(1e-30)
 class Samples:
     """One token per row.
 
-    `finite` is False where the logits were not finite: the token of that row means nothing.
+    `finite` is False where the logits were not finite: the token of that row means nothing. `alternatives` has the
+    rows that tell them.
     """
 
     tokens: Ids
     logprobs: Floats
     finite: Mask
+    alternatives: Mapping[int, tuple[Alternative, ...]]
 
 
 class Sampler:
-    """Chooses tokens and weighs given ones. Holds buffers for one block of rows, so one thread may use it at a time."""
+    """Chooses tokens and weighs given ones. Holds a buffer for a block of rows: one thread may use it at a time."""
 
     def __init__(self, vocabulary_size: int) -> None:
-        self._size = vocabulary_size
         self._block = block_rows(vocabulary_size)
         self._softmax = Softmax()
-        shape = (self._block, vocabulary_size)
-        self._own = np.zeros(shape, np.float32)
-        """The model's own probabilities."""
-        self._draw = Draw(vocabulary_size, None if self._softmax.in_place else self._own)
-        self._truncator = Truncator()
-        self._altered = np.zeros(shape, np.float32)
-        """Probabilities after penalty and temperature."""
-        self._scratch = np.zeros(shape, np.float32)
+        self._weights = np.zeros((self._block, vocabulary_size), np.float32)
+        """Probabilities, where they cannot take the place of logits."""
+        self._draw = Draw(vocabulary_size, None if self._softmax.in_place else self._weights)
+        self._by_mass = MassTruncator()
 
     def sample(self, logits: Floats, table: RowTable, emits: Mask) -> Samples:
         """Choose the next token of each row as its parameters in `table` say.
 
         Args:
-            logits: of rows 0 to n - 1; overwritten in blocks of which nobody needs them again. <float32>[n, V]
+            logits: of rows 0 to n - 1; overwritten in blocks whose rows are all drawn from the model's own
+                probabilities and tell no alternatives. <float32>[n, V]
             table: the rows' sampling parameters, random numbers and seen tokens.
             emits: which rows are to sample; what the others are given means nothing. <bool>[n]
         """
         n = len(logits)
         tokens = np.zeros(n, np.int64)
         logprobs = np.zeros(n, np.float32)
+        alternatives: dict[int, tuple[Alternative, ...]] = {}
         uniforms = table.next_uniforms(n)
         for plan in table.plans(n):
             rows = plan.rows
             if not emits[rows].any():  # prompts alone: nothing to do, and a neighbour pays for none of it
                 continue
+            block = logits[rows]
+            if plan.plain:
+                tokens[rows], probabilities = self._draw.sample(block, uniforms[rows])
+                logprobs[rows] = np.log(probabilities)
+                continue
             seen = table.seen[rows] if table.seen is not None else None
-            tokens[rows], logprobs[rows] = self._sample_block(logits[rows], plan, uniforms[rows], seen)
-        return Samples(tokens, logprobs, np.isfinite(logprobs))
+            tokens[rows] = self._choose(block, plan, uniforms[rows], seen)
+            own = self._probabilities(block)
+            logprobs[rows] = _logprobs(block, own, tokens[rows, None], plan.altered)[:, 0]
+            asked = np.flatnonzero(table.alternatives[rows] * emits[rows])
+            if len(asked):
+                told = _alternatives(block, own, asked, table.alternatives[rows][asked])
+                alternatives |= zip((rows.start + asked).tolist(), told, strict=True)
+        return Samples(tokens, logprobs, np.isfinite(logprobs), alternatives)
 
     def score(self, logits: Floats, rows: Rows, targets: Ids) -> Doubles:
         """The log-probability of one given token in each of `rows`, in nats; NaN where the logits are not finite.
@@ -80,12 +92,9 @@ class Sampler:
         """
         result = np.empty(len(rows), np.float64)
         for start in range(0, len(rows), self._block):
-            end = start + self._block
-            part = rows[start:end]
-            block = logits[part]  # [b, V]
-            top = block.max(axis=1)
-            chosen = block[np.arange(len(part)), targets[start:end]]
-            result[start:end] = (chosen - top) - np.log(self._total(block, top))
+            part = slice(start, start + self._block)
+            block = logits[rows[part]]
+            result[part] = _logprobs(block, self._probabilities(block), targets[part, None])[:, 0]
         return result
 
     def alternatives(self, logits: Floats, count: int) -> tuple[Alternative, ...]:
@@ -93,75 +102,81 @@ class Sampler:
 
         Fewer where the model makes fewer possible.
         """
-        count = min(count, int((logits > -np.inf).sum()))
-        threshold = np.partition(logits, self._size - count)[self._size - count]
-        candidates = np.flatnonzero(logits >= threshold)
-        best = candidates[np.argsort(-logits[candidates], kind="stable")[:count]]
-        top = logits.max(keepdims=True)  # [1]
-        logprobs = ((logits[best] - top) - np.log(self._total(logits[None], top))).astype(np.float32)
-        return tuple(
-            Alternative(token, logprob) for token, logprob in zip(best.tolist(), logprobs.tolist(), strict=True)
-        )
+        block = logits[None]
+        return _alternatives(block, self._probabilities(block), np.zeros(1, np.intp), np.array([count]))[0]
 
-    def _sample_block(
-        self, logits: Floats, plan: BlockPlan, uniforms: Doubles, seen: Mask | None
-    ) -> tuple[Ids, Floats]:
-        if plan.plain:
-            tokens, probabilities = self._draw.sample(logits, uniforms)
-            return tokens, np.log(probabilities)
-        # In place where it may be: a second array of this size would drive the first, and the weights of the next
-        # step, out of the caches.
-        own = logits if plan.in_place and self._softmax.in_place else self._own[: len(logits)]
-        self._softmax(logits, own)
-        penalised = logits
+    def _choose(self, logits: Floats, plan: BlockPlan, uniforms: Doubles, seen: Mask | None) -> Ids:
+        """A token of each row of a block. Logits are as they were in the end."""
+        tokens = np.zeros(len(logits), np.int64)
+        undo: tuple[Rows, Rows, Floats] | None = None
         if plan.penalty is not None and seen is not None:
-            penalised = self._penalise(logits, plan.penalty, seen)
-        if plan.all_greedy:
-            tokens = np.asarray(penalised.argmax(axis=1))
-        else:
-            weights = own
-            if plan.inverse_temperature is not None or penalised is not logits:
-                weights, factor = self._altered[: len(logits)], plan.inverse_temperature
-                scaled = penalised
-                if factor is not None:
-                    scaled = np.multiply(penalised, factor, out=self._scratch[: len(logits)])
-                self._softmax(scaled, weights)
-            if plan.truncation is not None:
-                # In place, even where these are the model's own: no probability that is still asked for is removed.
-                self._truncator.truncate(weights, plan.truncation)
-            tokens = self._draw.draw(weights, uniforms)
-            if plan.greedy is not None:
-                tokens = np.where(plan.greedy, penalised.argmax(axis=1), tokens)
-        return tokens, _logprobs(logits, own, tokens, plan)
+            rows, eaten = np.divmod(np.flatnonzero(seen), seen.shape[1])  # nonzero() is slower by far
+            before, factor = logits[rows, eaten], plan.penalty[rows]
+            undo = rows, eaten, before
+            logits[rows, eaten] = np.where(before > 0, before / factor, before * factor)
+        if plan.greedy is not None:
+            tokens[plan.greedy] = _part(logits, plan.greedy).argmax(axis=1)
+        if plan.all is not None:
+            weights = self._probabilities(_part(logits, plan.all.rows), plan.all.inverse_temperature)
+            if plan.all.min_p is not None:
+                least = plan.all.min_p * weights.max(axis=1)
+                np.multiply(weights, weights >= least[:, None], out=weights)
+            tokens[plan.all.rows] = self._draw.draw(weights, uniforms[plan.all.rows])
+        if plan.mass is not None:
+            weights = self._probabilities(_part(logits, plan.mass.rows), plan.mass.inverse_temperature)
+            tokens[plan.mass.rows] = self._by_mass.draw(weights, plan.mass, uniforms[plan.mass.rows])
+        if plan.largest is not None:
+            part = _part(logits, plan.largest.rows)
+            tokens[plan.largest.rows] = draw_from_largest(part, plan.largest, uniforms[plan.largest.rows])
+        if undo is not None:
+            rows, eaten, before = undo
+            logits[rows, eaten] = before
+        return tokens
 
-    def _total(self, logits: Floats, top: Floats) -> Doubles:
-        """The sum of exp(logits - top) of each row. <float64>[b]"""
-        weights = self._own[: len(logits)]
-        np.subtract(logits, top[:, None], out=weights)
-        np.exp(weights, out=weights)
-        total: Doubles = bucket_sums(weights)[:, -1]
-        return total
-
-    def _penalise(self, logits: Floats, penalty: Floats, seen: Mask) -> Floats:
-        """Logits with the repetition penalty of each row. <float32>[b, V]"""
-        result: Floats = self._scratch[: len(logits)]
-        np.copyto(result, logits)
-        rows, tokens = np.divmod(np.flatnonzero(seen), seen.shape[1])  # nonzero() is slower by far
-        chosen, factor = logits[rows, tokens], penalty[rows, 0]
-        result[rows, tokens] = np.where(chosen > 0, chosen / factor, chosen * factor)
-        return result
+    def _probabilities(self, logits: Floats, factor: Floats | None = None) -> Floats:
+        """The softmax of each row, times `factor` <float32>[r, 1], good until the next is asked for. <float32>[r, V]"""
+        weights = self._weights[: len(logits)]
+        if factor is not None:
+            scaled = weights if self._softmax.in_place else np.empty_like(logits)
+            logits = np.multiply(logits, factor, out=scaled)
+        self._softmax(logits, weights)
+        return weights
 
 
-def _logprobs(logits: Floats, own: Floats, tokens: Ids, plan: BlockPlan) -> Floats:
-    """The logarithm of the model's own probability of each row's token, not finite where its logits are not. [b]
+def _part(logits: Floats, rows: Rows) -> Floats:
+    return logits if len(rows) == len(logits) else logits[rows]
 
-    A row that is drawn from the model's own probabilities draws no token whose probability float32 does not hold.
+
+def _logprobs(logits: Floats, own: Floats, tokens: Ids, altered: Mask | None = None) -> Floats:
+    """The logarithm of the model's own probability of tokens, not finite where its logits are not. <float32>[r, m]
+
+    Args:
+        logits: <float32>[r, V]
+        own: their softmax. <float32>[r, V]
+        tokens: <int64>[r, m]
+        altered: rows whose tokens may be less probable than float32 can tell; None: any may. The others are drawn
+            from `own`, and not where it is 0. <bool>[r]
     """
-    probability = own[plan.each, tokens]
-    if plan.altered is not None and (plan.altered & (probability < TINY)).any():
-        rows = np.flatnonzero(plan.altered & (probability < TINY))
-        below = logits[rows, tokens[rows]] - logits[rows].max(axis=1)
-        result = np.log(probability)
-        result[rows] = below + np.log(own[rows].max(axis=1))
-        return np.asarray(result, np.float32)
-    return np.asarray(np.log(probability), np.float32)
+    each = np.arange(len(logits))[:, None]
+    probability = own[each, tokens]
+    result = np.log(probability)
+    tiny = probability < TINY
+    if altered is not None:
+        tiny &= altered[:, None]
+    if tiny.any():
+        rows, places = np.nonzero(tiny)
+        below = logits[rows, tokens[rows, places]] - logits[rows].max(axis=1)
+        result[rows, places] = below + np.log(own[rows].max(axis=1))
+    return result
+
+
+def _alternatives(logits: Floats, own: Floats, rows: Rows, counts: Ids) -> list[tuple[Alternative, ...]]:
+    """The most probable tokens of some rows of a block, as many as `counts` says, ties by id."""
+    part = _part(logits, rows)
+    tokens, values = largest(part, np.minimum(counts, logits.shape[1]))
+    logprobs = _logprobs(part, _part(own, rows), tokens).tolist()
+    possible = np.minimum((values > -np.inf).sum(axis=1), counts).tolist()
+    return [
+        tuple(map(Alternative, of_row[:count], told[:count]))
+        for of_row, told, count in zip(tokens.tolist(), logprobs, possible, strict=True)
+    ]

@@ -1,156 +1,215 @@
-"""Top-k, top-p and min-p: which of a row's weights are removed.
+"""Top-k and top-p, and min-p beside one of them: a token is drawn from among those that they keep.
 
 Each of the three keeps what is not below a threshold weight, so ties are kept together and the outcome cannot depend on
-the order in which equal weights were sorted.
+the order in which equal weights were sorted. Among what is kept, a token is found by inverse transform sampling: the
+first, in the order of ids, at which the running sum exceeds the random number's share of the sum.
 
-Axes: b rows of a block, r truncated ones of them, V weights of each, C the largest of them, K buckets of weights.
+Axes: r truncated rows, V vocabulary, C candidates of a row, K buckets of weights.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from service.engine.draw import BUCKET
-from service.engine.plan import Doubles, Mask, Rows, Truncation
+from service.engine.candidates import LEAST, Candidates, bounds_of_largest
+from service.engine.plan import Doubles, LargestOnly, MassOnly
 from service.engine.sequence import Floats, Ids
 
-CANDIDATES = 1024
-"""The largest weights of a row, which are put in order to see where top-p ends. Where they are not enough, all are."""
+ALMOST_ONE = 1.0 - 2.0**-52
+"""A random number's share of a sum is less than the sum, however it is rounded."""
 
-ALL_SORTED = 64
-"""So many times all weights are sorted at once, after the candidates were too few for most rows."""
+SPARSE = 8
+"""Where fewer than one in so many tokens may be in the nucleus, they are taken out of the others first."""
+
+CAUTION = 0.7
+"""How much of the smallest threshold of the last rows is looked at this time."""
+
+EXACT = 2.0**-29
+
+AT_ONCE = 1 << 17
+"""Weights that are worked on at a time where all of them must be: what is made of them stays in a core's cache."""
+
+SHIFT = 18
+"""Of a float32's bits: those before are the exponent and five of the fraction, and say which bucket."""
+OCTAVE = 32
+"""Buckets, so, from a power of two to the next."""
+TOP_BUCKET = int(np.float32(1.0).view(np.int32)) >> SHIFT
+BUCKETS = 32 * OCTAVE
+"""Weights below 2^-32 share the last."""
+BITS = 9
+"""Of those left that tell the weights of a bucket apart, so many at a time."""
 
 
-class Truncator:
-    """Removes weights. What it remembers of earlier rows is how best to find a threshold, and changes none."""
+def draw_from_largest(logits: Floats, plan: LargestOnly, uniforms: Doubles) -> Ids:
+    """A token of each row by the softmax of its tempered logits, truncated by top-k, then top-p, then min-p. <int64>[r]
+
+    Args:
+        logits: after penalties. <float32>[r, V]
+        plan: the rows' parameters.
+        uniforms: in [0, 1). <float64>[r]
+    """
+    bounds = np.maximum(bounds_of_largest(logits, plan.top_k), LEAST)
+    found = Candidates(logits >= bounds[:, None])
+    each = np.arange(len(logits))
+    values = found.spread(found.of(logits), -np.inf)  # [r, C]
+    weights: Doubles = np.exp((values - values.max(axis=1, keepdims=True)) * plan.inverse_temperature)
+    places = np.maximum(weights.shape[1] - plan.top_k, 0)  # [r]
+    if plan.top_p is None:
+        threshold = np.partition(weights, np.unique(places), axis=1)[each, places]
+    else:
+        ordered = np.sort(weights, axis=1)
+        threshold, ordered = ordered[each, places], ordered[:, ::-1]
+        mass = np.where(ordered >= threshold[:, None], ordered, 0.0).cumsum(axis=1)
+        reached = (mass < (plan.top_p * mass[:, -1])[:, None]).sum(axis=1)
+        threshold = np.maximum(threshold, ordered[each, np.minimum(reached, ordered.shape[1] - 1)])
+    if plan.min_p is not None:
+        threshold = np.maximum(threshold, plan.min_p)  # the largest weight is 1
+    weights[weights < threshold[:, None]] = 0.0
+    return found.tokens(_place(weights, uniforms))
+
+
+class MassTruncator:
+    """Draws where top-p truncates, and top-k does not. It learns where to look for thresholds, which changes no result.
+
+    Weights are float32 probabilities, taken as multiples of 2^-52: so sums of them are exact in float64, and do not
+    depend on the order, or the parts, that they are summed in.
+    """
 
     def __init__(self) -> None:
-        self._sort_all = 0
+        self._cut = 0.0
+        """A bit less than the smallest threshold of the last rows: what is below is seldom needed to find one."""
 
-    def truncate(self, weights: Floats, truncation: Truncation) -> None:
-        """Set to zero, in place, the weights <float32>[b, V] that top-k, top-p or min-p remove."""
-        rows = truncation.rows
-        if len(rows) == len(weights):
-            np.multiply(weights, weights >= self._thresholds(weights, truncation)[:, None], out=weights)
-        else:
-            part = weights[rows]
-            weights[rows] = part * (part >= self._thresholds(part, truncation)[:, None])
+    def draw(self, weights: Floats, plan: MassOnly, uniforms: Doubles) -> Ids:
+        """A token of each row by its weights, truncated by top-p, then min-p. <int64>[r]
 
-    def _thresholds(self, weights: Floats, truncation: Truncation) -> Floats:
-        """The smallest weight that is kept in each row of `weights`, which are the truncated ones. <float32>[r]"""
-        top_k, top_p, size = truncation.top_k, truncation.top_p, weights.shape[1]
-        threshold = truncation.min_p * weights.max(axis=1)
-        places = np.flatnonzero((top_k > 0) & (top_p == 1.0))
-        if len(places):
-            kth = size - top_k[places]
-            part = weights if len(places) == len(weights) else weights[places]
-            ordered = np.partition(part, np.unique(kth), axis=1)
-            threshold[places] = np.maximum(threshold[places], ordered[np.arange(len(places)), kth])
-        places = np.flatnonzero(top_p < 1.0)
-        if len(places):
-            part = weights if len(places) == len(weights) else weights[places]
-            nucleus = self._nucleus(part, top_k[places], top_p[places])
-            threshold[places] = np.maximum(threshold[places], nucleus)
-        return np.asarray(threshold, np.float32)
-
-    def _nucleus(self, weights: Floats, top_k: Ids, top_p: Doubles) -> Floats:
-        """The smallest weight that top-k, then top-p, keep in each row. <float32>[r]
-
-        To single out the largest weights is quicker than to sort all; it is of no use where a model is so unsure that
-        top-p keeps more than those.
+        Args:
+            weights: the softmax of each row; overwritten. <float32>[r, V]
+            plan: the rows' parameters.
+            uniforms: in [0, 1). <float64>[r]
         """
-        size, totals = weights.shape[1], bucket_sums(weights)[:, -1]
-        if size <= 2 * CANDIDATES or self._sort_all:
-            self._sort_all = max(0, self._sort_all - 1)
-            return _reach(_descending(weights), top_k, top_p, totals)[0]
-        candidates = np.partition(weights, size - CANDIDATES, axis=1)[:, -CANDIDATES:]
-        threshold, certain = _reach(_descending(candidates), top_k, top_p, totals)
-        rows = np.flatnonzero(~certain)
-        if len(rows):
-            threshold[rows] = _reach(_descending(weights[rows]), top_k[rows], top_p[rows], totals[rows])[0]
-            self._sort_all = ALL_SORTED if 2 * len(rows) > len(weights) else 0
-        return threshold
+        size = weights.shape[1]
+        # All that is below this, together, is not half of what top-p leaves out.
+        least = ((1.0 - plan.top_p) / (2 * size)).astype(np.float32)  # [r]
+        if plan.min_p is not None:
+            least = np.fmax(least, plan.min_p * weights.max(axis=1))  # whatever rows of NaN have
+        cut = np.maximum(least, np.float32(self._cut))
+        chosen = weights >= cut[:, None]
+        if SPARSE * np.count_nonzero(chosen) > weights.size:
+            return self._draw_from_all(weights, least, plan.top_p, uniforms)
+        found = Candidates(chosen)
+        values = found.spread(found.of(weights), 0.0)  # [r, C]
+        threshold = np.maximum(_nucleus(values, plan.top_p, cut), cut)
+        # A threshold that lies above the cut was found; at the cut, it may lie below.
+        certain = (threshold > cut) | (cut == least)
+        self._learn(threshold[certain])
+        np.multiply(values, values >= threshold[:, None], out=values)
+        tokens = found.tokens(_place_in_two(_exact(values, threshold), uniforms))
+        if not certain.all():
+            rows = np.flatnonzero(~certain)
+            tokens[rows] = self._draw_from_all(weights[rows], least[rows], plan.top_p[rows], uniforms[rows])
+        return tokens
+
+    def _draw_from_all(self, weights: Floats, least: Floats, top_p: Doubles, uniforms: Doubles) -> Ids:
+        r, size = weights.shape
+        tokens = np.empty(r, np.int64)
+        step = max(1, AT_ONCE // size)
+        for start in range(0, r, step):
+            part = slice(start, start + step)
+            few = weights[part]
+            threshold = np.maximum(_nucleus(few, top_p[part], least[part]), least[part])
+            self._learn(threshold)
+            np.multiply(few, few >= threshold[:, None], out=few)
+            tokens[part] = _place_in_two(_exact(few, threshold), uniforms[part])
+        return tokens
+
+    def _learn(self, threshold: Floats) -> None:
+        smallest = np.fmin.reduce(threshold, initial=np.float32(np.inf))
+        if smallest < np.inf:
+            self._cut = CAUTION * float(smallest)
 
 
-def bucket_sums(weights: Floats) -> Doubles:
-    """Running sum over the buckets of each row: entry j sums weights[:(j + 1) * BUCKET]. <float64>[b, K]"""
-    whole, rest = _buckets(weights)
-    count = whole.shape[1]
-    sums = np.empty((len(weights), count + (rest.shape[1] > 0)), np.float32)
-    # Not sum(), which is slow over a last axis this short.
-    np.einsum("bij->bi", whole, out=sums[:, :count])
-    if rest.shape[1]:
-        np.einsum("bi->b", rest, out=sums[:, count])
-    return sums.cumsum(axis=1, dtype=np.float64)
+def _nucleus(weights: Floats, top_p: Doubles, least: Floats) -> Floats:
+    """The smallest weight that top-p keeps in each row; 0 where all of its weights are not enough. <float32>[r]
 
-
-def _reach(ordered: Floats, top_k: Ids, top_p: Doubles, totals: Doubles) -> tuple[Floats, Mask]:
-    """The smallest weight that top-k, then top-p, keep in each row, and whether its other weights change nothing of it.
+    Radix selection by mass: weights are summed up in buckets by the leading bits of their floats, which are in the
+    order of the floats; the running sum says in which bucket the nucleus ends; the weights of this one alone are told
+    apart by their next bits, and so on.
 
     Args:
-        ordered: the largest weights of each row, or all. <float32>[r, C], descending
-        top_k: 0 where all are kept. <int64>[r]
+        weights: <float32>[r, C]
         top_p: <float64>[r]
-        totals: the sum of all weights of the row. <float64>[r]
-
-    Returns:
-        <float32>[r], <bool>[r]
+        least: below it weights need not be told apart. <float32>[r]
     """
-    each, limited, last = np.arange(len(ordered)), top_k > 0, ordered[:, -1]
-    kth = np.where(limited, ordered[each, np.minimum(top_k, ordered.shape[1]) - 1], np.float32(0.0))
-    kept = ordered * (ordered >= kth[:, None])
-    sums = bucket_sums(kept)
-    goal = top_p * np.where(limited, sums[:, -1], totals)
-    reached = kept[each, _first_reaching(kept, sums, goal, each)]
-    certain = np.where(limited, last < kth, sums[:, -1] >= goal)  # of ties with the k-th, some may be left out
-    return np.asarray(np.maximum(kth, reached), np.float32), certain
+    each = np.arange(len(top_p))
+    goal, before = top_p[:, None], np.zeros((len(top_p), 1))
+    shift, count = SHIFT, min(BUCKETS, TOP_BUCKET - (int(least.min().view(np.int32)) >> SHIFT) + 2)
+    bucket = weights.view(np.int32) >> shift
+    np.clip(np.subtract(TOP_BUCKET, bucket, out=bucket), 0, count - 1, out=bucket)
+    while True:
+        of_row = np.add(bucket, (each * count)[:, None]).reshape(-1)
+        sums = np.bincount(of_row, _exact(weights, least).reshape(-1), len(each) * count)
+        mass = sums.reshape(-1, count).cumsum(axis=1) + before
+        last = (mass < goal).sum(axis=1)  # [r]; where even the sum of all is below, no bucket's number
+        before = np.where(last > 0, mass[each, last - 1], before[:, 0])[:, None]
+        found = Candidates(bucket == last.astype(np.int32)[:, None])
+        weights = found.spread(found.of(weights), 0.0)
+        if not shift:
+            smallest: Floats = weights.max(axis=1)
+            return smallest
+        shift, count = shift - BITS, 1 << BITS
+        bucket = weights.view(np.int32) >> shift
+        np.subtract(count - 1, np.bitwise_and(bucket, count - 1, out=bucket), out=bucket)
 
 
-def _descending(weights: Floats) -> Floats:
-    """The weights of each row in order, the largest first."""
-    ordered: Floats = -np.sort(-weights, axis=1)
-    return ordered
-
-
-def _buckets(weights: Floats) -> tuple[Floats, Floats]:
-    """Views of the whole buckets of each row, and of what is over. <float32>[b, -1, BUCKET], <float32>[b, < BUCKET]"""
-    b, size = weights.shape
-    whole = size - size % BUCKET
-    return weights[:, :whole].reshape(b, -1, BUCKET), weights[:, whole:]
-
-
-def _first_reaching(weights: Floats, sums: Doubles, goal: Doubles, each: Rows) -> Ids:
-    """The first place of each row at which the running sum of weights reaches the goal.
+def _exact(weights: Floats, least: Floats) -> Doubles:
+    """Weights as multiples of 2^-52, whose sums are exact; those of 2^-29 and above, having 24 bits, are such already.
 
     Args:
-        weights: not negative. <float32>[b, V]
-        sums: their bucket sums. <float64>[b, K]
-        goal: <float64>[b]
-        each: 0 to b - 1. <intp>[b]
+        weights: at most 1.
+        least: below it their last bits need not be right. <float32>[r]
     """
-    goals = goal[:, None]
-    bucket: Ids = (sums < goals).sum(axis=1)  # [b]
-    bucket = np.minimum(bucket, sums.shape[1] - 1)
-    inside = _bucket(weights, bucket, each)  # [b, BUCKET]
-    running = inside.cumsum(axis=1, dtype=np.float64)
-    running += np.where(bucket > 0, sums[each, bucket - 1], 0.0)[:, None]
-    place: Ids = (running < goals).sum(axis=1)
-    if place.max() == BUCKET:
-        # Rounding left the goal just out of reach: then the last place with weight in the bucket is the one.
-        place = np.minimum(place, BUCKET - 1 - (inside[:, ::-1] > 0).argmax(axis=1))
-    first: Ids = np.minimum(bucket * BUCKET + place, weights.shape[1] - 1)  # rows of NaN may end anywhere
-    return first
+    result: Doubles = weights.astype(np.float64)
+    if not least.min() >= EXACT:
+        result += 1.0
+        result -= 1.0
+    return result
 
 
-def _bucket(weights: Floats, bucket: Ids, each: Rows) -> Floats:
-    """A copy of one bucket of each row, filled up with zeros. <float32>[b, BUCKET]"""
-    whole, rest = _buckets(weights)
-    count, over = whole.shape[1], rest.shape[1]
-    if not over or bucket.max() < count:
-        return np.asarray(whole[each, bucket])
-    inside = np.zeros((len(weights), BUCKET), np.float32)
-    early = np.flatnonzero(bucket < count)
-    inside[early] = whole[early, bucket[early]]
-    late = np.flatnonzero(bucket == count)
-    inside[late, :over] = rest[late]
-    return inside
+def _place(weights: Doubles, uniforms: Doubles) -> Ids:
+    """The place in each row that its random number stands for. <int64>[r]
+
+    Args:
+        weights: <float64>[r, C]
+        uniforms: <float64>[r]
+    """
+    mass = weights.cumsum(axis=1)
+    place: Ids = (mass <= _goal(mass, uniforms)).sum(axis=1)
+    return np.asarray(np.minimum(place, weights.shape[1] - 1))  # rows of NaN may end anywhere
+
+
+def _goal(mass: Doubles, uniforms: Doubles) -> Doubles:
+    """The share of each row's running sum that its random number stands for, less than the sum. <float64>[r, 1]"""
+    total = mass[:, -1]
+    return np.minimum(uniforms * total, ALMOST_ONE * total)[:, None]
+
+
+def _place_in_two(weights: Doubles, uniforms: Doubles) -> Ids:
+    """What `_place` gives, of many weights whose sums are exact: which part of the row first, then which of it.
+
+    Args:
+        weights: <float64>[r, C]
+        uniforms: <float64>[r]
+    """
+    r, size = weights.shape
+    each, width = np.arange(r), math.isqrt(size)
+    starts = np.arange(0, size, width)
+    mass = np.add.reduceat(weights, starts, axis=1).cumsum(axis=1)  # [r, C / width]
+    goal = _goal(mass, uniforms)
+    part = np.minimum((mass <= goal).sum(axis=1), len(starts) - 1)
+    before = np.where(part > 0, mass[each, part - 1], 0.0)[:, None]
+    places = starts[part][:, None] + np.arange(width)  # [r, width]
+    inside = np.where(places < size, weights[each[:, None], np.minimum(places, size - 1)], 0.0)
+    place: Ids = starts[part] + (inside.cumsum(axis=1) + before <= goal).sum(axis=1)
+    return np.asarray(np.minimum(place, size - 1))  # rows of NaN may end anywhere

@@ -27,7 +27,7 @@ class Candidates:
 
     def __init__(self, chosen: Mask) -> None:
         r, self._size = chosen.shape
-        self._flat = np.flatnonzero(chosen)
+        self._flat = _places(chosen)
         ends = self._flat.searchsorted(np.arange(1, r + 1) * self._size)
         self._counts = np.diff(ends, prepend=0)
         self._starts = ends - self._counts
@@ -95,3 +95,13 @@ def _maxima(values: Floats, groups: int) -> Floats:
     if rest:
         np.maximum(maxima[:, :rest], values[:, whole:], out=maxima[:, :rest])
     return maxima
+
+
+def _places(chosen: Mask) -> Ids:
+    """np.flatnonzero, in half of its time where a few of a hundred are true: words of eight are told apart first."""
+    if chosen.size % 8 or not chosen.flags.c_contiguous:
+        return np.flatnonzero(chosen)
+    words = chosen.reshape(-1).view(np.uint64)
+    some = np.flatnonzero(words != 0)
+    within = np.flatnonzero(words[some].view(np.bool_))
+    return np.asarray((some << 3)[within >> 3] + (within & 7))

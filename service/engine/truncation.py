@@ -38,6 +38,8 @@ OCTAVE = 32
 TOP_BUCKET = int(np.float32(1.0).view(np.int32)) >> SHIFT
 BUCKETS = 32 * OCTAVE
 """Weights below 2^-32 share the last."""
+FEW = 256
+"""So many weights of a bucket are simply put in order."""
 BITS = 9
 """Of those left that tell the weights of a bucket apart, so many at a time."""
 
@@ -155,12 +157,15 @@ def _nucleus(weights: Floats, top_p: Doubles, least: Floats) -> Floats:
         before = np.where(last > 0, mass[each, last - 1], before[:, 0])[:, None]
         found = Candidates(bucket == last.astype(np.int32)[:, None])
         weights = found.spread(found.of(weights), 0.0)
-        if not shift:
-            smallest: Floats = weights.max(axis=1)
-            return smallest
+        if not shift or weights.shape[1] <= FEW:
+            break
         shift, count = shift - BITS, 1 << BITS
         bucket = weights.view(np.int32) >> shift
         np.subtract(count - 1, np.bitwise_and(bucket, count - 1, out=bucket), out=bucket)
+    ordered = np.sort(weights, axis=1)[:, ::-1]
+    place = (ordered.cumsum(axis=1, dtype=np.float64) + before < goal).sum(axis=1)
+    smallest = np.where(last < count, ordered[each, np.minimum(place, ordered.shape[1] - 1)], np.float32(0.0))
+    return np.asarray(smallest, np.float32)
 
 
 def _exact(weights: Floats, least: Floats) -> Doubles:

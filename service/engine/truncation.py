@@ -31,17 +31,12 @@ EXACT = 2.0**-29
 AT_ONCE = 1 << 17
 """Weights that are worked on at a time where all of them must be: what is made of them stays in a core's cache."""
 
-SHIFT = 18
-"""Of a float32's bits: those before are the exponent and five of the fraction, and say which bucket."""
-OCTAVE = 32
-"""Buckets, so, from a power of two to the next."""
-TOP_BUCKET = int(np.float32(1.0).view(np.int32)) >> SHIFT
-BUCKETS = 32 * OCTAVE
-"""Weights below 2^-32 share the last."""
+FIRST_BITS = 10
+"""Of those that tell the weights of a row apart, at most so many are looked at first, of all weights."""
 FEW = 256
 """So many weights of a bucket are simply put in order."""
 BITS = 9
-"""Of those left that tell the weights of a bucket apart, so many at a time."""
+"""Of those that are left to tell the weights of a bucket apart, so many are looked at then."""
 
 
 def draw_from_largest(logits: Floats, plan: LargestOnly, uniforms: Doubles) -> Ids:
@@ -135,9 +130,9 @@ class MassTruncator:
 def _nucleus(weights: Floats, top_p: Doubles, least: Floats) -> Floats:
     """The smallest weight that top-p keeps in each row; 0 where all of its weights are not enough. <float32>[r]
 
-    Radix selection by mass: weights are summed up in buckets by the leading bits of their floats, which are in the
-    order of the floats; the running sum says in which bucket the nucleus ends; the weights of this one alone are told
-    apart by their next bits, and so on.
+    Radix selection by mass: weights are summed up in buckets by the leading bits of how far their floats' bits are from
+    the largest weight's; the running sum says in which bucket the nucleus ends; the weights of this one alone are told
+    apart by the bits that follow, until they are few.
 
     Args:
         weights: <float32>[r, C]
@@ -146,9 +141,12 @@ def _nucleus(weights: Floats, top_p: Doubles, least: Floats) -> Floats:
     """
     each = np.arange(len(top_p))
     goal, before = top_p[:, None], np.zeros((len(top_p), 1))
-    shift, count = SHIFT, min(BUCKETS, TOP_BUCKET - (int(least.min().view(np.int32)) >> SHIFT) + 2)
-    bucket = weights.view(np.int32) >> shift
-    np.clip(np.subtract(TOP_BUCKET, bucket, out=bucket), 0, count - 1, out=bucket)
+    largest = weights.max(axis=1).view(np.int32)[:, None]  # as bits, which are in the order of the floats
+    distance = largest - weights.view(np.int32)
+    span = max(0, int((largest[:, 0] - least.view(np.int32)).max()))
+    shift = max(0, span.bit_length() - FIRST_BITS)
+    count = (span >> shift) + 2
+    bucket = np.minimum(distance >> shift, count - 1)
     while True:
         of_row = np.add(bucket, (each * count)[:, None]).reshape(-1)
         sums = np.bincount(of_row, _exact(weights, least).reshape(-1), len(each) * count)
@@ -159,9 +157,9 @@ def _nucleus(weights: Floats, top_p: Doubles, least: Floats) -> Floats:
         weights = found.spread(found.of(weights), 0.0)
         if not shift or weights.shape[1] <= FEW:
             break
-        shift, count = shift - BITS, 1 << BITS
-        bucket = weights.view(np.int32) >> shift
-        np.subtract(count - 1, np.bitwise_and(bucket, count - 1, out=bucket), out=bucket)
+        bits = min(BITS, shift)
+        shift, count = shift - bits, 1 << bits
+        bucket = (largest - weights.view(np.int32)) >> shift & (count - 1)
     ordered = np.sort(weights, axis=1)[:, ::-1]
     place = (ordered.cumsum(axis=1, dtype=np.float64) + before < goal).sum(axis=1)
     smallest = np.where(last < count, ordered[each, np.minimum(place, ordered.shape[1] - 1)], np.float32(0.0))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import tables
+from benchmarks import sampling, tables
 from benchmarks.load import (
     Generation,
     LoadFailed,
@@ -32,7 +32,7 @@ from benchmarks.load import (
 from benchmarks.report import BareRun, ClosedRun, Machine, OpenRun, Report
 from benchmarks.server import ServerFailed, Side, left_out, resident_bytes, running, step_time
 from benchmarks.step import PROVIDERS_VARIABLE, StepGraph, bare_tokens_per_second
-from benchmarks.words import words_bundle
+from benchmarks.words import VOCABULARY_SIZE, Shape, words_bundle
 from models.bundle import Bundle, open_bundle
 from models.errors import CarouselError
 from models.manifest import Precision
@@ -44,6 +44,7 @@ PEERS: tuple[Side, ...] = ("torch", "litserve", "bentoml")
 """Beside the naive one. They run in fp32, as they come."""
 
 STREAMS = (1, 16, 64, 256, 1024)
+SAMPLING_STREAMS = (1, 64)
 LOADS = (0.05, 0.2, 0.5, 0.8, 1.0, 1.5, 2.0, 5.0)
 PROMPT_TOKENS = 4
 BARE_SECONDS = 1.0
@@ -70,8 +71,12 @@ class Plan:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, and return the exit status: 0, or 1 with one sentence on stderr."""
     options = _parser().parse_args(arguments)
+    if options.streams is None:
+        options.streams = SAMPLING_STREAMS if options.sampling else STREAMS
     try:
         allow_connections(max(*options.streams, CAPACITY_STREAMS))
+        if options.sampling:
+            return _sampling(options)
         report = measure(_plan(options), Machine.this())
     except (CarouselError, RunnerBroken, LoadRefused, LoadFailed, ServerFailed) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -80,6 +85,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output:
         options.output.write_text(report.to_json() + "\n")
     return 0
+
+
+def _sampling(options: argparse.Namespace) -> int:
+    """The tables of `--sampling`: the service on a flat and a peaked model, or the bundle that was named."""
+    shapes: tuple[Shape, ...] = ("flat", "peaked")
+    if options.bundle:
+        bundles = {options.bundle.parent.name: options.bundle.resolve()}
+    else:
+        bundles = {f"{shape} int8": words_bundle("int8", shape, options.vocabulary) for shape in shapes}
+    servers = [sampling.Server(name, "carousel", bundle) for name, bundle in bundles.items()]
+    if options.against:
+        other = options.against.resolve()
+        servers += [sampling.Server(f"{name}, other", "carousel", bundle, other) for name, bundle in bundles.items()]
+    if options.peers is not None and not options.bundle:
+        plain = words_bundle("fp32", vocabulary_size=options.vocabulary)
+        servers.append(sampling.Server("Carousel, flat fp32", "carousel", plain))
+        servers += [sampling.Server(f"{side}, flat fp32", side, plain) for side in _sides(options)]
+        servers.append(sampling.Server("naive, flat int8", "naive", bundles["flat int8"]))
+    size = open_bundle(next(iter(bundles.values()))).text_codec.vocabulary_size
+    prompt = random.Random(0).choices(range(size), k=PROMPT_TOKENS)
+    generation = Generation(tuple(prompt), options.max_tokens)
+    window = Window(options.seconds, options.warmup)
+    report = sampling.measure(servers, options.streams, options.rounds, window, generation)
+    print(f"machine  {Machine.this()}\n\n{sampling.text(report)}")
+    return 0
+
+
+def _sides(options: argparse.Namespace) -> list[Side]:
+    """The peers that can run here, the naive one first."""
+    sides: list[Side] = ["naive"]
+    for side in options.peers or PEERS:
+        if reason := left_out(side):
+            _progress(reason)
+        elif side != "torch" or options.vocabulary == VOCABULARY_SIZE:
+            sides.append(side)
+    return sides
 
 
 def measure(plan: Plan, machine: Machine) -> Report:
@@ -234,9 +275,16 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where graphs run, the naive peer's too (default: {PROVIDERS_VARIABLE}, or cpu)",
     )
     parser.add_argument("--peers", choices=PEERS, nargs="*", help="measured beside the naive one; alone: all of them")
-    parser.add_argument("--streams", type=_count, nargs="+", default=STREAMS, help="closed loop: how many at once")
+    parser.add_argument("--streams", type=_count, nargs="+", help="closed loop: how many at once")
     parser.add_argument(
         "--open", type=float, nargs="*", metavar="LOAD", help=f"open loop too, at fractions of capacity ({LOADS})"
+    )
+    parser.add_argument("--sampling", action="store_true", help="instead: by how tokens are sampled")
+    parser.add_argument(
+        "--vocabulary", type=_count, default=VOCABULARY_SIZE, help="words of the default bundle, with --sampling"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="another commit's code, measured in turn, with --sampling"
     )
     parser.add_argument("--seconds", type=float, default=8.0, help="measured per run")
     parser.add_argument("--warmup", type=float, default=2.0, help="seconds before that whose figures are dropped")

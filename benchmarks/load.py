@@ -14,8 +14,8 @@ import json
 import math
 import random
 import resource
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter, process_time
 from typing import Any, Literal
 
@@ -76,6 +76,10 @@ class Target:
         path = {"websocket": f"/v1/models/{self.model}/stream", "completions": "/v1/completions", "events": self.path}
         return f"{'ws' if self.wire == 'websocket' else 'http'}://{host}:{self.port}{path[self.wire]}"
 
+    def over(self, wire: Wire) -> Target:
+        """The same over another wire."""
+        return replace(self, wire=wire)
+
     async def connect(self, recorder: Recorder) -> Connection:
         """A connection for one generation after another.
 
@@ -90,6 +94,7 @@ class Target:
             "max_tokens": max_tokens or generation.max_tokens,
             "temperature": generation.temperature,
             "seed": seed,
+            **generation.sampling,
         }
         if self.wire == "websocket":
             return json.dumps({"type": "start", "tokens": generation.prompt, "sampling": sampling})
@@ -105,6 +110,8 @@ class Generation:
     prompt: tuple[int, ...]
     max_tokens: int
     temperature: float = 1.0
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Other sampling parameters, or the same ones again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Writer:
         self._graph = graph
         self._temperature = float(sampling.get("temperature", defaults.temperature))
         self._top_k = int(sampling.get("top_k", defaults.top_k))
+        self._top_p = float(sampling.get("top_p", defaults.top_p))
         self._generator = np.random.default_rng(sampling.get("seed"))
         self._states = graph.initial_states(rows=1)
 
@@ -49,13 +50,16 @@ class Writer:
         """Read `tokens`, one onnxruntime call each, and sample what follows: the token and its log-probability."""
         for token in tokens:
             logits, self._states = self._graph.run(np.array([token], np.int64), self._states)
-        return sample(logits[0], self._temperature, self._top_k, self._generator)
+        return sample(logits[0], self._temperature, self._top_k, self._top_p, self._generator)
 
 
-def sample(logits: Logits, temperature: float, top_k: int, generator: np.random.Generator) -> tuple[int, float]:
-    """A token of softmax(logits / temperature) among the `top_k` best (0: all), and its log-probability.
+def sample(
+    logits: Logits, temperature: float, top_k: int, top_p: float, generator: np.random.Generator
+) -> tuple[int, float]:
+    """A token of softmax(logits / temperature) among the `top_k` best (0: all), then the nucleus of `top_p`.
 
-    Temperature 0 takes the best token. The log-probability is the model's own, that of softmax(logits).
+    Temperature 0 takes the best token. The log-probability, which comes with it, is the model's own, that of
+    softmax(logits).
     """
     best = int(logits.argmax())
     below = logits - logits[best]  # [V]
@@ -66,6 +70,11 @@ def sample(logits: Logits, temperature: float, top_k: int, generator: np.random.
         if temperature != 1.0:
             weights = np.exp(below / temperature)
         kept = np.argpartition(weights, -top_k)[-top_k:] if 0 < top_k < len(logits) else None
+        if top_p < 1.0:
+            kept = np.arange(len(weights)) if kept is None else kept
+            kept = kept[np.argsort(-weights[kept])]
+            mass = np.cumsum(weights[kept], dtype=np.float64)
+            kept = kept[: int(mass.searchsorted(top_p * mass[-1])) + 1]
         cumulative = np.cumsum(weights if kept is None else weights[kept], dtype=np.float64)
         index = int(cumulative.searchsorted(generator.random() * cumulative[-1], side="right"))
         token = index if kept is None else int(kept[index])

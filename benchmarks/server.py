@@ -68,7 +68,7 @@ def left_out(side: Side) -> str | None:
 
 
 @contextmanager
-def running(side: Side, bundle: Path) -> Iterator[Target]:
+def running(side: Side, bundle: Path, checkout: Path | None = None) -> Iterator[Target]:
     """The service or a peer on a free port, ready; ended when the block is left.
 
     All run as they come; the service obeys whatever other `CAROUSEL_` settings are in the environment.
@@ -76,6 +76,7 @@ def running(side: Side, bundle: Path) -> Iterator[Target]:
     Args:
         side: which of them.
         bundle: `<repository>/<model>/<version>`; the service takes the repository.
+        checkout: a directory with another commit's code to run; None runs this one's.
 
     Raises:
         ServerFailed: it ended or was not ready in time; the message ends in what it printed.
@@ -89,7 +90,7 @@ def running(side: Side, bundle: Path) -> Iterator[Target]:
         # The framework tells its makers how it is used, unless it is told not to.
         "bentoml": (BENTOML, {BUNDLE_VARIABLE: str(bundle), "BENTOML_DO_NOT_TRACK": "True"}),
     }[side]
-    with launched(command, settings, bundle) as target:
+    with launched(command, settings, bundle, checkout) as target:
         yield replace(target, wire="events") if side in ("litserve", "bentoml") else target
 
 
@@ -99,26 +100,30 @@ def service_settings(bundle: Path) -> dict[str, str]:
 
 
 @contextmanager
-def launched(module: Sequence[str], settings: Mapping[str, str], bundle: Path) -> Iterator[Target]:
+def launched(
+    module: Sequence[str], settings: Mapping[str, str], bundle: Path, checkout: Path | None = None
+) -> Iterator[Target]:
     """A server on a free port, ready; ended when the block is left.
 
     Args:
         module: what to run with `python -m`, with its arguments; `--port` is added for all but the service.
         settings: for its environment.
         bundle: `<repository>/<model>/<version>`, of what is asked for.
+        checkout: where to run it, with the Python of its `.venv` if it has one; None is here, with this one.
 
     Raises:
         ServerFailed: it ended or was not ready in time; the message ends in what it printed.
     """
     target = Target(_free_port(), bundle.parent.name)
-    command = [sys.executable, "-m", *module]
+    own = checkout / ".venv" / "bin" / "python" if checkout else None
+    command = [str(own) if own and own.exists() else sys.executable, "-m", *module]
     environment = {**os.environ, **settings, "CAROUSEL_HOST": target.host, "CAROUSEL_PORT": str(target.port)}
     if module != SERVICE:
         command += ["--port", str(target.port)]
     with TemporaryFile() as log:
         # A group of its own: some frameworks start further processes, which are measured and ended with the first.
         process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             deadline = time.monotonic() + START_SECONDS

@@ -71,7 +71,7 @@ def _closed_table(report: Report) -> str:
     rounds = len({run.round for run in runs})
     loops = ", ".join(f"{precision} x{rows} {rate:,.0f}" for (precision, rows), rate in bare.items())
     return (
-        f"Closed loop, medians of {rounds} rounds\n{_markdown(lines)}\n"
+        f"Closed loop, medians of {rounds} rounds\n{markdown(lines)}\n"
         f"Bare loop: onnxruntime alone, nothing sampled, nothing sent, of the server's precision and as many rows "
         f"(tokens/s: {loops})"
     )
@@ -98,7 +98,7 @@ def _service_table(runs: Sequence[ClosedRun]) -> str:
     if len(lines) == 1:
         return ""
     title = "The service: mean step, the part of it that is not onnxruntime (sampling included), and resident memory"
-    return f"{title}\n{_markdown(lines)}"
+    return f"{title}\n{markdown(lines)}"
 
 
 def _open_table(report: Report) -> str:
@@ -119,7 +119,7 @@ def _open_table(report: Report) -> str:
         f"Carousel {report.open_precision}, open loop: Poisson arrivals at fractions of the closed loop's "
         f"{report.capacity_tokens_per_second:,.0f} tokens/s\n"
         "(first token: of the admitted, from the planned arrival; against unloaded: inter p99 over that of the "
-        f"lowest load; shed: refused with 503)\n{_markdown(lines)}"
+        f"lowest load; shed: refused with 503)\n{markdown(lines)}"
     )
 
 
@@ -138,7 +138,8 @@ def _medians(runs: Sequence[ClosedRun], server: Server, streams: int) -> dict[st
     return {name: _median([figure(result) for result in results]) for name, (figure, _) in FIGURES.items()}
 
 
-def _markdown(lines: list[Cells]) -> str:
+def markdown(lines: list[Cells]) -> str:
+    """A table, its first line the head, columns to the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rows = [" | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     rule = "|".join("-" * (width + 1) + ":" for width in widths)

@@ -51,7 +51,14 @@ class Words(litserve.LitAPI):
         """One step of all rows after another: each row's token, None where it has read its prompt or ended."""
         prompts = [request["tokens"] for request in batch]
         wanted = [request["sampling"]["max_tokens"] for request in batch]
-        temperatures = [request["sampling"]["temperature"] for request in batch]
+        ways = [
+            (
+                request["sampling"]["temperature"],
+                request["sampling"].get("top_k", 0),
+                request["sampling"].get("top_p", 1.0),
+            )
+            for request in batch
+        ]
         generators = [np.random.default_rng(request["sampling"]["seed"]) for request in batch]
         detokenizers = [self._codec.detokenizer(prompt) for prompt in prompts]
         last, made = [0] * len(batch), [0] * len(batch)
@@ -63,7 +70,7 @@ class Words(litserve.LitAPI):
             said: list[Json | None] = [None] * len(batch)
             for row, prompt in enumerate(prompts):
                 if step >= len(prompt) - 1 and made[row] < wanted[row]:
-                    last[row], logprob = sample(logits[row], temperatures[row], 0, generators[row])
+                    last[row], logprob = sample(logits[row], *ways[row], generators[row])
                     text = detokenizers[row].push(last[row])
                     said[row] = {"index": made[row], "token": last[row], "text": text, "logprob": logprob}
                     made[row] += 1

@@ -87,7 +87,7 @@ def test_naive_seed_repeats_and_top_k_1_is_greedy(bundle, socket):
 )
 def test_naive_sampling_follows_the_distribution(temperature, top_k, expected):
     generator = np.random.default_rng(11)
-    draws = [sample(LOGITS, temperature, top_k, generator) for _ in range(20_000)]
+    draws = [sample(LOGITS, temperature, top_k, 1.0, generator) for _ in range(20_000)]
     shares = np.bincount([token for token, _ in draws], minlength=5) / len(draws)
     assert shares == pytest.approx(expected, abs=0.015)  # four standard errors
     assert {round(float(np.exp(logprob)), 3) for token, logprob in draws if token == 3} == {0.25}

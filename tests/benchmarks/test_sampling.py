@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.load import Generation, Target
+from benchmarks.naive import sample
+from benchmarks.record import Latency, LoadResult
+from benchmarks.sampling import BOTH, KINDS, PLAIN, SamplingReport, SamplingRun, text
+from benchmarks.server import StepTime
+
+CHECKOUT = Path(__file__).parents[2]
+SHAPE = ["--streams", "2", "--seconds", "0.4", "--warmup", "0.1", "--rounds", "1", "--max-tokens", "5"]
+
+
+def test_command_measures_every_kind_beside_another_checkout(capsys):
+    bundle = str(CHECKOUT / "bundles" / "shakespeare" / "2")
+    assert main(["--sampling", "--bundle", bundle, *SHAPE, "--against", str(CHECKOUT)]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    head, measured = [cell.strip() for cell in rows[0]], [[cell.strip() for cell in row] for row in rows[1:]]
+    assert [row[1] for row in measured] == [*KINDS, *KINDS]
+    at = head.index("of the other checkout")
+    assert {row[at] == "-" for row in measured if row[0].endswith("other")} == {True}
+    assert all(float(row[at]) > 0 for row in measured if not row[0].endswith("other"))
+    assert {row[-1] for row in measured} == {"0"}
+
+
+def test_request_asks_for_what_the_kind_says():
+    asked = Generation((1,), 9, sampling=KINDS["top-k 40, penalty 1.2"].parameters)
+    assert json.loads(Target(1, "m").request(asked, 3))["sampling"] == {
+        "max_tokens": 9,
+        "temperature": 0.8,
+        "seed": 3,
+        "top_k": 40,
+        "repetition_penalty": 1.2,
+    }
+    over = Target(1, "m").over("completions").request(Generation((1,), 9, sampling={"logprobs": 5}), 3)
+    assert json.loads(over)["logprobs"] == 5
+
+
+def test_table_has_medians_and_ratios():
+    def run(server, kind, tokens):
+        latency = Latency(9, 0.002, 0.006)
+        result = LoadResult(1.0, tokens, 1, latency, latency, 0, Latency(0, None, None), {}, 0.1)
+        return SamplingRun(server, kind, 64, result, StepTime(10, 0.03, 0.01))
+
+    runs = [run("own", PLAIN, tokens) for tokens in (90, 100, 400)] + [run("own", BOTH, 80), run("other", BOTH, 40)]
+    table = text(SamplingReport(runs, {"own": "other"})).splitlines()
+    cells = {tuple(cell.strip() for cell in line.strip("| ").split(" | "))[:5] for line in table[3:]}
+    assert ("own", PLAIN, "100", "1.00", "2.00 ms") in cells
+    assert ("own", BOTH, "80", "0.80", "2.00 ms") in cells
+    (own,) = [line for line in table if "own" in line and BOTH in line]
+    assert own.split("|")[7].strip() == "2.0"  # 6 ms of 3
+    assert own.split("|")[10].strip() == "2.00"
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "kept"), [(0, 0.5, {1, 3}), (3, 0.8, {1, 3, 4}), (2, 0.99, {1, 3})])
+def test_naive_sample_draws_from_the_nucleus(top_k, top_p, kept):
+    logits = np.log(np.array([0.1, 0.4, 0.05, 0.25, 0.2], np.float32))
+    generator = np.random.default_rng(0)
+    drawn = [sample(logits, 1.0, top_k, top_p, generator)[0] for _ in range(4000)]
+    assert set(drawn) == kept
+    shares = np.array([0.1, 0.4, 0.05, 0.25, 0.2])[sorted(kept)]
+    counts = np.bincount(drawn, minlength=5)[sorted(kept)] / 4000
+    np.testing.assert_allclose(counts, shares / shares.sum(), atol=0.04)

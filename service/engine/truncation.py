@@ -146,7 +146,7 @@ def _nucleus(weights: Floats, top_p: Doubles, least: Floats) -> Floats:
     span = max(0, int((largest[:, 0] - least.view(np.int32)).max()))
     shift = max(0, span.bit_length() - FIRST_BITS)
     count = (span >> shift) + 2
-    bucket = np.minimum(distance >> shift, count - 1)
+    bucket = np.clip(distance >> shift, 0, count - 1)  # rows of NaN have no order
     while True:
         of_row = np.add(bucket, (each * count)[:, None]).reshape(-1)
         sums = np.bincount(of_row, _exact(weights, least).reshape(-1), len(each) * count)

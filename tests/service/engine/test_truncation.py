@@ -120,7 +120,8 @@ def test_ties_with_the_threshold_are_all_kept():
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the engine's thread ignores them
 @pytest.mark.parametrize("size", [5, 5000])
-def test_rows_of_nan_keep_to_themselves(size):
+@pytest.mark.parametrize("negative", [False, True])
+def test_rows_of_nan_keep_to_themselves(size, negative):
     logits = logits_of(1.0, 1.0, 1.0, size=size)
     weights = softmax(logits)
     uniforms = np.array([0.1, 0.5, 0.9])
@@ -128,7 +129,7 @@ def test_rows_of_nan_keep_to_themselves(size):
         draw_from_largest(logits, of_largest(3, 2), uniforms),
         MassTruncator().draw(weights.copy(), of_mass(3, 0.9), uniforms),
     )
-    logits[1], weights[1] = np.nan, np.nan
+    logits[1], weights[1] = np.nan, -np.float32(np.nan) if negative else np.nan
     truncator = MassTruncator()
     for _ in range(3):
         beside = (

@@ -28,8 +28,8 @@ def test_head_is_answered_like_get_without_the_body(client, path):
 
 
 def test_head_of_a_session_and_its_picture(client, trace):
-    trace(attempts=[{"skill": 0, "correct": True}], session="seen")
-    for path in ("/v1/models/tutor/sessions/seen", "/v1/models/tutor/trace/seen/mastery.svg"):
+    trace(attempts=[{"skill": 0, "correct": True}], session="headed")
+    for path in ("/v1/models/tutor/sessions/headed", "/v1/models/tutor/trace/headed/mastery.svg"):
         assert client.head(path).status_code == 200
     assert client.head("/v1/models/tutor/sessions/nobody").status_code == 404
 

@@ -63,7 +63,8 @@ def top_logprobs(
     logprobs[token] = logprob  # the very number that `token_logprobs` has
     named: dict[str, float] = {}
     for other, value in logprobs.items():
-        named[name(other)] = max(named.get(name(other), -math.inf), value)
+        text = name(other)
+        named[text] = max(named.get(text, -math.inf), value)
     return {name: _number(value) for name, value in named.items()}
 
 

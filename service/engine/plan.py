@@ -80,6 +80,8 @@ class BlockPlan:
     """<float32>[b]"""
     plain: bool = False
     """Whether all rows draw from the model's own probabilities and tell no alternatives: then nothing else is said."""
+    own: bool = False
+    """Whether all rows draw from the model's own probabilities, and some tell alternatives."""
     altered: Mask | None = None
     """Which rows are not drawn from all of the model's own probabilities. <bool>[b]"""
 
@@ -133,5 +135,8 @@ def plan_block(
         else None,
         mass=MassOnly(narrow, tempered(narrow), top_p[narrow], some(min_p, narrow)) if len(narrow) else None,
         penalty=penalty.copy() if (penalty != 1.0).any() else None,
+        own=bool(
+            (temperature == 1.0).all() and (penalty == 1.0).all() and not (limited | narrowed | (min_p > 0.0)).any()
+        ),
         altered=(temperature != 1.0) | (penalty != 1.0) | limited,
     )

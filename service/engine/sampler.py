@@ -74,7 +74,7 @@ class Sampler:
                 continue
             seen = table.seen[rows] if table.seen is not None else None
             tokens[rows] = self._choose(block, plan, uniforms[rows], seen)
-            own = self._probabilities(block)
+            own = self._weights[: len(block)] if plan.own else self._probabilities(block)  # drawn from, and still there
             logprobs[rows] = _logprobs(block, own, tokens[rows, None], plan.altered)[:, 0]
             asked = np.flatnonzero(table.alternatives[rows] * emits[rows])
             if len(asked):

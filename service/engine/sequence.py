@@ -219,9 +219,8 @@ class Sequence:
         return self.sampling is None and self.beam is None
 
 
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """One of the most probable tokens at a position."""
+class Alternative(NamedTuple):
+    """One of the most probable tokens at a position. (A tuple for the same reason as TokenEvent.)"""
 
     token: int
     logprob: float

@@ -43,9 +43,12 @@ class QuietRows:
             values = self._sampler.score(self._outputs[:n], rows, table.targets[rows, cursor])
             known = ~np.isnan(values)  # minus infinity: the impossible
             self._keep(rows, cursor, values, known, ended)
-            for row in rows[known & table.comparing[rows]].tolist():
-                sequence = running[row]
-                sequence.beside.append(self._sampler.alternatives(self._outputs[row], sequence.alternatives))
+            compared = rows[known & table.comparing[rows]]
+            asking = [running[row] for row in compared.tolist()]
+            counts = np.array([sequence.alternatives for sequence in asking], np.int64)
+            found = self._sampler.alternatives(self._outputs, compared, counts)
+            for sequence, best in zip(asking, found, strict=True):
+                sequence.beside.append(best)
 
     def _read(self, n: int, ended: Ended) -> None:
         """Read what each row with a readout asks for."""

@@ -97,13 +97,22 @@ class Sampler:
             result[part] = _logprobs(block, self._probabilities(block), targets[part, None])[:, 0]
         return result
 
-    def alternatives(self, logits: Floats, count: int) -> tuple[Alternative, ...]:
-        """The `count` most probable tokens of one row <float32>[V], ties by id, with log-probabilities.
+    def alternatives(self, logits: Floats, rows: Rows, counts: Ids) -> list[tuple[Alternative, ...]]:
+        """The most probable tokens in each of `rows`, as many as `counts` says, ties by id, with log-probabilities.
 
         Fewer where the model makes fewer possible.
+
+        Args:
+            logits: <float32>[n, V]
+            rows: which of them. <intp>[r]
+            counts: at least 1. <int64>[r]
         """
-        block = logits[None]
-        return _alternatives(block, self._probabilities(block), np.zeros(1, np.intp), np.array([count]))[0]
+        result: list[tuple[Alternative, ...]] = []
+        for start in range(0, len(rows), self._block):
+            part = slice(start, start + self._block)
+            block = logits[rows[part]]
+            result += _alternatives(block, self._probabilities(block), np.arange(len(block)), counts[part])
+        return result
 
     def _choose(self, logits: Floats, plan: BlockPlan, uniforms: Doubles, seen: Mask | None) -> Ids:
         """A token of each row of a block. Logits are as they were in the end."""

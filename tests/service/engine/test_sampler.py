@@ -200,8 +200,16 @@ def test_score_is_the_log_softmax_of_the_target():
     np.testing.assert_allclose(Sampler(150).score(logits, rows, targets), exact, atol=2e-6)
 
 
+def best_of(logits, count):
+    """Of a row alone, and the same in a block of others."""
+    (alone,) = Sampler(len(logits)).alternatives(logits[None], np.zeros(1, np.intp), np.array([count]))
+    beside = np.stack([logits[::-1], logits, logits * 2])
+    assert Sampler(len(logits)).alternatives(beside, np.array([0, 1]), np.array([1, count]))[1] == alone
+    return alone
+
+
 def test_alternatives_leave_out_the_impossible():
-    assert [one.token for one in Sampler(3).alternatives(np.array([0.0, -np.inf, 1.0], np.float32), 3)] == [2, 0]
+    assert [one.token for one in best_of(np.array([0.0, -np.inf, 1.0], np.float32), 3)] == [2, 0]
 
 
 def test_sample_leaves_blocks_alone_that_emit_nothing(monkeypatch):
@@ -218,6 +226,6 @@ def test_sample_leaves_blocks_alone_that_emit_nothing(monkeypatch):
 
 def test_alternatives_are_the_best_first_and_ties_by_id():
     logits = np.array([0.0, 2.0, 1.0, 2.0, -1.0], np.float32)
-    best = Sampler(5).alternatives(logits, 3)
+    best = best_of(logits, 3)
     assert [one.token for one in best] == [1, 3, 2]
-    assert sum(np.exp(one.logprob) for one in Sampler(5).alternatives(logits, 99)) == pytest.approx(1.0)
+    assert sum(np.exp(one.logprob) for one in best_of(logits, 99)) == pytest.approx(1.0)

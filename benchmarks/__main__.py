@@ -70,7 +70,10 @@ class Plan:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, and return the exit status: 0, or 1 with one sentence on stderr."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if mistake := _mistake(options):
+        parser.error(mistake)
     if options.streams is None:
         options.streams = SAMPLING_STREAMS if options.sampling else STREAMS
     try:
@@ -87,19 +90,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _mistake(options: argparse.Namespace) -> str | None:
+    """What was asked for and would not be done; None where there is nothing."""
+    if not options.sampling:
+        if options.against:
+            return "argument --against: is for --sampling alone"
+        return "argument --vocabulary: is for --sampling alone" if options.vocabulary is not None else None
+    for name in ("open", "output", "precision"):
+        if getattr(options, name) is not None:
+            return f"argument --{name}: is not for --sampling"
+    if options.bundle and (options.peers is not None or options.vocabulary is not None):
+        return "argument --bundle: with --sampling, leave out --peers and --vocabulary: they choose models of their own"
+    if options.providers != "cpu":
+        return f"argument --providers: is {options.providers}; --sampling measures on the cpu"
+    if options.rounds < 1:
+        return f"argument --rounds: is {options.rounds}; --sampling takes 1 or more"
+    if options.against and not (options.against / "service" / "__main__.py").is_file():
+        return f"argument --against: {options.against} holds no service/__main__.py; name a checkout"
+    return None
+
+
 def _sampling(options: argparse.Namespace) -> int:
     """The tables of `--sampling`: the service on a flat and a peaked model, or the bundle that was named."""
     shapes: tuple[Shape, ...] = ("flat", "peaked")
+    vocabulary_size = options.vocabulary or VOCABULARY_SIZE
+    os.environ[PROVIDERS_VARIABLE] = options.providers  # the servers are child processes
     if options.bundle:
         bundles = {options.bundle.parent.name: options.bundle.resolve()}
     else:
-        bundles = {f"{shape} int8": words_bundle("int8", shape, options.vocabulary) for shape in shapes}
+        bundles = {f"{shape} int8": words_bundle("int8", shape, vocabulary_size) for shape in shapes}
     servers = [sampling.Server(name, "carousel", bundle) for name, bundle in bundles.items()]
     if options.against:
         other = options.against.resolve()
         servers += [sampling.Server(f"{name}, other", "carousel", bundle, other) for name, bundle in bundles.items()]
     if options.peers is not None and not options.bundle:
-        plain = words_bundle("fp32", vocabulary_size=options.vocabulary)
+        plain = words_bundle("fp32", vocabulary_size=vocabulary_size)
         servers.append(sampling.Server("Carousel, flat fp32", "carousel", plain))
         servers += [sampling.Server(f"{side}, flat fp32", side, plain) for side in _sides(options)]
         servers.append(sampling.Server("naive, flat int8", "naive", bundles["flat int8"]))
@@ -118,7 +143,7 @@ def _sides(options: argparse.Namespace) -> list[Side]:
     for side in options.peers or PEERS:
         if reason := left_out(side):
             _progress(reason)
-        elif side != "torch" or options.vocabulary == VOCABULARY_SIZE:
+        elif side != "torch" or options.vocabulary in (None, VOCABULARY_SIZE):
             sides.append(side)
     return sides
 
@@ -280,9 +305,7 @@ def _parser() -> argparse.ArgumentParser:
         "--open", type=float, nargs="*", metavar="LOAD", help=f"open loop too, at fractions of capacity ({LOADS})"
     )
     parser.add_argument("--sampling", action="store_true", help="instead: by how tokens are sampled")
-    parser.add_argument(
-        "--vocabulary", type=_count, default=VOCABULARY_SIZE, help="words of the default bundle, with --sampling"
-    )
+    parser.add_argument("--vocabulary", type=_count, help="words of the default bundle, with --sampling")
     parser.add_argument(
         "--against", type=Path, metavar="CHECKOUT", help="another commit's code, measured in turn, with --sampling"
     )

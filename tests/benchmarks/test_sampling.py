@@ -9,7 +9,7 @@ from benchmarks.load import Generation, Target
 from benchmarks.naive import sample
 from benchmarks.record import Latency, LoadResult
 from benchmarks.sampling import BOTH, KINDS, PLAIN, SamplingReport, SamplingRun, text
-from benchmarks.server import StepTime
+from benchmarks.server import StepTime, exposition, running
 
 CHECKOUT = Path(__file__).parents[2]
 SHAPE = ["--streams", "2", "--seconds", "0.4", "--warmup", "0.1", "--rounds", "1", "--max-tokens", "5"]
@@ -65,3 +65,46 @@ def test_naive_sample_draws_from_the_nucleus(top_k, top_p, kept):
     shares = np.array([0.1, 0.4, 0.05, 0.25, 0.2])[sorted(kept)]
     counts = np.bincount(drawn, minlength=5)[sorted(kept)] / 4000
     np.testing.assert_allclose(counts, shares / shares.sum(), atol=0.04)
+
+
+OTHER = """
+import http.server, os
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"the other checkout")
+http.server.HTTPServer(("127.0.0.1", int(os.environ["CAROUSEL_PORT"])), Handler).serve_forever()
+"""
+
+
+def test_other_checkout_runs_its_own_code(tmp_path):
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "__main__.py").write_text(OTHER)
+    bundle = CHECKOUT / "bundles" / "shakespeare" / "2"
+    with running("carousel", bundle, tmp_path) as target:
+        assert exposition(target) == "the other checkout"
+    with running("carousel", bundle) as target:
+        assert "carousel_ready 1.0" in exposition(target)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mistake"),
+    [
+        (["--against", "."], "argument --against: is for --sampling alone"),
+        (["--vocabulary", "99"], "argument --vocabulary: is for --sampling alone"),
+        (["--sampling", "--open", "0.5"], "argument --open: is not for --sampling"),
+        (["--sampling", "--output", "x"], "argument --output: is not for --sampling"),
+        (["--sampling", "--precision", "fp32"], "argument --precision: is not for --sampling"),
+        (["--sampling", "--providers", "cuda"], "argument --providers: is cuda; --sampling measures on the cpu"),
+        (["--sampling", "--rounds", "0"], "argument --rounds: is 0; --sampling takes 1 or more"),
+        (["--sampling", "--against", "nowhere"], "nowhere holds no service/__main__.py; name a checkout"),
+        (["--sampling", "--against", str(CHECKOUT / "docs")], "docs holds no service/__main__.py; name a checkout"),
+        (["--sampling", "--bundle", "b", "--peers", "torch"], "leave out --peers and --vocabulary"),
+    ],
+)
+def test_what_would_not_be_done_is_refused(arguments, mistake, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert mistake in capsys.readouterr().err

@@ -20,7 +20,7 @@ PREFIX = "CAROUSEL_"
 
 
 class Settings(BaseSettings):
-    """The README's table documents each; a test holds the two together."""
+    """The README's table documents each; a test holds names, defaults and descriptions together."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
@@ -33,25 +33,40 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=4096, description="Sequences that one model runs at once: rows of a step.")
     ] = 128
     max_waiting: Annotated[
-        int, Field(ge=0, le=1_000_000, description="Requests that may wait for a row of a model; more get a 503.")
+        int,
+        Field(
+            ge=0,
+            le=1_000_000,
+            description="Rows of a model that may be waited for (a beam waits for as many as it is wide), by `batch` "
+            "half of them; more get a 503.",
+        ),
     ] = 1024
     max_wait_seconds: Annotated[
         float,
         Field(
             gt=0,
-            description="Longest that a request may be expected to wait for a row; what would wait longer gets a 503.",
+            description="Longest that a request may be expected to wait for a row, if its own time allows as much; "
+            "what would wait longer gets a 503.",
         ),
     ] = 20.0
     deadline_seconds: Annotated[
         float,
-        Field(gt=0, description="Longest that a request may take once it is let in; then it ends with a 504."),
+        Field(
+            gt=0,
+            description="Longest that a request may take once it is let in, if it asks for no shorter "
+            "`timeout_seconds`; then it ends with a 504.",
+        ),
     ] = 600.0
     max_connections: Annotated[
         int, Field(ge=1, description="Open connections, HTTP and WebSocket together; one more gets a 503.")
     ] = 4096
     receive_seconds: Annotated[
         float,
-        Field(gt=0, description="Longest that a request may take to come, head and body; then it gets a 408."),
+        Field(
+            gt=0,
+            description="Longest that a request may take to come, head and body; then it gets a 408. A connection on "
+            "which none begins is closed.",
+        ),
     ] = 30.0
     socket_idle_seconds: Annotated[
         float,
@@ -62,8 +77,8 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=1024,
-            description="Threads of one onnxruntime operator; 0 is one for each core that the process may use, "
-            "in int8 one less.",
+            description="Threads of one onnxruntime operator; 0 is one for each core that the process may use, in "
+            "int8 one less but at least one, and one beside an encoder.",
         ),
     ] = 0
     providers: Annotated[
@@ -94,14 +109,19 @@ class Settings(BaseSettings):
         SecretStr | None,
         Field(
             description="Secret that signs state tokens, at least 32 bytes; after a comma, older ones still believed. "
-            "None draws one per process."
+            "None draws one per process: no other replica, and no restart, then takes its tokens."
         ),
     ] = None
     session_ttl_seconds: Annotated[
         int, Field(ge=1, le=10 * 365 * 86400, description="How long a session lives after its last use.")
     ] = 3600
     max_sessions: Annotated[
-        int, Field(ge=1, description="Sessions kept in memory; beyond it the least recently used go. Not for Redis.")
+        int,
+        Field(
+            ge=1,
+            description="Sessions kept in memory; beyond it, or beyond 1 GiB, the least recently used go. Not for "
+            "Redis.",
+        ),
     ] = 100_000
     api_keys_file: Annotated[
         Path | None,
@@ -133,12 +153,18 @@ class Settings(BaseSettings):
     watch_seconds: Annotated[
         float,
         Field(
-            ge=0, allow_inf_nan=False, description="How often the repository is looked at for new versions; 0 is never."
+            ge=0,
+            allow_inf_nan=False,
+            description="Pause between two looks at the repository for new versions; 0 never looks.",
         ),
     ] = 0
     shutdown_grace_seconds: Annotated[
         int,
-        Field(ge=0, description="How long requests and streams may go on after SIGTERM, before they are ended."),
+        Field(
+            ge=0,
+            description="How long requests and streams may go on after SIGTERM, before they are ended; that takes ten "
+            "more at most.",
+        ),
     ] = 10
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severe log line that is written.")

@@ -21,9 +21,15 @@ def documented() -> str:
     return "\n".join(page.read_text(encoding="utf-8") for page in pages)
 
 
-@pytest.mark.parametrize("field", Settings.model_fields)
-def test_setting_is_documented(documented, field):
-    assert f"`CAROUSEL_{field.upper()}`" in documented
+def test_table_of_settings_is_what_they_are(documented):
+    """Names, defaults and descriptions, both ways, and in the same order."""
+    expected = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, ()) else f"`{field.default}`"
+        expected.append((f"`CAROUSEL_{name.upper()}`", default, field.description))
+    table = documented[documented.index("| variable | default | meaning |") :]
+    rows = table[: table.index("\n\n")].splitlines()[2:]
+    assert [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows] == expected
 
 
 def test_table_of_errors_is_what_clients_can_get(documented):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import sampling, tables
-from benchmarks.load import (
+from carousel.benchmarks import sampling, tables
+from carousel.benchmarks.load import (
     Generation,
     LoadFailed,
     LoadRefused,
@@ -29,16 +29,16 @@ from benchmarks.load import (
     open_loop,
     poisson_arrivals,
 )
-from benchmarks.report import BareRun, ClosedRun, Machine, OpenRun, Report
-from benchmarks.server import ServerFailed, Side, left_out, resident_bytes, running, step_time
-from benchmarks.step import PROVIDERS_VARIABLE, StepGraph, bare_tokens_per_second
-from benchmarks.words import VOCABULARY_SIZE, Shape, words_bundle
-from models.bundle import Bundle, open_bundle
-from models.errors import CarouselError
-from models.manifest import Precision
-from service.engine.device import CUDA
-from service.engine.runner import RunnerBroken, reason_against
-from service.repository import open_core
+from carousel.benchmarks.report import BareRun, ClosedRun, Machine, OpenRun, Report
+from carousel.benchmarks.server import ServerFailed, Side, left_out, resident_bytes, running, step_time
+from carousel.benchmarks.step import PROVIDERS_VARIABLE, StepGraph, bare_tokens_per_second
+from carousel.benchmarks.words import VOCABULARY_SIZE, Shape, words_bundle
+from carousel.models.bundle import Bundle, open_bundle
+from carousel.models.errors import CarouselError
+from carousel.models.manifest import Precision
+from carousel.service.engine.device import CUDA
+from carousel.service.engine.runner import RunnerBroken, reason_against
+from carousel.service.repository import open_core
 
 PEERS: tuple[Side, ...] = ("torch", "litserve", "bentoml")
 """Beside the naive one. They run in fp32, as they come."""

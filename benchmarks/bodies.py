@@ -21,11 +21,11 @@ from typing import Any
 
 from websockets.asyncio.client import connect
 
-from benchmarks.load import Target
-from benchmarks.server import SERVICE, ServerFailed, launched
-from benchmarks.tables import markdown
+from carousel.benchmarks.load import Target
+from carousel.benchmarks.server import SERVICE, ServerFailed, launched
+from carousel.benchmarks.tables import markdown
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "shakespeare" / "2"
 SKILLS = 22
 TIMEOUT_SECONDS = 120.0

@@ -23,16 +23,16 @@ import numpy as np
 import uvloop
 from PIL import Image
 
-from benchmarks.http import Client
-from benchmarks.load import Target
-from benchmarks.record import LoadResult, Recorder
-from benchmarks.report import Machine
-from benchmarks.server import SERVICE, ServerFailed, launched, processor_seconds, service_settings
-from benchmarks.websocket import WebSocket
-from models.bundle import open_bundle, versions
-from models.errors import BundleNotFound, CarouselError
+from carousel.benchmarks.http import Client
+from carousel.benchmarks.load import Target
+from carousel.benchmarks.record import LoadResult, Recorder
+from carousel.benchmarks.report import Machine
+from carousel.benchmarks.server import SERVICE, ServerFailed, launched, processor_seconds, service_settings
+from carousel.benchmarks.websocket import WebSocket
+from carousel.models.bundle import open_bundle, versions
+from carousel.models.errors import BundleNotFound, CarouselError
 
-REPOSITORY = Path(__file__).parents[1] / "bundles"
+REPOSITORY = Path(__file__).resolve().parents[1] / "bundles"
 MODEL = "scenes"
 WARMUP_SECONDS = 1.0
 IMAGES = 64
@@ -67,7 +67,9 @@ def measure(bundle: Path, images: list[bytes], options: argparse.Namespace) -> N
     texts: dict[str, dict[int, str]] = {}
     for number in range(options.rounds):
         for side in sides if number % 2 == 0 else reversed(sides):
-            command = SERVICE if side == "carousel" else ["benchmarks.naive_captions", "--bundle", str(sides[side])]
+            command = (
+                SERVICE if side == "carousel" else ["carousel.benchmarks.naive_captions", "--bundle", str(sides[side])]
+            )
             with launched(command, service_settings(bundle) if side == "carousel" else {}, bundle) as target:
                 before = processor_seconds(target)
                 loop = closed_loop(target, images, options.clients, options.seconds)

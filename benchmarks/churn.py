@@ -27,13 +27,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from benchmarks.captions import BOUNDARY, draw_images
-from benchmarks.captions import form as caption_form
-from benchmarks.load import MAX_STREAMS, LoadRefused, Target, allow_connections
-from benchmarks.report import Machine
-from benchmarks.server import SERVICE, ServerFailed, exposition, launched, resident_bytes, service_settings
+from carousel.benchmarks.captions import BOUNDARY, draw_images
+from carousel.benchmarks.captions import form as caption_form
+from carousel.benchmarks.load import MAX_STREAMS, LoadRefused, Target, allow_connections
+from carousel.benchmarks.report import Machine
+from carousel.benchmarks.server import SERVICE, ServerFailed, exposition, launched, resident_bytes, service_settings
 
-REPOSITORY = Path(__file__).parents[1] / "bundles"
+REPOSITORY = Path(__file__).resolve().parents[1] / "bundles"
 LANGUAGE = "shakespeare"
 MAX_REQUESTS = 10_000_000
 SESSIONS = 500

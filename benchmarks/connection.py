@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from typing import Self, cast
 from urllib.parse import SplitResult, urlsplit
 
-from benchmarks.record import Recorder
+from carousel.benchmarks.record import Recorder
 
 OPEN_SECONDS = 30.0
 CLOSE_SECONDS = 2.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from time import perf_counter
 
-from benchmarks.connection import Connection, GenerationFailed
+from carousel.benchmarks.connection import Connection, GenerationFailed
 
 MARKERS = (b'"finish_reason":null', b'"token":')
 """What a token's event holds once: of the service's completions, and of the peers."""

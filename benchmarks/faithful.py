@@ -19,19 +19,19 @@ import torch
 import uvloop
 from torch import Tensor
 
-from benchmarks.captions import BOUNDARY, form, read_images, shipped
-from benchmarks.http import Client
-from benchmarks.load import Target
-from benchmarks.server import SERVICE, ServerFailed, launched, service_settings
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
-from models.encoder import IMAGE
-from models.errors import BundleNotFound, CarouselError
-from models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
-from models.nn.beam import best_captions
-from models.step import STEP_OUTPUT
-from training.corpus.scene_drawing import encode_scene
-from training.corpus.scene_words import describes
-from training.corpus.scenes import make_scenes
+from carousel.benchmarks.captions import BOUNDARY, form, read_images, shipped
+from carousel.benchmarks.http import Client
+from carousel.benchmarks.load import Target
+from carousel.benchmarks.server import SERVICE, ServerFailed, launched, service_settings
+from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
+from carousel.models.encoder import IMAGE
+from carousel.models.errors import BundleNotFound, CarouselError
+from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
+from carousel.models.nn.beam import best_captions
+from carousel.models.step import STEP_OUTPUT
+from carousel.training.corpus.scene_drawing import encode_scene
+from carousel.training.corpus.scene_words import describes
+from carousel.training.corpus.scenes import make_scenes
 
 SEED = 20_261_121
 CLIENTS = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
-from benchmarks.load import Target
+from carousel.benchmarks.load import Target
 
 
 class Client:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter, process_time
 from typing import Any, Literal
 
-from benchmarks.connection import Connection, GenerationFailed
-from benchmarks.event_stream import EventStream
-from benchmarks.record import LoadResult, Recorder
-from benchmarks.websocket import WebSocket
+from carousel.benchmarks.connection import Connection, GenerationFailed
+from carousel.benchmarks.event_stream import EventStream
+from carousel.benchmarks.record import LoadResult, Recorder
+from carousel.benchmarks.websocket import WebSocket
 
 MAX_STREAMS = 4096
 MAX_SECONDS = 3600.0

@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 
 import uvloop
 
-from benchmarks.load import Generation, Window, closed_loop
-from benchmarks.report import Machine
-from benchmarks.server import resident_bytes, running
-from benchmarks.words import VOCABULARY_SIZE, words_bundle
-from models.bundle import Bundle, open_bundle
+from carousel.benchmarks.load import Generation, Window, closed_loop
+from carousel.benchmarks.report import Machine
+from carousel.benchmarks.server import resident_bytes, running
+from carousel.benchmarks.words import VOCABULARY_SIZE, words_bundle
+from carousel.models.bundle import Bundle, open_bundle
 
 WINDOW = Window(seconds=3.0, warmup_seconds=1.0)
 MAX_TOKENS = 128

@@ -22,9 +22,9 @@ from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 
-from benchmarks.step import Step, StepGraph
-from models.bundle import Bundle, open_bundle
-from models.manifest import DecodingDefaults
+from carousel.benchmarks.step import Step, StepGraph
+from carousel.models.bundle import Bundle, open_bundle
+from carousel.models.manifest import DecodingDefaults
 
 Logits = NDArray[np.float32]
 

@@ -19,9 +19,9 @@ import uvicorn
 from fastapi import FastAPI, UploadFile
 from numpy.typing import NDArray
 
-from benchmarks.step import default_options
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
-from models.graph import next_name
+from carousel.benchmarks.step import default_options
+from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
+from carousel.models.graph import next_name
 
 
 class Captioner:

@@ -22,10 +22,10 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from benchmarks.step import default_options
-from benchmarks.tutor import tutor_bundle, tutor_model
-from models.bundle import STEP_GRAPH, Bundle, open_bundle
-from models.graph import next_name
+from carousel.benchmarks.step import default_options
+from carousel.benchmarks.tutor import tutor_bundle, tutor_model
+from carousel.models.bundle import STEP_GRAPH, Bundle, open_bundle
+from carousel.models.graph import next_name
 
 Predict = Callable[[list[int]], NDArray[np.float32]]
 """A history's ids to P(correct) of the next attempt at every skill."""

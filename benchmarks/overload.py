@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import uvloop
 
-from benchmarks.load import (
+from carousel.benchmarks.load import (
     Generation,
     LoadFailed,
     LoadRefused,
@@ -27,12 +27,12 @@ from benchmarks.load import (
     open_loop,
     poisson_arrivals,
 )
-from benchmarks.record import Latency, LoadResult
-from benchmarks.server import ServerFailed, running
-from benchmarks.words import words_bundle
-from models.bundle import open_bundle
-from models.errors import CarouselError
-from service.settings import Settings
+from carousel.benchmarks.record import Latency, LoadResult
+from carousel.benchmarks.server import ServerFailed, running
+from carousel.benchmarks.words import words_bundle
+from carousel.models.bundle import open_bundle
+from carousel.models.errors import CarouselError
+from carousel.service.settings import Settings
 
 PROMPT_TOKENS = 4
 MAX_TOKENS = 128

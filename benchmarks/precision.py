@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from benchmarks.report import Machine
-from benchmarks.turns import model_of
-from export.int8_graph import build_int8_step
-from export.onnx_graph import export_step
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
-from models.cores import usable_cores
-from models.graph import STATE_PREFIX, GraphSpec, next_name, read_graph
+from carousel.benchmarks.report import Machine
+from carousel.benchmarks.turns import model_of
+from carousel.export.int8_graph import build_int8_step
+from carousel.export.onnx_graph import export_step
+from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
+from carousel.models.cores import usable_cores
+from carousel.models.graph import STATE_PREFIX, GraphSpec, next_name, read_graph
 
-BUNDLES = [Path(__file__).parents[1] / "bundles" / "scenes" / version for version in ("1", "2")]
+BUNDLES = [Path(__file__).resolve().parents[1] / "bundles" / "scenes" / version for version in ("1", "2")]
 ROWS = (1, 16, 64, 128)
 IMAGES = (1, 4, 16)
 ROUNDS = 15

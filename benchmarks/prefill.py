@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import Machine
-from benchmarks.turns import UNITS, WORDS, Seconds, model_of, take_turns
-from export.int8_graph import build_int8_step
-from export.int8_prefill import build_int8_prefill
-from models.graph import STATE_PREFIX
-from service.engine.core import EngineCore
-from service.engine.prefill_runner import OnnxPrefillRunner
-from service.engine.prefill_thread import PrefillThread
-from service.engine.runner import OnnxRunner
-from service.engine.sequence import SamplingParameters, Sequence, Snapshot
-from service.engine.state_pool import StateSpec
+from carousel.benchmarks.report import Machine
+from carousel.benchmarks.turns import UNITS, WORDS, Seconds, model_of, take_turns
+from carousel.export.int8_graph import build_int8_step
+from carousel.export.int8_prefill import build_int8_prefill
+from carousel.models.graph import STATE_PREFIX
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.prefill_runner import OnnxPrefillRunner
+from carousel.service.engine.prefill_thread import PrefillThread
+from carousel.service.engine.runner import OnnxRunner
+from carousel.service.engine.sequence import SamplingParameters, Sequence, Snapshot
+from carousel.service.engine.state_pool import StateSpec
 
 PROMPT_TOKENS = 1_000
 PROMPTS = (1, 4, 16)

@@ -15,13 +15,13 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from benchmarks.report import Machine
-from benchmarks.turns import UNITS, WORDS, model_of, take_turns
-from export.int8_graph import build_int8_step
-from export.int8_prefill import build_int8_prefill
-from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
-from models.prefill import ABOVE
-from service.engine.sequence import Array
+from carousel.benchmarks.report import Machine
+from carousel.benchmarks.turns import UNITS, WORDS, model_of, take_turns
+from carousel.export.int8_graph import build_int8_step
+from carousel.export.int8_prefill import build_int8_prefill
+from carousel.models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
+from carousel.models.prefill import ABOVE
+from carousel.service.engine.sequence import Array
 
 STEPS = 64
 ROWS = (1, 4, 8, 16)

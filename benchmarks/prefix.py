@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import Machine
-from models.bundle import open_bundle
-from service.engine.async_engine import AsyncEngine
-from service.engine.core import EngineCore
-from service.engine.sequence import Array, Ids, SamplingParameters, Sequence, TokenEvent
-from service.engine.state_pool import zeros
-from service.prefix_cache import PrefixCache
-from service.prefixes import Prefixes
-from service.repository import open_prefill, open_runner
-from service.sessions.memory import ModelIdentity
+from carousel.benchmarks.report import Machine
+from carousel.models.bundle import open_bundle
+from carousel.service.engine.async_engine import AsyncEngine
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.sequence import Array, Ids, SamplingParameters, Sequence, TokenEvent
+from carousel.service.engine.state_pool import zeros
+from carousel.service.prefix_cache import PrefixCache
+from carousel.service.prefixes import Prefixes
+from carousel.service.repository import open_prefill, open_runner
+from carousel.service.sessions.memory import ModelIdentity
 
 LENGTHS = (16, 128, 1024)
 ROUNDS = 41

@@ -28,10 +28,10 @@ from time import perf_counter
 import uvloop
 from websockets.asyncio.client import connect
 
-from benchmarks.churn import REPOSITORY, WrongAnswer, ask
-from benchmarks.load import Target
-from benchmarks.report import Machine
-from benchmarks.server import SERVICE, exposition, launched, resident_bytes
+from carousel.benchmarks.churn import REPOSITORY, WrongAnswer, ask
+from carousel.benchmarks.load import Target
+from carousel.benchmarks.report import Machine
+from carousel.benchmarks.server import SERVICE, exposition, launched, resident_bytes
 
 MODEL, TUTOR = "shakespeare", "tutor"
 WINDOW = 20

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import onnxruntime
 
-from benchmarks.load import Generation
-from benchmarks.record import LoadResult
-from benchmarks.server import Side, StepTime
-from models.cores import usable_cores
-from models.manifest import Precision
+from carousel.benchmarks.load import Generation
+from carousel.benchmarks.record import LoadResult
+from carousel.benchmarks.server import Side, StepTime
+from carousel.models.cores import usable_cores
+from carousel.models.manifest import Precision
 
 VERSIONS = ("numpy", "fastapi", "uvicorn", "uvloop", "websockets")
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.load import Generation, Target, Window, closed_loop
-from benchmarks.record import LoadResult
-from benchmarks.server import Side, StepTime, running, step_time
-from benchmarks.tables import markdown
+from carousel.benchmarks.load import Generation, Target, Window, closed_loop
+from carousel.benchmarks.record import LoadResult
+from carousel.benchmarks.server import Side, StepTime, running, step_time
+from carousel.benchmarks.tables import markdown
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.load import Target
+from carousel.benchmarks.load import Target
 
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
@@ -32,7 +32,7 @@ BUNDLE_VARIABLE = "BENCHMARKS_BUNDLE"
 
 Side = Literal["carousel", "naive", "torch", "litserve", "bentoml"]
 SERVICE = ["service"]
-BENTOML = ["bentoml", "serve", "benchmarks.peers.bento:Words", "--host", "127.0.0.1"]
+BENTOML = ["bentoml", "serve", "carousel.benchmarks.peers.bento:Words", "--host", "127.0.0.1"]
 
 
 class ServerFailed(Exception):
@@ -84,9 +84,9 @@ def running(side: Side, bundle: Path, checkout: Path | None = None) -> Iterator[
     named = ["--bundle", str(bundle)]
     command, settings = {
         "carousel": (SERVICE, service_settings(bundle)),
-        "naive": (["benchmarks.naive", *named], {}),
-        "torch": (["benchmarks.peers.torch_eager"], {}),
-        "litserve": (["benchmarks.peers.lit_serve", *named], {}),
+        "naive": (["carousel.benchmarks.naive", *named], {}),
+        "torch": (["carousel.benchmarks.peers.torch_eager"], {}),
+        "litserve": (["carousel.benchmarks.peers.lit_serve", *named], {}),
         # The framework tells its makers how it is used, unless it is told not to.
         "bentoml": (BENTOML, {BUNDLE_VARIABLE: str(bundle), "BENTOML_DO_NOT_TRACK": "True"}),
     }[side]

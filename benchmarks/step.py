@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from models.bundle import STEP_GRAPH, Bundle
-from models.cores import usable_cores
-from models.graph import next_name
+from carousel.models.bundle import STEP_GRAPH, Bundle
+from carousel.models.cores import usable_cores
+from carousel.models.graph import next_name
 
 PROVIDERS_VARIABLE = "CAROUSEL_PROVIDERS"
 

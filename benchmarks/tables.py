@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from benchmarks.record import LoadResult
-from benchmarks.report import ClosedRun, Report
-from benchmarks.server import Side
-from models.manifest import Precision
+from carousel.benchmarks.record import LoadResult
+from carousel.benchmarks.report import ClosedRun, Report
+from carousel.benchmarks.server import Side
+from carousel.models.manifest import Precision
 
 Server = tuple[Side, Precision]
 Figure = Callable[[LoadResult], float | None]

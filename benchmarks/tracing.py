@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.http import Client
-from benchmarks.load import Target
-from benchmarks.report import Machine
-from benchmarks.server import SERVICE, launched, service_settings
-from benchmarks.tutor import MODEL, SKILLS, tutor_bundle
+from carousel.benchmarks.http import Client
+from carousel.benchmarks.load import Target
+from carousel.benchmarks.report import Machine
+from carousel.benchmarks.server import SERVICE, launched, service_settings
+from carousel.benchmarks.tutor import MODEL, SKILLS, tutor_bundle
 
 PAST = (10, 100, 1_000, 10_000)
 HISTORY = 100
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tails: dict[str, list[float]] = {side: [] for side in rates}
     for number in range(options.rounds):
         for side in rates if number % 2 == 0 else reversed(rates):
-            command = SERVICE if side == "sessions" else ["benchmarks.naive_tracing", "--way", side]
+            command = SERVICE if side == "sessions" else ["carousel.benchmarks.naive_tracing", "--way", side]
             with launched(command, service_settings(bundle) if side == "sessions" else {}, bundle) as target:
                 run = with_sessions if side == "sessions" else with_histories
                 rate, durations = run(target, options.seconds)

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from export.step_module import StepModule, step_module
-from models.nn.language import LanguageModel, LanguageModelConfig
-from models.nn.recurrent import Cell
+from carousel.export.step_module import StepModule, step_module
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig
+from carousel.models.nn.recurrent import Cell
 
 WORDS = 10_000
 UNITS = 512

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.words import REPOSITORY
-from export.publish import export_checkpoint
-from models.bundle import versions
-from models.codec.interaction import InteractionCodec
-from models.nn.checkpoint import Checkpoint, write_checkpoint
-from models.nn.tracing import TracingModel, TracingModelConfig
+from carousel.benchmarks.words import REPOSITORY
+from carousel.export.publish import export_checkpoint
+from carousel.models.bundle import versions
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.models.nn.checkpoint import Checkpoint, write_checkpoint
+from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 
 MODEL = "tutor"
 SKILLS = 124

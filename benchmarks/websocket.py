@@ -10,8 +10,8 @@ import json
 from time import perf_counter
 from urllib.parse import SplitResult
 
-from benchmarks.connection import Connection, GenerationFailed
-from benchmarks.record import Recorder
+from carousel.benchmarks.connection import Connection, GenerationFailed
+from carousel.benchmarks.record import Recorder
 
 TOKEN_PREFIXES = (b'{"type":"token"', b'{"type": "token"')
 """How a token frame begins, as compact and as default JSON. A frame that begins otherwise is parsed, token or not."""

@@ -12,16 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from models.bundle import versions
-from models.errors import BundleNotFound
-from models.manifest import Precision
+from carousel.models.bundle import versions
+from carousel.models.errors import BundleNotFound
+from carousel.models.manifest import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.nn.language import LanguageModel
+    from carousel.models.nn.language import LanguageModel
 
-REPOSITORY = Path(__file__).parents[1] / "build" / "benchmarks"
+REPOSITORY = Path(__file__).resolve().parents[1] / "build" / "benchmarks"
 MODEL = "words"
 VOCABULARY_SIZE = 10_000
 MAX_WORSENING = 1.0
@@ -60,7 +60,7 @@ def words_model(shape: Shape = "flat", vocabulary_size: int = VOCABULARY_SIZE) -
     # Here and not above: torch takes seconds to import, and a machine that only serves does not have it.
     import torch
 
-    from models.nn.language import LanguageModel, LanguageModelConfig
+    from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig(vocabulary_size, cell="lstm", hidden_size=512, layers=2)).eval()
@@ -79,10 +79,10 @@ def _make(repository: Path, precision: Precision, model: LanguageModel) -> Path:
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
 
-    from export.publish import export_checkpoint
-    from models.codec.text import UNKNOWN_TOKEN, TextCodec
-    from models.nn.checkpoint import Checkpoint, write_checkpoint
-    from models.nn.validation import VALIDATION, ValidationData, write_validation
+    from carousel.export.publish import export_checkpoint
+    from carousel.models.codec.text import UNKNOWN_TOKEN, TextCodec
+    from carousel.models.nn.checkpoint import Checkpoint, write_checkpoint
+    from carousel.models.nn.validation import VALIDATION, ValidationData, write_validation
 
     size = model.config.vocabulary_size
     words = {UNKNOWN_TOKEN: 0} | {f"word{index}": index for index in range(1, size)}

@@ -10,24 +10,24 @@ from typing import get_args
 
 from pydantic import ValidationError
 
-from export.captioning_parity import ENCODER_BATCH_SIZES
-from export.parity import MAX_BATCH
-from export.prefill_parity import LONGEST_CHUNK
-from export.progress import ConsoleProgress
-from export.publish import export_checkpoint
-from models.bundle import ENCODER_GRAPH
-from models.errors import CarouselError
-from models.manifest import DecodingDefaults, Limits, Precision
-from models.nn.threads import limit_threads
-from models.prefill import PREFILL_GRAPH
+from carousel.export.captioning_parity import ENCODER_BATCH_SIZES
+from carousel.export.parity import MAX_BATCH
+from carousel.export.prefill_parity import LONGEST_CHUNK
+from carousel.export.progress import ConsoleProgress
+from carousel.export.publish import export_checkpoint
+from carousel.models.bundle import ENCODER_GRAPH
+from carousel.models.errors import CarouselError
+from carousel.models.manifest import DecodingDefaults, Limits, Precision
+from carousel.models.nn.threads import limit_threads
+from carousel.models.prefill import PREFILL_GRAPH
 
 DECODING = ("temperature", "top_k", "top_p", "beam_width", "length_penalty")
 """The flags that are fields of DecodingDefaults."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m export") -> int:
     """Export, say what was done, and return the exit status: 0, or 1 with one sentence on stderr."""
-    parser = _parser()
+    parser = _parser(prog)
     options = parser.parse_args(arguments)
     limit_threads()
     try:
@@ -76,8 +76,8 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, float]:
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m export", description="Publish a checkpoint as a bundle.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Publish a checkpoint as a bundle.")
     parser.add_argument("checkpoint", type=Path, help="a .safetensors checkpoint, or a run directory")
     parser.add_argument("--repository", type=Path, required=True, help="directory of bundles, made if absent")
     parser.add_argument("--name", required=True, help="what the model is called there")

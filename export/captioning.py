@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.captioning_module import CaptioningStep
-from export.captioning_parity import measure_captioning_parity
-from export.captioning_precision import largest_seen
-from export.encoder_graph import export_encoder
-from export.extractor import Extractor, ExtractorError, reopen_extractor
-from export.int8_captioning import build_int8_captioning_step
-from export.int8_encoder import build_int8_encoder
-from export.onnx_graph import export_step
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH
-from models.codec.image import Preprocessing
-from models.features import FrozenEncoder
-from models.manifest import Parity, Precision
-from models.nn.captioning import CaptioningModel
-from models.nn.validation import CaptioningValidationData
+from carousel.export.captioning_module import CaptioningStep
+from carousel.export.captioning_parity import measure_captioning_parity
+from carousel.export.captioning_precision import largest_seen
+from carousel.export.encoder_graph import export_encoder
+from carousel.export.extractor import Extractor, ExtractorError, reopen_extractor
+from carousel.export.int8_captioning import build_int8_captioning_step
+from carousel.export.int8_encoder import build_int8_encoder
+from carousel.export.onnx_graph import export_step
+from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH
+from carousel.models.codec.image import Preprocessing
+from carousel.models.features import FrozenEncoder
+from carousel.models.manifest import Parity, Precision
+from carousel.models.nn.captioning import CaptioningModel
+from carousel.models.nn.validation import CaptioningValidationData
 
 
 def extractor_of(checkpoint: Path, trained_on: FrozenEncoder | None, given: Path | None) -> Extractor | None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from export.step_module import StepModule
-from models.nn.attention import SoftAttention
-from models.nn.captioning import LAYER, CaptioningModel, Memories
-from models.nn.recurrent import RecurrentState
+from carousel.export.step_module import StepModule
+from carousel.models.nn.attention import SoftAttention
+from carousel.models.nn.captioning import LAYER, CaptioningModel, Memories
+from carousel.models.nn.recurrent import RecurrentState
 
 
 class CaptioningStep(StepModule):

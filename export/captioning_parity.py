@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from export.captioning_module import CaptioningStep
-from export.extractor import Extractor
-from export.parity import MAX_ABS_ERROR, MAX_BATCH, ParityError, random_floats, require_row_independence
-from export.runtime import open_session
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH
-from models.codec.image import Preprocessing
-from models.encoder import IMAGE
-from models.features import FEATURES
-from models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
-from models.manifest import Parity, Precision
-from models.nn.captioning import CaptioningModel
-from models.step import ATTENTION
+from carousel.export.captioning_module import CaptioningStep
+from carousel.export.extractor import Extractor
+from carousel.export.parity import MAX_ABS_ERROR, MAX_BATCH, ParityError, random_floats, require_row_independence
+from carousel.export.runtime import open_session
+from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH
+from carousel.models.codec.image import Preprocessing
+from carousel.models.encoder import IMAGE
+from carousel.models.features import FEATURES
+from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
+from carousel.models.manifest import Parity, Precision
+from carousel.models.nn.captioning import CaptioningModel
+from carousel.models.step import ATTENTION
 
 Floats = npt.NDArray[np.float32]
 

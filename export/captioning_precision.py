@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from export.forward import GraphCaptioner
-from export.precision import judge, require_trainings_own
-from export.progress import SILENT, Progress
-from models.bleu import bleu
-from models.codec.image import ImageCodec
-from models.manifest import CaptioningValidation, DecodingDefaults, Quantization
-from models.nn.beam import Captioner, best_captions
-from models.nn.captioning import CaptioningModel
-from models.nn.validation import CaptioningValidationData
+from carousel.export.forward import GraphCaptioner
+from carousel.export.precision import judge, require_trainings_own
+from carousel.export.progress import SILENT, Progress
+from carousel.models.bleu import bleu
+from carousel.models.codec.image import ImageCodec
+from carousel.models.manifest import CaptioningValidation, DecodingDefaults, Quantization
+from carousel.models.nn.beam import Captioner, best_captions
+from carousel.models.nn.captioning import CaptioningModel
+from carousel.models.nn.validation import CaptioningValidationData
 
 IMAGES_AT_ONCE = 50
 """Bounds the memory of what is remembered of them and changes nothing else."""

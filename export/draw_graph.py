@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto
 
-from export.graph_builder import GraphBuilder
+from carousel.export.graph_builder import GraphBuilder
 
-ENGINE = Path(__file__).parents[1] / "service" / "engine"
+ENGINE = Path(__file__).resolve().parents[1] / "service" / "engine"
 GRAPHS = {"sample.onnx": True, "draw.onnx": False}
 """By file, whether a softmax of logits comes first."""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import onnx
 import torch
 
-from export.captioning_module import EncoderModule
-from export.extractor import Extractor
-from export.onnx_graph import export_module
-from models.codec.image import Preprocessing
-from models.encoder import IMAGE
-from models.features import FEATURES
-from models.graph import MEMORY_PREFIX, STATE_PREFIX
-from models.nn.captioning import CaptioningModel
+from carousel.export.captioning_module import EncoderModule
+from carousel.export.extractor import Extractor
+from carousel.export.onnx_graph import export_module
+from carousel.models.codec.image import Preprocessing
+from carousel.models.encoder import IMAGE
+from carousel.models.features import FEATURES
+from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX
+from carousel.models.nn.captioning import CaptioningModel
 
 
 def export_encoder(model: CaptioningModel, preprocessing: Preprocessing, extractor: Extractor | None) -> bytes:

@@ -18,13 +18,13 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
-from export.runtime import open_session
-from export.stored_weights import spell_out_weights
-from models.codec.image import Preprocessing
-from models.encoder import IMAGE
-from models.errors import CarouselError
-from models.features import FEATURES, FrozenEncoder
-from models.graph import GraphSpec, TensorSpec, read_graph
+from carousel.export.runtime import open_session
+from carousel.export.stored_weights import spell_out_weights
+from carousel.models.codec.image import Preprocessing
+from carousel.models.encoder import IMAGE
+from carousel.models.errors import CarouselError
+from carousel.models.features import FEATURES, FrozenEncoder
+from carousel.models.graph import GraphSpec, TensorSpec, read_graph
 
 OPSET = 20
 """Of every graph that is exported: torch's exporter writes it, and an older extractor is brought up to it."""

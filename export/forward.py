@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from export.runtime import open_session
-from export.step_module import Model
-from models.encoder import IMAGE
-from models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
-from models.nn.captioning import CaptioningModel, Memories
-from models.nn.language import LanguageModel
-from models.nn.recurrent import RecurrentState
-from models.step import STEP_OUTPUT, Task
+from carousel.export.runtime import open_session
+from carousel.export.step_module import Model
+from carousel.models.encoder import IMAGE
+from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
+from carousel.models.nn.captioning import CaptioningModel, Memories
+from carousel.models.nn.language import LanguageModel
+from carousel.models.nn.recurrent import RecurrentState
+from carousel.models.step import STEP_OUTPUT, Task
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]

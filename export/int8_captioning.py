@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.captioning_module import CaptioningStep, StepAttention
-from export.graph_builder import GraphBuilder
-from export.int8_graph import EmbeddedIds, array, build_int8_step, open_gru_gates, open_lstm_gates
-from export.int8_product import Floats, product, quantize
-from export.step_module import StepGRU, StepLSTM
-from models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
-from models.nn.captioning import LAYER
-from models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT
+from carousel.export.captioning_module import CaptioningStep, StepAttention
+from carousel.export.graph_builder import GraphBuilder
+from carousel.export.int8_graph import EmbeddedIds, array, build_int8_step, open_gru_gates, open_lstm_gates
+from carousel.export.int8_product import Floats, product, quantize
+from carousel.export.step_module import StepGRU, StepLSTM
+from carousel.models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
+from carousel.models.nn.captioning import LAYER
+from carousel.models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT
 
 
 def build_int8_captioning_step(step: CaptioningStep, seen_range: float) -> bytes:

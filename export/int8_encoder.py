@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-from export.int8_product import Floats
-from models.encoder import IMAGE
+from carousel.export.int8_product import Floats
+from carousel.models.encoder import IMAGE
 
 CALIBRATION_IMAGES = 32
 """So many of the validation images. All 500 of scenes were no better: a wider range is a coarser grid."""

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from export.graph_builder import GraphBuilder
-from export.int8_product import Activation, Floats, Product, looked_up, product, quantize, quantized_rows
-from export.step_module import StepGRU, StepLSTM, StepModule
-from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
-from models.step import STEP_OUTPUT
+from carousel.export.graph_builder import GraphBuilder
+from carousel.export.int8_product import Activation, Floats, Product, looked_up, product, quantize, quantized_rows
+from carousel.export.step_module import StepGRU, StepLSTM, StepModule
+from carousel.models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
+from carousel.models.step import STEP_OUTPUT
 
 MAX_TABLE_BYTES = 32 << 20
 """Up to here what layer 0 makes of its input is a table, looked up by id: no product, and one rounding instead of two.

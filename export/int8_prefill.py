@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.graph_builder import GraphBuilder
-from export.int8_graph import EmbeddedIds, HiddenUnits, attempt, input_product, next_states
-from export.int8_product import Activation, product_of_few, quantize
-from export.step_module import StepGRU, StepLSTM, StepModule
-from models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
-from models.prefill import ABOVE, BELOW
+from carousel.export.graph_builder import GraphBuilder
+from carousel.export.int8_graph import EmbeddedIds, HiddenUnits, attempt, input_product, next_states
+from carousel.export.int8_product import Activation, product_of_few, quantize
+from carousel.export.step_module import StepGRU, StepLSTM, StepModule
+from carousel.models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
+from carousel.models.prefill import ABOVE, BELOW
 
 
 def build_int8_prefill(step: StepModule) -> list[bytes]:

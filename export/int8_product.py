@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from export.graph_builder import GraphBuilder
+from carousel.export.graph_builder import GraphBuilder
 
 Floats = npt.NDArray[np.float32]
 

@@ -11,9 +11,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from export.step_module import StepModule
-from models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
-from models.step import ATTENTION, STEP_OUTPUT
+from carousel.export.step_module import StepModule
+from carousel.models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
+from carousel.models.step import ATTENTION, STEP_OUTPUT
 
 
 def export_step(module: StepModule) -> bytes:

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.forward import Array, GraphForward, Ids, TorchForward, step_inputs
-from export.runtime import open_session
-from export.step_module import Model, StepModule, step_module
-from models.errors import CarouselError
-from models.graph import MEMORY_PREFIX, STATE_PREFIX
-from models.manifest import Parity, Precision
-from models.step import STEP_OUTPUT
+from carousel.export.forward import Array, GraphForward, Ids, TorchForward, step_inputs
+from carousel.export.runtime import open_session
+from carousel.export.step_module import Model, StepModule, step_module
+from carousel.models.errors import CarouselError
+from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX
+from carousel.models.manifest import Parity, Precision
+from carousel.models.step import STEP_OUTPUT
 
 N = TypeVar("N", bound=np.generic)
 

@@ -13,14 +13,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from export.forward import Forward, GraphForward, TorchForward
-from export.progress import SILENT, Progress
-from export.step_module import Model
-from models.errors import CarouselError, CheckpointError
-from models.manifest import CaptioningValidation, LanguageValidation, Measure, Quantization, TracingValidation
-from models.nn.validation import VALIDATION, CaptioningValidationData, ValidationData, read_validation
-from models.step import Task
-from models.tracing_score import score
+from carousel.export.forward import Forward, GraphForward, TorchForward
+from carousel.export.progress import SILENT, Progress
+from carousel.export.step_module import Model
+from carousel.models.errors import CarouselError, CheckpointError
+from carousel.models.manifest import CaptioningValidation, LanguageValidation, Measure, Quantization, TracingValidation
+from carousel.models.nn.validation import VALIDATION, CaptioningValidationData, ValidationData, read_validation
+from carousel.models.step import Task
+from carousel.models.tracing_score import score
 
 Validation = LanguageValidation | TracingValidation | CaptioningValidation
 Data = TypeVar("Data", ValidationData, CaptioningValidationData)

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnxruntime
 
-from export.forward import Array, Ids, step_inputs
-from export.parity import THREAD_COUNTS, ParityError, random_floats
-from export.runtime import open_session
-from export.step_module import StepModule
-from models.graph import next_name
-from models.prefill import ABOVE, BELOW
+from carousel.export.forward import Array, Ids, step_inputs
+from carousel.export.parity import THREAD_COUNTS, ParityError, random_floats
+from carousel.export.runtime import open_session
+from carousel.export.step_module import StepModule
+from carousel.models.graph import next_name
+from carousel.models.prefill import ABOVE, BELOW
 
 CUTS = ((131,), (1, 130), (64, 64, 3), (16,) * 8 + (3,), (5, 2, 124))
 """Chunks that a prompt of T ids is fed in; T is longer than any chunk of the engine's."""

@@ -9,24 +9,24 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from export.captioning import captioning_graphs, extractor_of, int8_captioning_graphs
-from export.captioning_precision import measure_captioning_quantization
-from export.extractor import ExtractorError
-from export.int8_graph import build_int8_step
-from export.int8_prefill import build_int8_prefill
-from export.onnx_graph import export_step
-from export.parity import ParityError, measure_parity
-from export.precision import measure_quantization, read_validation_beside
-from export.prefill_parity import require_same_states
-from export.progress import SILENT, Progress
-from export.shared_weights import share_weights
-from export.step_module import Model, StepModule, step_module
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish, require_publishable
-from models.codec.image import ImageCodec
-from models.codec.interaction import InteractionCodec
-from models.codec.text import TextCodec
-from models.errors import CheckpointError
-from models.manifest import (
+from carousel.export.captioning import captioning_graphs, extractor_of, int8_captioning_graphs
+from carousel.export.captioning_precision import measure_captioning_quantization
+from carousel.export.extractor import ExtractorError
+from carousel.export.int8_graph import build_int8_step
+from carousel.export.int8_prefill import build_int8_prefill
+from carousel.export.onnx_graph import export_step
+from carousel.export.parity import ParityError, measure_parity
+from carousel.export.precision import measure_quantization, read_validation_beside
+from carousel.export.prefill_parity import require_same_states
+from carousel.export.progress import SILENT, Progress
+from carousel.export.shared_weights import share_weights
+from carousel.export.step_module import Model, StepModule, step_module
+from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish, require_publishable
+from carousel.models.codec.image import ImageCodec
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.models.codec.text import TextCodec
+from carousel.models.errors import CheckpointError
+from carousel.models.manifest import (
     CaptioningValidation,
     CodecSpec,
     DecodingDefaults,
@@ -42,8 +42,8 @@ from models.manifest import (
     TextCodecSpec,
     TracingValidation,
 )
-from models.nn.captioning import CaptioningModel
-from models.nn.checkpoint import (
+from carousel.models.nn.captioning import CaptioningModel
+from carousel.models.nn.checkpoint import (
     Checkpoint,
     frozen_encoder,
     load_captioning_model,
@@ -51,10 +51,10 @@ from models.nn.checkpoint import (
     load_tracing_model,
     read_checkpoint,
 )
-from models.nn.validation import CaptioningValidationData, ValidationData
-from models.prefill import prefill_name
-from models.step import STEP_INPUTS, Task
-from models.weights import WEIGHTS
+from carousel.models.nn.validation import CaptioningValidationData, ValidationData
+from carousel.models.prefill import prefill_name
+from carousel.models.step import STEP_INPUTS, Task
+from carousel.models.weights import WEIGHTS
 
 BEST = "best.safetensors"
 """The checkpoint of a run directory that is exported."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnxruntime
 
-from models.cores import usable_cores
+from carousel.models.cores import usable_cores
 
 
 def open_session(graph: bytes, threads: int = 0) -> onnxruntime.InferenceSession:

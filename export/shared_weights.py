@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import TensorProto
 
-from models.weights import WEIGHTS
+from carousel.models.weights import WEIGHTS
 
 MIN_BYTES = 4096
 """Smaller ones stay where they are."""

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.nn.captioning import CaptioningModel
-from models.nn.language import LanguageModel
-from models.nn.recurrent import RecurrentLayer, RecurrentStack, RecurrentState
-from models.nn.tracing import TracingModel
-from models.step import STEP_INPUTS, Task
+from carousel.models.nn.captioning import CaptioningModel
+from carousel.models.nn.language import LanguageModel
+from carousel.models.nn.recurrent import RecurrentLayer, RecurrentStack, RecurrentState
+from carousel.models.nn.tracing import TracingModel
+from carousel.models.step import STEP_INPUTS, Task
 
 Model = LanguageModel | TracingModel
 

@@ -20,18 +20,26 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from models.codec.image import ImageCodec
-from models.codec.interaction import InteractionCodec
-from models.codec.text import TextCodec
-from models.encoder import ENCODER_GRAPH as ENCODER_GRAPH
-from models.encoder import check_encoder
-from models.errors import BundleError, BundleNotFound, DigestMismatch
-from models.graph import GraphSpec, read_graph
-from models.manifest import MANIFEST, NAME_PATTERN, CodecSpec, FileEntry, ImageCodecSpec, InteractionCodecSpec, Manifest
-from models.prefill import check_prefill, prefill_names
-from models.step import STEP_GRAPH as STEP_GRAPH
-from models.step import check_step
-from models.weights import WeightsFile
+from carousel.models.codec.image import ImageCodec
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.models.codec.text import TextCodec
+from carousel.models.encoder import ENCODER_GRAPH as ENCODER_GRAPH
+from carousel.models.encoder import check_encoder
+from carousel.models.errors import BundleError, BundleNotFound, DigestMismatch
+from carousel.models.graph import GraphSpec, read_graph
+from carousel.models.manifest import (
+    MANIFEST,
+    NAME_PATTERN,
+    CodecSpec,
+    FileEntry,
+    ImageCodecSpec,
+    InteractionCodecSpec,
+    Manifest,
+)
+from carousel.models.prefill import check_prefill, prefill_names
+from carousel.models.step import STEP_GRAPH as STEP_GRAPH
+from carousel.models.step import check_step
+from carousel.models.weights import WeightsFile
 
 MAX_MANIFEST_BYTES = 1 << 20
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from models.errors import GraphRejected
-from models.graph import GraphSpec, TensorSpec
+from carousel.models.errors import GraphRejected
+from carousel.models.graph import GraphSpec, TensorSpec
 
 ENCODER_GRAPH = "encoder.onnx"
 IMAGE = "image"

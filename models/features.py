@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.codec.image import Preprocessing
+from carousel.models.codec.image import Preprocessing
 
 FEATURES = "features"
 """The tensor's name."""

@@ -16,8 +16,8 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from models.errors import GraphRejected
-from models.weights import WeightsFile, WeightSpec, read_weight
+from carousel.models.errors import GraphRejected
+from carousel.models.weights import WeightsFile, WeightSpec, read_weight
 
 ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 """TensorProto.DataType -> numpy name, for the types that a graph's input, output or shared weight may have."""

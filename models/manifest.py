@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from models.codec.image import Preprocessing
-from models.step import Task
+from carousel.models.codec.image import Preprocessing
+from carousel.models.step import Task
 
 MANIFEST = "manifest.json"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"

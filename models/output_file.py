@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from models.errors import CarouselError
+from carousel.models.errors import CarouselError
 
 STDOUT = 1
 """The descriptor of standard output."""

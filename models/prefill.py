@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from itertools import count, takewhile
 
-from models.errors import GraphRejected
-from models.graph import GraphSpec, TensorSpec, next_name
-from models.step import STEP_INPUTS, Task
+from carousel.models.errors import GraphRejected
+from carousel.models.graph import GraphSpec, TensorSpec, next_name
+from carousel.models.step import STEP_INPUTS, Task
 
 PREFILL_GRAPH = "prefill.onnx"
 """The one graph, or the first of several: prefill2.onnx goes on from what it hands up, and so forth."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from models.errors import GraphRejected
-from models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX, GraphSpec, TensorSpec, next_name
+from carousel.models.errors import GraphRejected
+from carousel.models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX, GraphSpec, TensorSpec, next_name
 
 STEP_GRAPH = "step.onnx"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import GraphRejected
+from carousel.models.errors import GraphRejected
 
 WEIGHTS = "weights.bin"
 """What export calls the file."""

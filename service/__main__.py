@@ -10,39 +10,47 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from models.bundle import open_bundle, versions
-from models.cores import usable_cores
-from models.errors import BundleNotFound, CarouselError
-from models.output_file import check_output
-from service.cohort import trace_cohort
-from service.cohort_file import CohortError, read_cohort
-from service.engine.runner import RunnerBroken
-from service.heap import keep_large_pieces_apart, share_arenas
-from service.keys.key_file import KeyFileError, key_line, new_key
-from service.observability import logs
-from service.repository import step_threads
-from service.server import create_server
-from service.settings import Settings, unknown_variables
+from carousel.models.bundle import open_bundle, versions
+from carousel.models.cores import usable_cores
+from carousel.models.errors import BundleNotFound, CarouselError
+from carousel.models.output_file import check_output
+from carousel.service.cohort import trace_cohort
+from carousel.service.cohort_file import CohortError, read_cohort
+from carousel.service.engine.runner import RunnerBroken
+from carousel.service.heap import keep_large_pieces_apart, share_arenas
+from carousel.service.keys.key_file import KeyFileError, key_line, new_key
+from carousel.service.observability import logs
+from carousel.service.repository import step_threads
+from carousel.service.server import create_server
+from carousel.service.settings import PREFIX, Settings, unknown_variables
 
 logger = logging.getLogger("carousel")
 
+FLAGS = ("host", "port", "repository")
+"""Settings that the command line may say, too; its word goes before the environment's."""
 
-def main(arguments: list[str] | None = None) -> int:
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m service") -> int:
     """Serve until SIGTERM or SIGINT, trace a cohort or make a key. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser(prog)
+    options = parser.parse_args(arguments)
+    given = {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
+    if idle := given.keys() - {"trace": {"repository"}, "key": set(), None: FLAGS}[options.command]:
+        parser.error(f"--{min(idle)} says nothing to {options.command}")
     if options.command == "key":
         return _key(options)
     try:
-        settings = Settings()
+        settings = Settings(**given)
     except ValidationError as error:
         for problem in error.errors():
-            name = "CAROUSEL_" + "_".join(map(str, problem["loc"])).upper()
-            print(f"{name}: {problem['msg']}", file=sys.stderr)
+            name = "_".join(map(str, problem["loc"]))
+            print(f"{f'--{name}' if name in given else PREFIX + name.upper()}: {problem['msg']}", file=sys.stderr)
         return 2
     logs.install(settings.log_level, settings.log_format)
     # Not refused: a cluster gives every container variables that begin with the name of each of its services.
@@ -55,11 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m service",
-        description="Serve the model repository, as the CAROUSEL_ variables say.",
+        prog=prog, description="Serve the model repository, as the CAROUSEL_ variables say."
     )
+    parser.add_argument("--host", help="address to listen on, instead of CAROUSEL_HOST")
+    parser.add_argument("--port", help="port to listen on, instead of CAROUSEL_PORT; 0 takes a free one")
+    parser.add_argument("--repository", type=Path, metavar="DIR", help="instead of CAROUSEL_REPOSITORY")
     commands = parser.add_subparsers(dest="command", title="instead of serving", metavar="")
     trace = commands.add_parser(
         "trace",
@@ -77,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument(
         "--output", required=True, type=Path, metavar="CSV", help="gets learner, attempt, skill, correct, probability"
     )
-    trace.add_argument("--repository", type=Path, help="instead of CAROUSEL_REPOSITORY")
+    # Suppressed, or it would undo a --repository before the word `trace`.
+    trace.add_argument(
+        "--repository", type=Path, default=argparse.SUPPRESS, metavar="DIR", help="instead of CAROUSEL_REPOSITORY"
+    )
     trace.add_argument(
         "--by-id", action="store_true", help="skills are ids (places in the model's list, from 0), not names"
     )
@@ -127,7 +140,7 @@ def _serve(settings: Settings) -> int:
 
 def _trace(settings: Settings, options: argparse.Namespace) -> int:
     check_output(options.output)
-    repository = options.repository or settings.repository
+    repository = settings.repository
     found = versions(repository, options.model)
     if not found:
         raise BundleNotFound(f"{repository} holds no model {options.model!r}; publish one with python -m export")

@@ -15,31 +15,43 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from models.cores import usable_cores
-from service.api import captions, catalogue, completions, docs, handlers, health, probability, sessions, stream, trace
-from service.api import repository as repository_routes
-from service.api.body_limit import BodyLimit
-from service.api.context import Context
-from service.api.drain_gate import DrainGate
-from service.api.key_gate import KeyGate
-from service.api.last_resort import LastResort
-from service.api.load_gate import LoadGate
-from service.api.origin_gate import OriginGate
-from service.drain import Drain
-from service.engine.lock_turns import LONG_SECONDS
-from service.images import ImageReader
-from service.keys.keyring import Keyring
-from service.memories import open_memories
-from service.observability.loop_lag import LoopLag
-from service.observability.metrics import Metrics
-from service.observability.requests import RequestObserver
-from service.origins import Origins
-from service.reloads import Reloads
-from service.repository import Repository
-from service.settings import Settings
+from carousel import __version__
+from carousel.models.cores import usable_cores
+from carousel.service.api import (
+    captions,
+    catalogue,
+    completions,
+    docs,
+    handlers,
+    health,
+    probability,
+    sessions,
+    stream,
+    trace,
+)
+from carousel.service.api import repository as repository_routes
+from carousel.service.api.body_limit import BodyLimit
+from carousel.service.api.context import Context
+from carousel.service.api.drain_gate import DrainGate
+from carousel.service.api.key_gate import KeyGate
+from carousel.service.api.last_resort import LastResort
+from carousel.service.api.load_gate import LoadGate
+from carousel.service.api.origin_gate import OriginGate
+from carousel.service.drain import Drain
+from carousel.service.engine.lock_turns import LONG_SECONDS
+from carousel.service.images import ImageReader
+from carousel.service.keys.keyring import Keyring
+from carousel.service.memories import open_memories
+from carousel.service.observability.loop_lag import LoopLag
+from carousel.service.observability.metrics import Metrics
+from carousel.service.observability.requests import RequestObserver
+from carousel.service.origins import Origins
+from carousel.service.reloads import Reloads
+from carousel.service.repository import Repository
+from carousel.service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.observability.spans import Spans
+    from carousel.service.observability.spans import Spans
 
 logger = logging.getLogger("carousel")
 
@@ -59,7 +71,7 @@ def open_spans(environment: Mapping[str, str]) -> Spans | None:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        from service.observability.spans import Spans
+        from carousel.service.observability.spans import Spans
     except ImportError as error:
         logger.warning("no spans are sent, though %s is set: %s (pip install 'carousel[otel]')", endpoints[1], error)
         return None
@@ -119,7 +131,7 @@ def create_app(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,  # else what has a default is said to be always there
         docs_url=None,  # FastAPI's own page loads its scripts from another site
         redoc_url=None,
-        version="0.1.0",
+        version=__version__,
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # it looks for exporters at every request
     )

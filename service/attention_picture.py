@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models.codec.image import Preprocessing
+from carousel.models.codec.image import Preprocessing
 
 PANEL = 216
 """Longest side of the image in the picture; in the file it has twice as many pixels, if it had them."""

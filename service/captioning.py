@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.step import ATTENTION
-from service.engine.admission import Admission
-from service.engine.encoder import Encoding
-from service.engine.sequence import (
+from carousel.models.step import ATTENTION
+from carousel.service.engine.admission import Admission
+from carousel.service.engine.encoder import Encoding
+from carousel.service.engine.sequence import (
     BeamParameters,
     FinishReason,
     Floats,
@@ -19,10 +19,10 @@ from service.engine.sequence import (
     Sequence,
     TokenEvent,
 )
-from service.engine.token_stream import TokenStream
-from service.errors import RequestError
-from service.generation import Finished, Usage, measure_token, raise_for, run_quietly
-from service.repository import ServedModel
+from carousel.service.engine.token_stream import TokenStream
+from carousel.service.errors import RequestError
+from carousel.service.generation import Finished, Usage, measure_token, raise_for, run_quietly
+from carousel.service.repository import ServedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from service.engine.admission import Admission
-from service.engine.sequence import FinishReason, Ids, SamplingParameters
-from service.generation import Finished, Generation, Token, TokenTaker, Usage
-from service.memories import Recall
-from service.prefixes import Beginning
-from service.repository import ServedModel
-from service.weighing import Weighed, weigh
+from carousel.service.engine.admission import Admission
+from carousel.service.engine.sequence import FinishReason, Ids, SamplingParameters
+from carousel.service.generation import Finished, Generation, Token, TokenTaker, Usage
+from carousel.service.memories import Recall
+from carousel.service.prefixes import Beginning
+from carousel.service.repository import ServedModel
+from carousel.service.weighing import Weighed, weigh
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from starlette.types import Scope
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.api.direct_frames import FRAME_WRITER
+from carousel.service.api.direct_frames import FRAME_WRITER
 
 
 class ChunkWriter:

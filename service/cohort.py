@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from models.bundle import Bundle
-from models.output_file import open_output
-from service.cohort_file import Cohort, CohortError
-from service.engine.core import EngineCore
-from service.engine.sequence import FinishEvent, FinishReason, Ids, Sequence
-from service.repository import open_runner
-from service.tracing import trace_sequence, traced
+from carousel.models.bundle import Bundle
+from carousel.models.output_file import open_output
+from carousel.service.cohort_file import Cohort, CohortError
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.sequence import FinishEvent, FinishReason, Ids, Sequence
+from carousel.service.repository import open_runner
+from carousel.service.tracing import trace_sequence, traced
 
 OUTPUT_COLUMNS = ("learner", "attempt", "skill", "correct", "probability")
 LEARNERS_PER_ROW = 8

@@ -12,9 +12,9 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.codec.interaction import InteractionCodec, combined_skill
-from models.codec.spelling import one_id, spelling_remarks
-from models.errors import CarouselError, UnknownSkill
+from carousel.models.codec.interaction import InteractionCodec, combined_skill
+from carousel.models.codec.spelling import one_id, spelling_remarks
+from carousel.models.errors import CarouselError, UnknownSkill
 
 COLUMNS = ("learner", "skill", "correct")
 ORDERS = ("answer_id", "order_id", "order")

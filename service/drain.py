@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from service.errors import Unavailable
-from service.observability.requests import RequestRecord
+from carousel.service.errors import Unavailable
+from carousel.service.observability.requests import RequestRecord
 
 Listener = Callable[[], None]
 Task = asyncio.Task[Any]

@@ -11,11 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
-from models.codec.text import CONTEXT_TOKENS
-from service.engine.admission import Admission
-from service.engine.errors import DeadlineExceeded, EngineFull, EngineStopped, WaitTooLong
-from service.engine.queue_time import INTERACTIVE, Urgency, retry_after_seconds
-from service.engine.sequence import (
+from carousel.models.codec.text import CONTEXT_TOKENS
+from carousel.service.engine.admission import Admission
+from carousel.service.engine.errors import DeadlineExceeded, EngineFull, EngineStopped, WaitTooLong
+from carousel.service.engine.queue_time import INTERACTIVE, Urgency, retry_after_seconds
+from carousel.service.engine.sequence import (
     Alternative,
     Array,
     FinishEvent,
@@ -26,13 +26,13 @@ from service.engine.sequence import (
     Snapshot,
     TokenEvent,
 )
-from service.engine.token_stream import TokenStream
-from service.errors import ServiceError, Unavailable
-from service.keys.caller import current_caller
-from service.observability.requests import WATCHED
-from service.prefixes import FROM_ZEROS, Beginning
-from service.repository import ServedModel
-from service.stop import StopMatcher, stop_condition
+from carousel.service.engine.token_stream import TokenStream
+from carousel.service.errors import ServiceError, Unavailable
+from carousel.service.keys.caller import current_caller
+from carousel.service.observability.requests import WATCHED
+from carousel.service.prefixes import FROM_ZEROS, Beginning
+from carousel.service.repository import ServedModel
+from carousel.service.stop import StopMatcher, stop_condition
 
 
 @dataclass(slots=True)

@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service.api.error_bodies import answer
-from service.chunks import ChunkProtocol
-from service.errors import RequestError, ServiceError, Unavailable
-from service.observability.requests import RequestRecord, record_of
+from carousel.service.api.error_bodies import answer
+from carousel.service.chunks import ChunkProtocol
+from carousel.service.errors import RequestError, ServiceError, Unavailable
+from carousel.service.observability.requests import RequestRecord, record_of
 
 RETRY_AFTER_SECONDS = 5
 """For who is refused a connection: nobody knows when one of the others closes."""

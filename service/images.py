@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from PIL.Image import Image
 
-from models.codec.image import read_image
-from models.cores import usable_cores
-from models.errors import ImageRejected, ImageTooLarge
-from service.engine.encoder import EncoderStopped, Encoding, EncodingFailed
-from service.errors import ErrorCode, RequestError, ServiceError, Unavailable
-from service.repository import ServedModel
+from carousel.models.codec.image import read_image
+from carousel.models.cores import usable_cores
+from carousel.models.errors import ImageRejected, ImageTooLarge
+from carousel.service.engine.encoder import EncoderStopped, Encoding, EncodingFailed
+from carousel.service.errors import ErrorCode, RequestError, ServiceError, Unavailable
+from carousel.service.repository import ServedModel
 
 PIECE = 1 << 18
 """Characters of base64 decoded at a time: other threads have their turn in between."""

@@ -9,18 +9,18 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
-from service.engine.sequence import Ids, Snapshot
-from service.errors import ServiceError
-from service.keys.caller import current_caller
-from service.observability.metrics import Metrics
-from service.sessions.errors import SessionError
-from service.sessions.key import SessionKey
-from service.sessions.memory import NO_IDS, Memory, ModelIdentity, check_fit, remember
-from service.sessions.process_store import ProcessSessionStore
-from service.sessions.sessions import Change, OpenSession, Sessions, SessionView
-from service.sessions.store import Retention, SessionStore
-from service.sessions.tokens import MIN_KEY_BYTES, TokenSigner
-from service.settings import Settings
+from carousel.service.engine.sequence import Ids, Snapshot
+from carousel.service.errors import ServiceError
+from carousel.service.keys.caller import current_caller
+from carousel.service.observability.metrics import Metrics
+from carousel.service.sessions.errors import SessionError
+from carousel.service.sessions.key import SessionKey
+from carousel.service.sessions.memory import NO_IDS, Memory, ModelIdentity, check_fit, remember
+from carousel.service.sessions.process_store import ProcessSessionStore
+from carousel.service.sessions.sessions import Change, OpenSession, Sessions, SessionView
+from carousel.service.sessions.store import Retention, SessionStore
+from carousel.service.sessions.tokens import MIN_KEY_BYTES, TokenSigner
+from carousel.service.settings import Settings
 
 logger = logging.getLogger("carousel.sessions")
 
@@ -219,7 +219,7 @@ def open_memories(settings: Settings, metrics: Metrics) -> Memories:
         store = process_store = ProcessSessionStore(retention, max_sessions=settings.max_sessions, on_evicted=count)
         metrics.sessions.set_function(lambda: len(process_store))
     else:
-        from service.sessions.redis_store import RedisSessionStore  # here: its client is 7 MB, which few need
+        from carousel.service.sessions.redis_store import RedisSessionStore  # here: its client is 7 MB, which few need
 
         store = RedisSessionStore(settings.redis_url.get_secret_value(), retention, on_evicted=count)
     return Memories(Sessions(store), TokenSigner(_keys(settings)))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.engine.sequence import Array, Ids
+from carousel.service.engine.sequence import Array, Ids
 
 STRIDE = 128
 """Ids between states where not all are kept."""

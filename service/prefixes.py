@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.sequence import Array, Ids, Sequence, Snapshot
-from service.keys.caller import current_caller
-from service.prefix_cache import STRIDE, PrefixCache, Scope
+from carousel.service.engine.sequence import Array, Ids, Sequence, Snapshot
+from carousel.service.keys.caller import current_caller
+from carousel.service.prefix_cache import STRIDE, PrefixCache, Scope
 
 MIN_LENGTH = 4
 """Ids from which on a state is kept. To find and to keep one takes the event loop about 30 microseconds (`python -m

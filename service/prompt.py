@@ -6,10 +6,10 @@ import asyncio
 
 import numpy as np
 
-from models.errors import TextTooLong, UnencodableText
-from service.engine.sequence import Ids, Snapshot
-from service.errors import RequestError
-from service.repository import ServedModel
+from carousel.models.errors import TextTooLong, UnencodableText
+from carousel.service.engine.sequence import Ids, Snapshot
+from carousel.service.errors import RequestError
+from carousel.service.repository import ServedModel
 
 LONG_TEXT = 4096
 """Characters, or ids, from which on a prompt is looked at on a thread, not to hold the event loop up."""

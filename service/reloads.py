@@ -15,11 +15,11 @@ import logging
 import os
 from pathlib import Path
 
-from models.bundle import Listing, list_repository
-from models.errors import BundleError
-from service.errors import RequestError
-from service.observability.metrics import Metrics
-from service.repository import Refusal, Repository, ServedModel
+from carousel.models.bundle import Listing, list_repository
+from carousel.models.errors import BundleError
+from carousel.service.errors import RequestError
+from carousel.service.observability.metrics import Metrics
+from carousel.service.repository import Refusal, Repository, ServedModel
 
 logger = logging.getLogger("carousel.reloads")
 

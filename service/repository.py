@@ -11,27 +11,27 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, list_repository, open_bundle
-from models.cores import usable_cores
-from models.errors import BundleError, BundleNotFound
-from models.graph import TensorSpec
-from models.prefill import prefill_names
-from models.step import ATTENTION
-from service.engine.async_engine import AsyncEngine
-from service.engine.core import EngineCore
-from service.engine.device import CUDA, Device
-from service.engine.device_pool import DevicePool
-from service.engine.encoder import Encoder, EncoderReport
-from service.engine.prefill_runner import OnnxPrefillRunner
-from service.engine.runner import OnnxEncoder, OnnxRunner, RunnerBroken, reason_against
-from service.engine.state_pool import StateSpec
-from service.errors import RequestError
-from service.heap import give_back_freed
-from service.observability.metrics import Metrics, ModelMetrics
-from service.prefix_cache import PrefixCache
-from service.prefixes import Prefixes
-from service.sessions.memory import ModelIdentity
-from service.settings import Providers, Settings
+from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, list_repository, open_bundle
+from carousel.models.cores import usable_cores
+from carousel.models.errors import BundleError, BundleNotFound
+from carousel.models.graph import TensorSpec
+from carousel.models.prefill import prefill_names
+from carousel.models.step import ATTENTION
+from carousel.service.engine.async_engine import AsyncEngine
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.device import CUDA, Device
+from carousel.service.engine.device_pool import DevicePool
+from carousel.service.engine.encoder import Encoder, EncoderReport
+from carousel.service.engine.prefill_runner import OnnxPrefillRunner
+from carousel.service.engine.runner import OnnxEncoder, OnnxRunner, RunnerBroken, reason_against
+from carousel.service.engine.state_pool import StateSpec
+from carousel.service.errors import RequestError
+from carousel.service.heap import give_back_freed
+from carousel.service.observability.metrics import Metrics, ModelMetrics
+from carousel.service.prefix_cache import PrefixCache
+from carousel.service.prefixes import Prefixes
+from carousel.service.sessions.memory import ModelIdentity
+from carousel.service.settings import Providers, Settings
 
 logger = logging.getLogger("carousel.repository")
 

@@ -17,13 +17,13 @@ from starlette.types import Scope
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.protocol import State
 
-from service.api.direct_frames import FRAME_WRITER
-from service.api.message_limit import MESSAGE_LIMIT
-from service.app import create_app
-from service.drain import Drain
-from service.http_protocol import Bounds, bounded
-from service.observability.requests import finish
-from service.settings import Settings
+from carousel.service.api.direct_frames import FRAME_WRITER
+from carousel.service.api.message_limit import MESSAGE_LIMIT
+from carousel.service.app import create_app
+from carousel.service.drain import Drain
+from carousel.service.http_protocol import Bounds, bounded
+from carousel.service.observability.requests import finish
+from carousel.service.settings import Settings
 
 logger = logging.getLogger("carousel")
 

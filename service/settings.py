@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.keys.admin import MIN_ADMIN_KEY_CHARACTERS
-from service.origins import ALL, origin_of
-from service.sessions.tokens import MIN_KEY_BYTES
+from carousel.service.keys.admin import MIN_ADMIN_KEY_CHARACTERS
+from carousel.service.origins import ALL, origin_of
+from carousel.service.sessions.tokens import MIN_KEY_BYTES
 
 Providers = Literal["cpu", "cuda"]
 

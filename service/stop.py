@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from models.codec.text import Detokenizer
+from carousel.models.codec.text import Detokenizer
 
 
 class StopMatcher:

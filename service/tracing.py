@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.codec.interaction import InteractionCodec
-from models.errors import UnknownSkill
-from service.engine.sequence import FinishEvent, Floats, Ids, Readout, Sequence, Snapshot
-from service.errors import RequestError
-from service.prefixes import FROM_ZEROS, Beginning
-from service.prompt import as_array
-from service.repository import ServedModel
-from service.sessions.memory import OUTPUT
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.models.errors import UnknownSkill
+from carousel.service.engine.sequence import FinishEvent, Floats, Ids, Readout, Sequence, Snapshot
+from carousel.service.errors import RequestError
+from carousel.service.prefixes import FROM_ZEROS, Beginning
+from carousel.service.prompt import as_array
+from carousel.service.repository import ServedModel
+from carousel.service.sessions.memory import OUTPUT
 
 MAX_CURVE_VALUES = 250_000
 """Attempts times skills of one curve: about 5 MB of JSON."""

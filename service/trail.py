@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.engine.sequence import Floats, Ids
+from carousel.service.engine.sequence import Floats, Ids
 
 LEVELS = 255
 

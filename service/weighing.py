@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.admission import Admission
-from service.engine.sequence import Alternative, FinishReason, Ids, Sequence, Snapshot
-from service.generation import after_all, paid_before, run_quietly
-from service.prefixes import Beginning
-from service.repository import ServedModel
+from carousel.service.engine.admission import Admission
+from carousel.service.engine.sequence import Alternative, FinishReason, Ids, Sequence, Snapshot
+from carousel.service.generation import after_all, paid_before, run_quietly
+from carousel.service.prefixes import Beginning
+from carousel.service.repository import ServedModel
 
 
 @dataclass(frozen=True, slots=True)

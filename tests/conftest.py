@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from models.codec.text import UNKNOWN_TOKEN
+from carousel.models.codec.text import UNKNOWN_TOKEN
 
 # A deadline measures the machine's other work as much as the code.
 hypothesis.settings.register_profile("carousel", deadline=None)
@@ -65,8 +65,8 @@ def make_checkpoint() -> MakeCheckpoint:
     many tokens; returns its path."""
     import torch  # only tests that need a model pay for torch
 
-    from models.nn.checkpoint import Checkpoint, write_checkpoint
-    from models.nn.language import LanguageModel, LanguageModelConfig
+    from carousel.models.nn.checkpoint import Checkpoint, write_checkpoint
+    from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 
     torch.set_num_threads(1)
 
@@ -108,7 +108,7 @@ def make_checkpoint() -> MakeCheckpoint:
 @pytest.fixture(scope="session")
 def make_bundle(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
     """Publishes such a model as the next version of `name`; returns the bundle's directory."""
-    from export.publish import export_checkpoint
+    from carousel.export.publish import export_checkpoint
 
     def make(repository: Path, name: str, **shape) -> Path:
         checkpoint = make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.safetensors", **shape)
@@ -131,9 +131,9 @@ def make_tracing_checkpoint() -> Callable[..., Path]:
     """Writes a tracing model's checkpoint with random weights over TINY_SKILLS; returns its path."""
     import torch  # only tests that need a model pay for torch
 
-    from models.codec.interaction import InteractionCodec
-    from models.nn.checkpoint import Checkpoint, write_checkpoint
-    from models.nn.tracing import TracingModel, TracingModelConfig
+    from carousel.models.codec.interaction import InteractionCodec
+    from carousel.models.nn.checkpoint import Checkpoint, write_checkpoint
+    from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 
     torch.set_num_threads(1)
 
@@ -168,7 +168,7 @@ def make_tracing_bundle(
     make_tracing_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
     """Publishes such a model as the next version of `name`; returns the bundle's directory."""
-    from export.publish import export_checkpoint
+    from carousel.export.publish import export_checkpoint
 
     def make(repository: Path, name: str, **shape) -> Path:
         checkpoint = make_tracing_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.safetensors", **shape)
@@ -195,10 +195,10 @@ def make_captioning_checkpoint() -> Callable[..., Path]:
     """
     import torch  # only tests that need a model pay for torch
 
-    from models.codec.image import Preprocessing
-    from models.nn.captioning import CaptioningModel, CaptioningModelConfig, map_shape
-    from models.nn.checkpoint import Checkpoint, write_checkpoint
-    from training.corpus.tokenizer import caption_codec
+    from carousel.models.codec.image import Preprocessing
+    from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig, map_shape
+    from carousel.models.nn.checkpoint import Checkpoint, write_checkpoint
+    from carousel.training.corpus.tokenizer import caption_codec
 
     torch.set_num_threads(1)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import open_bundle
-from service.engine.core import EngineCore
-from service.engine.sequence import Sequence
-from service.repository import open_runner
+from carousel.models.bundle import open_bundle
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.sequence import Sequence
+from carousel.service.repository import open_runner
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from models.errors import CarouselError
-from models.nn.threads import limit_threads
-from training.recipe import load_recipe
-from training.run import TrainingRun
-from training.trainer import BEST, Evaluation, Progress
+from carousel.models.errors import CarouselError
+from carousel.models.nn.threads import limit_threads
+from carousel.training.recipe import load_recipe
+from carousel.training.run import TrainingRun
+from carousel.training.trainer import BEST, Evaluation, Progress
 
 SECONDS_BETWEEN_LINES_OF_A_FILE = 30.0
 
@@ -75,9 +76,9 @@ class Console:
         self._writer.close()
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m training") -> int:
     """Run the command; 2 is a mistake of the caller's, 130 an interruption."""
-    parser = argparse.ArgumentParser(prog="python -m training", description="Train a model as a recipe says.")
+    parser = argparse.ArgumentParser(prog=prog, description="Train a model as a recipe says.")
     parser.add_argument("recipe", type=Path, help="a .toml file; see training/recipes")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the recipe")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output directory")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from training.sections import Averaging
+from carousel.training.sections import Averaging
 
 WARMUP_STEPS = 10
 """At step k an exponential average keeps at most (1 + k) / (10 + k) of its past: the initial weights fade quickly."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.errors import CorpusError
+from carousel.training.errors import CorpusError
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from functools import cache
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.meteor_score import meteor_score
 
-from models.bleu import ORDERS, bleu
+from carousel.models.bleu import ORDERS, bleu
 
 ROUGE_BETA = 1.2
 """How much more recall weighs than precision in ROUGE-L (COCO's choice)."""

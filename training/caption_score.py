@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.codec.image import ImageCodec
-from models.nn.beam import Hypothesis, best_captions
-from models.nn.captioning import CaptioningModel
-from training.caption_batches import IGNORED, Images, Marks, rectangle
+from carousel.models.codec.image import ImageCodec
+from carousel.models.nn.beam import Hypothesis, best_captions
+from carousel.models.nn.captioning import CaptioningModel
+from carousel.training.caption_batches import IGNORED, Images, Marks, rectangle
 
 CHUNK_IMAGES = 100
 """Images a pass: bounds memory."""

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.nn.captioning import Attention, CaptioningModelConfig
-from models.nn.recurrent import Cell
-from training.sections import Count, CountOrNone, NotNegative, Paths, Probability, Section
+from carousel.models.nn.captioning import Attention, CaptioningModelConfig
+from carousel.models.nn.recurrent import Cell
+from carousel.training.sections import Count, CountOrNone, NotNegative, Paths, Probability, Section
 
 
 class CaptionFiles(Section):

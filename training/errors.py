@@ -8,7 +8,7 @@
 Every message is one sentence: what was seen, what was allowed, what to do.
 """
 
-from models.errors import CarouselError
+from carousel.models.errors import CarouselError
 
 
 class RecipeError(CarouselError):

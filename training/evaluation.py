@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.nn.language import LanguageModel
+from carousel.models.nn.language import LanguageModel
 
 CHUNK_STEPS = 1024
 """Steps per forward pass: bounds the memory of the logits and changes nothing else, since the state is carried."""

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from models.features import FEATURES, METADATA_KEY, FeaturesHeader
-from training.errors import CorpusError
+from carousel.models.features import FEATURES, METADATA_KEY, FeaturesHeader
+from carousel.training.errors import CorpusError
 
 
 class FeatureFile:

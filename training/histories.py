@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from training.errors import CorpusError
+from carousel.training.errors import CorpusError
 
 PARTS = 8
 """Learners are mixed anew each epoch among those whose lengths fall into the same eighth of a window."""

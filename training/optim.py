@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from training.sections import Optimizer, Schedule
+from carousel.training.sections import Optimizer, Schedule
 
 
 def build_optimizer(settings: Optimizer, module: nn.Module) -> torch.optim.Optimizer:

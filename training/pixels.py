@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.codec.image import Preprocessing
-from training.corpus.album import OpenPicture
+from carousel.models.codec.image import Preprocessing
+from carousel.training.corpus.album import OpenPicture
 
 
 class PixelImages:

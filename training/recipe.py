@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from training.caption_sections import (
+from carousel.training.caption_sections import (
     CaptionBatches,
     CaptionFiles,
     CaptioningLoss,
@@ -22,8 +22,8 @@ from training.caption_sections import (
     OwnEncoder,
     Vocabulary,
 )
-from training.errors import RecipeError
-from training.sections import (
+from carousel.training.errors import RecipeError
+from carousel.training.sections import (
     AnswerFiles,
     Averaging,
     Batches,

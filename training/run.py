@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from models.codec.text import TextCodec
-from models.nn.checkpoint import Checkpoint, read_checkpoint
-from models.nn.validation import VALIDATION, write_validation
-from training.corpus.album import read_albums
-from training.corpus.answers import read_answers
-from training.corpus.text import read_corpus
-from training.corpus.tokenizer import build_codec
-from training.errors import RunError
-from training.recipe import CaptioningRecipe, LanguageRecipe, Recipe, TracingRecipe, first_difference
-from training.tasks.captioning import CaptioningTask
-from training.tasks.language import LanguageTask
-from training.tasks.tracing import TracingTask
-from training.trainer import BEST, LAST, Trainer
+from carousel.models.codec.text import TextCodec
+from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint
+from carousel.models.nn.validation import VALIDATION, write_validation
+from carousel.training.corpus.album import read_albums
+from carousel.training.corpus.answers import read_answers
+from carousel.training.corpus.text import read_corpus
+from carousel.training.corpus.tokenizer import build_codec
+from carousel.training.errors import RunError
+from carousel.training.recipe import CaptioningRecipe, LanguageRecipe, Recipe, TracingRecipe, first_difference
+from carousel.training.tasks.captioning import CaptioningTask
+from carousel.training.tasks.language import LanguageTask
+from carousel.training.tasks.tracing import TracingTask
+from carousel.training.trainer import BEST, LAST, Trainer
 
 Task = LanguageTask | TracingTask | CaptioningTask
 

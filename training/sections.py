@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from models.nn.language import LanguageModelConfig
-from models.nn.recurrent import Cell
-from models.nn.tracing import TracingModelConfig
-from models.step import Task
+from carousel.models.nn.language import LanguageModelConfig
+from carousel.models.nn.recurrent import Cell
+from carousel.models.nn.tracing import TracingModelConfig
+from carousel.models.step import Task
 
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]

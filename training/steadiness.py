@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from models.nn.tracing import TracingModel
-from training.tracing_score import History, read
+from carousel.models.nn.tracing import TracingModel
+from carousel.training.tracing_score import History, read
 
 
 @dataclass(frozen=True, slots=True)

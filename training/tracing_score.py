@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.nn.tracing import TracingModel
+from carousel.models.nn.tracing import TracingModel
 
 Floats = npt.NDArray[np.float64]
 History = npt.NDArray[np.int64]

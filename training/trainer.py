@@ -17,11 +17,11 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.nn.checkpoint import Checkpoint, write_checkpoint
-from training.averaging import WeightAverage
-from training.errors import RunError
-from training.optim import build_optimizer, clip_gradients, learning_rate, named_state, restore_state
-from training.recipe import Recipe
+from carousel.models.nn.checkpoint import Checkpoint, write_checkpoint
+from carousel.training.averaging import WeightAverage
+from carousel.training.errors import RunError
+from carousel.training.optim import build_optimizer, clip_gradients, learning_rate, named_state, restore_state
+from carousel.training.recipe import Recipe
 
 LAST = "last.safetensors"
 BEST = "best.safetensors"

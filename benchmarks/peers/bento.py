@@ -2,7 +2,7 @@
 
 BentoML's own batching does not stream, so a request steps alone, off the event loop.
 
-    BENCHMARKS_BUNDLE=bundles/shakespeare/2 python -m bentoml serve benchmarks.peers.bento:Words --port 8001
+    BENCHMARKS_BUNDLE=bundles/shakespeare/2 python -m bentoml serve carousel.benchmarks.peers.bento:Words --port 8001
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import bentoml
 
-from benchmarks.naive import Writer
-from benchmarks.server import BUNDLE_VARIABLE
-from benchmarks.step import StepGraph
-from models.bundle import open_bundle
+from carousel.benchmarks.naive import Writer
+from carousel.benchmarks.server import BUNDLE_VARIABLE
+from carousel.benchmarks.step import StepGraph
+from carousel.models.bundle import open_bundle
 
 
 @bentoml.service(traffic={"timeout": 600})

@@ -16,9 +16,9 @@ from typing import Any
 import litserve
 import numpy as np
 
-from benchmarks.naive import sample
-from benchmarks.step import StepGraph
-from models.bundle import open_bundle
+from carousel.benchmarks.naive import sample
+from carousel.benchmarks.step import StepGraph
+from carousel.models.bundle import open_bundle
 
 MAX_BATCH = 64
 BATCH_SECONDS = 0.01

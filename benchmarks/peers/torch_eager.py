@@ -13,10 +13,10 @@ import torch
 import uvicorn
 from numpy.typing import NDArray
 
-from benchmarks.naive import create_app
-from benchmarks.words import words_bundle, words_model
-from models.bundle import open_bundle
-from models.nn.language import LanguageModel
+from carousel.benchmarks.naive import create_app
+from carousel.benchmarks.words import words_bundle, words_model
+from carousel.models.bundle import open_bundle
+from carousel.models.nn.language import LanguageModel
 
 
 class TorchStep:

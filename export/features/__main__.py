@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from export.extractor import open_extractor
-from export.features.file import write_features
-from models.codec.image import Preprocessing
-from models.errors import CarouselError
-from models.output_file import STDOUT, check_output, descriptor_of
+from carousel.export.extractor import open_extractor
+from carousel.export.features.file import write_features
+from carousel.models.codec.image import Preprocessing
+from carousel.models.errors import CarouselError
+from carousel.models.output_file import STDOUT, check_output, descriptor_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

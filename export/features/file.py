@@ -18,13 +18,13 @@ import numpy.typing as npt
 from PIL import ImageOps
 from tqdm import tqdm
 
-from export.extractor import Extractor, ExtractorError
-from export.runtime import open_session
-from models.codec.image import Preprocessing, read_image
-from models.encoder import IMAGE
-from models.errors import ImageRejected
-from models.features import FEATURES, METADATA_KEY, FeaturesHeader
-from models.output_file import check_output, open_output
+from carousel.export.extractor import Extractor, ExtractorError
+from carousel.export.runtime import open_session
+from carousel.models.codec.image import Preprocessing, read_image
+from carousel.models.encoder import IMAGE
+from carousel.models.errors import ImageRejected
+from carousel.models.features import FEATURES, METADATA_KEY, FeaturesHeader
+from carousel.models.output_file import check_output, open_output
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 """Of the files of a directory or zip that are taken for images."""

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.codec.text import Detokenizer, TextCodec
-from models.errors import ImageRejected, ImageTooLarge
+from carousel.models.codec.text import Detokenizer, TextCodec
+from carousel.models.errors import ImageRejected, ImageTooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """What is read; of an animation the first frame. Vector graphics and whatever else Pillow can open are not."""

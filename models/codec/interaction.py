@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-from models.errors import UnknownSkill
+from carousel.models.errors import UnknownSkill
 
 MAX_NAME_CHARACTERS = 500
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer, decoders
 
-from models.errors import TextTooLong, UnencodableText
+from carousel.models.errors import TextTooLong, UnencodableText
 
 UNKNOWN_TOKEN = "<unk>"
 END_OF_LINE_TOKEN = "<eos>"

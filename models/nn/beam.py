@@ -26,8 +26,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.nn.captioning import Memories
-from models.nn.recurrent import RecurrentState
+from carousel.models.nn.captioning import Memories
+from carousel.models.nn.recurrent import RecurrentState
 
 Floats = npt.NDArray[np.float64]
 

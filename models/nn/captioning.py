@@ -21,11 +21,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.errors import CheckpointError
-from models.nn.attention import SoftAttention
-from models.nn.convolution import ResidualNetwork, map_side
-from models.nn.dropout import sequence_dropout
-from models.nn.recurrent import Cell, RecurrentStack, RecurrentState
+from carousel.models.errors import CheckpointError
+from carousel.models.nn.attention import SoftAttention
+from carousel.models.nn.convolution import ResidualNetwork, map_side
+from carousel.models.nn.dropout import sequence_dropout
+from carousel.models.nn.recurrent import Cell, RecurrentStack, RecurrentState
 
 Attention = Literal["none", "soft"]
 Memories = dict[str, Tensor]

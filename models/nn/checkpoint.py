@@ -17,14 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from models.codec.image import ImageCodec, Preprocessing
-from models.codec.interaction import InteractionCodec
-from models.codec.text import TextCodec
-from models.errors import CheckpointError
-from models.features import FrozenEncoder
-from models.nn.captioning import CaptioningModel, CaptioningModelConfig
-from models.nn.language import LanguageModel, LanguageModelConfig
-from models.nn.tracing import TracingModel, TracingModelConfig
+from carousel.models.codec.image import ImageCodec, Preprocessing
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.models.codec.text import TextCodec
+from carousel.models.errors import CheckpointError
+from carousel.models.features import FrozenEncoder
+from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig
+from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 
 _HEADER_KEY = "carousel"
 

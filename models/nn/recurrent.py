@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.errors import ShapeMismatch
-from models.nn.dropout import drop_weight, sequence_dropout
+from carousel.models.errors import ShapeMismatch
+from carousel.models.nn.dropout import drop_weight, sequence_dropout
 
 Cell = Literal["lstm", "gru"]
 RecurrentState = dict[str, Tensor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.cores import usable_cores
+from carousel.models.cores import usable_cores
 
 
 def limit_threads() -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.errors import CheckpointError
-from models.nn.dropout import sequence_dropout
-from models.nn.recurrent import Cell, RecurrentStack, RecurrentState
+from carousel.models.errors import CheckpointError
+from carousel.models.nn.dropout import sequence_dropout
+from carousel.models.nn.recurrent import Cell, RecurrentStack, RecurrentState
 
 
 @dataclass(frozen=True, slots=True)

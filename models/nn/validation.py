@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.errors import CheckpointError
-from models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from carousel.models.errors import CheckpointError
+from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 VALIDATION = "validation.safetensors"
 """Lies in the run's directory, beside its checkpoints."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.handlers import error_response
-from service.errors import RequestError
+from carousel.service.api.handlers import error_response
+from carousel.service.errors import RequestError
 
 IMAGE_PATHS = ("/captions", "/captions/attention.svg")
 """What the paths end in whose bodies are images."""

@@ -11,13 +11,13 @@ from fastapi import Request
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from service.api.caption_messages import MAX_IMAGES, CaptionFields, CaptionsRequest
-from service.api.disconnect import ClientGone
-from service.api.multipart import read_form
-from service.api.slices import LARGE, loads
-from service.api.validation import invalid, parsed, printable
-from service.errors import RequestError
-from service.images import ImageFile
+from carousel.service.api.caption_messages import MAX_IMAGES, CaptionFields, CaptionsRequest
+from carousel.service.api.disconnect import ClientGone
+from carousel.service.api.multipart import read_form
+from carousel.service.api.slices import LARGE, loads
+from carousel.service.api.validation import invalid, parsed, printable
+from carousel.service.errors import RequestError
+from carousel.service.images import ImageFile
 
 MAX_PARTS = 1000
 MAX_FIELD_BYTES = 1000

@@ -6,12 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
-from models.manifest import MAX_LENGTH_PENALTY
-from service.api.messages import SamplingFields, Temperature, UrgencyFields, check_top_k
-from service.api.stream_messages import Cancel
-from service.captioning import CaptionParameters, check_attention
-from service.engine.sequence import BeamParameters
-from service.repository import ServedModel
+from carousel.models.manifest import MAX_LENGTH_PENALTY
+from carousel.service.api.messages import SamplingFields, Temperature, UrgencyFields, check_top_k
+from carousel.service.api.stream_messages import Cancel
+from carousel.service.captioning import CaptionParameters, check_attention
+from carousel.service.engine.sequence import BeamParameters
+from carousel.service.repository import ServedModel
 
 MAX_IMAGES = 128
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from service.api import frames
-from service.api.caption_messages import CaptionStart, CaptionStreamMessage
-from service.api.connection import Connection, Work
-from service.api.stream_messages import Cancel
-from service.captioning import CaptionStream
-from service.engine.admission import Admission
-from service.errors import RequestError
-from service.generation import Finished
-from service.images import ImageFile
-from service.observability.requests import RequestRecord
+from carousel.service.api import frames
+from carousel.service.api.caption_messages import CaptionStart, CaptionStreamMessage
+from carousel.service.api.connection import Connection, Work
+from carousel.service.api.stream_messages import Cancel
+from carousel.service.captioning import CaptionStream
+from carousel.service.engine.admission import Admission
+from carousel.service.errors import RequestError
+from carousel.service.generation import Finished
+from carousel.service.images import ImageFile
+from carousel.service.observability.requests import RequestRecord
 
 GREEDY = CaptionStart(type="start")
 

@@ -12,26 +12,26 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api import frames, slices
-from service.api.caption_form import Asked, read_asked
-from service.api.caption_messages import CaptionFields, CaptionsResponse
-from service.api.context import context_of, find_model
-from service.api.disconnect import all_or_none, while_connected
-from service.api.event_stream import EventStream, LastEvents, note, sse
-from service.api.plain_route import PlainRoute
-from service.api.probability import ERRORS
-from service.api.responses import EVENTS, SvgResponse
-from service.api.slices import LARGE_ANSWER
-from service.attention_picture import attention_svg
-from service.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
-from service.engine.admission import Admission
-from service.engine.encoder import Encoding
-from service.engine.sequence import FinishReason
-from service.errors import RequestError, ServiceError
-from service.generation import Finished, admit, admit_many
-from service.images import ImageReader
-from service.observability.requests import record_of
-from service.repository import ServedModel
+from carousel.service.api import frames, slices
+from carousel.service.api.caption_form import Asked, read_asked
+from carousel.service.api.caption_messages import CaptionFields, CaptionsResponse
+from carousel.service.api.context import context_of, find_model
+from carousel.service.api.disconnect import all_or_none, while_connected
+from carousel.service.api.event_stream import EventStream, LastEvents, note, sse
+from carousel.service.api.plain_route import PlainRoute
+from carousel.service.api.probability import ERRORS
+from carousel.service.api.responses import EVENTS, SvgResponse
+from carousel.service.api.slices import LARGE_ANSWER
+from carousel.service.attention_picture import attention_svg
+from carousel.service.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
+from carousel.service.engine.admission import Admission
+from carousel.service.engine.encoder import Encoding
+from carousel.service.engine.sequence import FinishReason
+from carousel.service.errors import RequestError, ServiceError
+from carousel.service.generation import Finished, admit, admit_many
+from carousel.service.images import ImageReader
+from carousel.service.observability.requests import record_of
+from carousel.service.repository import ServedModel
 
 router = APIRouter(prefix="/v1/models/{model}/captions", tags=["captions"], route_class=PlainRoute)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from models.step import ATTENTION
-from service.api.catalogue_messages import ModelInfo, ModelList, StateInfo
-from service.api.context import context_of, find_model
-from service.api.head_route import HeadRoute
-from service.api.messages import OpenAIErrorBody
-from service.repository import ServedModel
+from carousel.models.step import ATTENTION
+from carousel.service.api.catalogue_messages import ModelInfo, ModelList, StateInfo
+from carousel.service.api.context import context_of, find_model
+from carousel.service.api.head_route import HeadRoute
+from carousel.service.api.messages import OpenAIErrorBody
+from carousel.service.repository import ServedModel
 
 ERRORS: dict[int | str, dict[str, type[OpenAIErrorBody]]] = {
     status: {"model": OpenAIErrorBody} for status in (401, 413, 429, 500, 503)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from service.api.messages import MemoryTold
+from carousel.service.api.messages import MemoryTold
 
 
 class CompletionLogprobs(BaseModel):

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from models.codec.text import TextCodec
-from service.engine.sequence import Alternative
-from service.generation import Token
+from carousel.models.codec.text import TextCodec
+from carousel.service.engine.sequence import Alternative
+from carousel.service.generation import Token
 
 Logprobs = dict[str, list[Any]]
 

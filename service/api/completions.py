@@ -16,29 +16,29 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from models.codec.text import TextCodec
-from service.api import frames, slices
-from service.api.completion_answers import CompletionResponse
-from service.api.completion_logprobs import Logprobs, logprobs_of, sampled_logprobs
-from service.api.context import context_of, find_model
-from service.api.direct_frames import TokenFrames, token_frames
-from service.api.disconnect import all_or_none, while_connected
-from service.api.echo import Echo, echo_of
-from service.api.error_bodies import openai_body
-from service.api.event_stream import EventStream, LastEvents, note, sse
-from service.api.json_route import JsonRoute
-from service.api.messages import CompletionsRequest, NotAllowed, OpenAIErrorBody, check_top_k
-from service.api.responses import EVENTS
-from service.api.slices import LARGE_ANSWER
-from service.choices import ChoiceParameters, Choices
-from service.engine.sequence import FinishReason, Ids
-from service.errors import RequestError, ServiceError
-from service.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
-from service.memories import Memories, Recall
-from service.observability.requests import record_of
-from service.prompt import check_uneaten, prompt_ids, unknown_tokens
-from service.repository import ServedModel
-from service.weighing import Weighed
+from carousel.models.codec.text import TextCodec
+from carousel.service.api import frames, slices
+from carousel.service.api.completion_answers import CompletionResponse
+from carousel.service.api.completion_logprobs import Logprobs, logprobs_of, sampled_logprobs
+from carousel.service.api.context import context_of, find_model
+from carousel.service.api.direct_frames import TokenFrames, token_frames
+from carousel.service.api.disconnect import all_or_none, while_connected
+from carousel.service.api.echo import Echo, echo_of
+from carousel.service.api.error_bodies import openai_body
+from carousel.service.api.event_stream import EventStream, LastEvents, note, sse
+from carousel.service.api.json_route import JsonRoute
+from carousel.service.api.messages import CompletionsRequest, NotAllowed, OpenAIErrorBody, check_top_k
+from carousel.service.api.responses import EVENTS
+from carousel.service.api.slices import LARGE_ANSWER
+from carousel.service.choices import ChoiceParameters, Choices
+from carousel.service.engine.sequence import FinishReason, Ids
+from carousel.service.errors import RequestError, ServiceError
+from carousel.service.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
+from carousel.service.memories import Memories, Recall
+from carousel.service.observability.requests import record_of
+from carousel.service.prompt import check_uneaten, prompt_ids, unknown_tokens
+from carousel.service.repository import ServedModel
+from carousel.service.weighing import Weighed
 
 TEXT = "\0the text\0"
 """Marks a place in JSON: no model's name holds it."""

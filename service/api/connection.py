@@ -15,21 +15,21 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import TypeAdapter, ValidationError
 
-from models.step import Task
-from service.api import frames
-from service.api.context import Context
-from service.api.slices import LARGE, loads
-from service.api.stream_messages import Cancel
-from service.api.validation import invalid, parsed
-from service.engine.admission import Admission
-from service.engine.queue_time import INTERACTIVE
-from service.errors import ErrorCode, RequestError, ServiceError, close_code
-from service.generation import Finished, admit
-from service.keys.caller import current_caller
-from service.observability.metrics import UNKNOWN
-from service.observability.outcomes import CANCELLED
-from service.observability.requests import RequestRecord, finish, socket_record, watch
-from service.repository import ServedModel
+from carousel.models.step import Task
+from carousel.service.api import frames
+from carousel.service.api.context import Context
+from carousel.service.api.slices import LARGE, loads
+from carousel.service.api.stream_messages import Cancel
+from carousel.service.api.validation import invalid, parsed
+from carousel.service.engine.admission import Admission
+from carousel.service.engine.queue_time import INTERACTIVE
+from carousel.service.errors import ErrorCode, RequestError, ServiceError, close_code
+from carousel.service.generation import Finished, admit
+from carousel.service.keys.caller import current_caller
+from carousel.service.observability.metrics import UNKNOWN
+from carousel.service.observability.outcomes import CANCELLED
+from carousel.service.observability.requests import RequestRecord, finish, socket_record, watch
+from carousel.service.repository import ServedModel
 
 logger = logging.getLogger("carousel.stream")
 

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
-from models.step import Task
-from service.drain import Drain
-from service.errors import RequestError
-from service.images import ImageReader
-from service.memories import Memories
-from service.observability.metrics import Metrics
-from service.observability.requests import record_of
-from service.reloads import Reloads
-from service.repository import Repository, ServedModel
-from service.settings import Settings
+from carousel.models.step import Task
+from carousel.service.drain import Drain
+from carousel.service.errors import RequestError
+from carousel.service.images import ImageReader
+from carousel.service.memories import Memories
+from carousel.service.observability.metrics import Metrics
+from carousel.service.observability.requests import record_of
+from carousel.service.reloads import Reloads
+from carousel.service.repository import Repository, ServedModel
+from carousel.service.settings import Settings
 
 SERVER = "the server"
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from starlette.types import Scope
 
-from service.generation import Token
+from carousel.service.generation import Token
 
 FRAME_WRITER = "carousel.frame_writer"
 """Where the server leaves, in a connection's or request's scope, what writes frames; another server leaves nothing."""

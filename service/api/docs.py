@@ -16,13 +16,13 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import FileResponse, HTMLResponse, Response
 
-from service.api.caption_messages import CaptionsRequest, CaptionStart
-from service.api.context import Context
-from service.api.examples import add_examples
-from service.api.head_route import HeadRoute
-from service.api.repository import PREFIX as ADMIN_PREFIX
-from service.api.stream_messages import Cancel, Feed, Start
-from service.errors import RequestError
+from carousel.service.api.caption_messages import CaptionsRequest, CaptionStart
+from carousel.service.api.context import Context
+from carousel.service.api.examples import add_examples
+from carousel.service.api.head_route import HeadRoute
+from carousel.service.api.repository import PREFIX as ADMIN_PREFIX
+from carousel.service.api.stream_messages import Cancel, Feed, Start
+from carousel.service.errors import RequestError
 
 FRAMES: tuple[type[BaseModel], ...] = (Start, Feed, Cancel, CaptionStart)
 """What a client sends over a WebSocket, which OpenAPI has no place for but among the schemas."""

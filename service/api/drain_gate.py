@@ -7,12 +7,12 @@ import asyncio
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from service.api.connection import say_goodbye
-from service.api.handlers import error_response
-from service.api.handshake import accept
-from service.drain import Drain
-from service.observability.metrics import Metrics
-from service.observability.requests import finish, record_of, socket_record
+from carousel.service.api.connection import say_goodbye
+from carousel.service.api.handlers import error_response
+from carousel.service.api.handshake import accept
+from carousel.service.drain import Drain
+from carousel.service.observability.metrics import Metrics
+from carousel.service.observability.requests import finish, record_of, socket_record
 
 WATCHING_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 """Answered to the last: they are how a server is watched while it drains."""

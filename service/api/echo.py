@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from models.codec.text import TextCodec
-from service.engine.sequence import Ids
-from service.prompt import LONG_TEXT
+from carousel.models.codec.text import TextCodec
+from carousel.service.engine.sequence import Ids
+from carousel.service.prompt import LONG_TEXT
 
 
 @dataclass(frozen=True, slots=True)

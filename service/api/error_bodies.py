@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import ErrorCode, ServiceError
+from carousel.service.errors import ErrorCode, ServiceError
 
 COMPLETIONS_PATH = "/v1/completions"
 MODELS_PATH = "/v1/models"

@@ -10,10 +10,10 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.api import frames
-from service.api.direct_frames import FRAME_WRITER
-from service.api.disconnect import Interrupted, disconnected, unless
-from service.observability.requests import record_of
+from carousel.service.api import frames
+from carousel.service.api.direct_frames import FRAME_WRITER
+from carousel.service.api.disconnect import Interrupted, disconnected, unless
+from carousel.service.observability.requests import record_of
 
 FAREWELL_SECONDS = 2.0
 """How long a client that read too slowly has to take the last event."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from models.step import ATTENTION, Task
-from service.repository import ServedModel
+from carousel.models.step import ATTENTION, Task
+from carousel.service.repository import ServedModel
 
 TEXT = "To be, or not to b"
 SESSION = "ada"

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from service.captioning import CaptionToken
-from service.engine.sequence import Floats
-from service.errors import ServiceError
-from service.generation import Finished, Token
-from service.repository import ServedModel
+from carousel.service.captioning import CaptionToken
+from carousel.service.engine.sequence import Floats
+from carousel.service.errors import ServiceError
+from carousel.service.generation import Finished, Token
+from carousel.service.repository import ServedModel
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 """Not json.dumps, which makes an encoder for each call that asks for its own format."""

@@ -9,12 +9,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from service.api.disconnect import ClientGone
-from service.api.error_bodies import answer
-from service.api.validation import invalid
-from service.errors import ErrorCode, RequestError, ServiceError
-from service.observability.outcomes import CANCELLED, OK
-from service.observability.requests import record_of
+from carousel.service.api.disconnect import ClientGone
+from carousel.service.api.error_bodies import answer
+from carousel.service.api.validation import invalid
+from carousel.service.errors import ErrorCode, RequestError, ServiceError
+from carousel.service.observability.outcomes import CANCELLED, OK
+from carousel.service.observability.requests import record_of
 
 _HTTP_CODES: dict[int, ErrorCode] = {404: "not_found", 405: "method_not_allowed"}
 

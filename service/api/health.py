@@ -10,10 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from service.api.context import SERVER, context_of
-from service.api.head_route import HeadRoute
-from service.api.messages import ErrorBody
-from service.errors import ErrorCode, Unavailable
+from carousel.service.api.context import SERVER, context_of
+from carousel.service.api.head_route import HeadRoute
+from carousel.service.api.messages import ErrorBody
+from carousel.service.errors import ErrorCode, Unavailable
 
 router = APIRouter(tags=["health"], route_class=HeadRoute)
 _METRICS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (401, 413, 429, 500, 503)}

@@ -17,12 +17,12 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from service.api.context import Context, context_of, note_model
-from service.api.disconnect import ClientGone
-from service.api.head_route import HeadRoute
-from service.api.slices import LARGE, loads
-from service.api.validation import invalid
-from service.errors import RequestError
+from carousel.service.api.context import Context, context_of, note_model
+from carousel.service.api.disconnect import ClientGone
+from carousel.service.api.head_route import HeadRoute
+from carousel.service.api.slices import LARGE, loads
+from carousel.service.api.validation import invalid
+from carousel.service.errors import RequestError
 
 NO_OBJECT = "the body must be a JSON object, sent with the header content-type: application/json"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from service.api.connection import say_goodbye
-from service.api.handlers import error_response
-from service.api.handshake import accept, key_of
-from service.errors import RequestError, ServiceError
-from service.keys.caller import CALLER, EVERYBODY, Caller
-from service.keys.keyring import Keyring
-from service.observability.metrics import Metrics
-from service.observability.requests import finish, record_of, socket_record
+from carousel.service.api.connection import say_goodbye
+from carousel.service.api.handlers import error_response
+from carousel.service.api.handshake import accept, key_of
+from carousel.service.errors import RequestError, ServiceError
+from carousel.service.keys.caller import CALLER, EVERYBODY, Caller
+from carousel.service.keys.keyring import Keyring
+from carousel.service.observability.metrics import Metrics
+from carousel.service.observability.requests import finish, record_of, socket_record
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """For orchestrators and load balancers, which have no key. All other paths need one, those that do not exist too."""

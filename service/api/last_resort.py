@@ -10,8 +10,8 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.handlers import error_response
-from service.errors import ServiceError
+from carousel.service.api.handlers import error_response
+from carousel.service.errors import ServiceError
 
 logger = logging.getLogger("carousel.errors")
 

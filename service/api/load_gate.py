@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.handlers import error_response
-from service.errors import ServiceError
-from service.generation import refusals
-from service.observability.requests import record_of
-from service.repository import Repository, ServedModel
+from carousel.service.api.handlers import error_response
+from carousel.service.errors import ServiceError
+from carousel.service.generation import refusals
+from carousel.service.observability.requests import record_of
+from carousel.service.repository import Repository, ServedModel
 
 MODEL_PATHS = "/v1/models/"
 COMPLETIONS_PATH = "/v1/completions"

@@ -18,11 +18,11 @@ from pydantic import (
     model_validator,
 )
 
-from models.manifest import MAX_TEMPERATURE, Manifest
-from service.api.slices import in_slices
-from service.engine.queue_time import Urgency
-from service.engine.sequence import SamplingParameters
-from service.memories import MemoryChoice
+from carousel.models.manifest import MAX_TEMPERATURE, Manifest
+from carousel.service.api.slices import in_slices
+from carousel.service.engine.queue_time import Urgency
+from carousel.service.engine.sequence import SamplingParameters
+from carousel.service.memories import MemoryChoice
 
 MAX_PROMPTS = 128
 MAX_STOPS = 16

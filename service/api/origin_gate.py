@@ -10,11 +10,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from service.api.handlers import error_response
-from service.errors import RequestError
-from service.observability.metrics import Metrics
-from service.observability.requests import finish, socket_record
-from service.origins import Origins
+from carousel.service.api.handlers import error_response
+from carousel.service.errors import RequestError
+from carousel.service.observability.metrics import Metrics
+from carousel.service.observability.requests import finish, socket_record
+from carousel.service.origins import Origins
 
 
 class OriginGate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from service.api.head_route import HeadRoute
+from carousel.service.api.head_route import HeadRoute
 
 
 class PlainRoute(HeadRoute):

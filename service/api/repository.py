@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.api.context import context_of
-from service.api.handshake import key_of
-from service.api.json_route import JsonRoute
-from service.api.messages import ErrorBody
-from service.keys.admin import check_admin
-from service.repository import Refusal, ServedModel
+from carousel.service.api.context import context_of
+from carousel.service.api.handshake import key_of
+from carousel.service.api.json_route import JsonRoute
+from carousel.service.api.messages import ErrorBody
+from carousel.service.keys.admin import check_admin
+from carousel.service.repository import Refusal, ServedModel
 
 PREFIX = "/v1/repository"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.context import context_of, find_model
-from service.api.head_route import HeadRoute
-from service.api.messages import SessionInfo
-from service.api.probability import ERRORS
+from carousel.service.api.context import context_of, find_model
+from carousel.service.api.head_route import HeadRoute
+from carousel.service.api.messages import SessionInfo
+from carousel.service.api.probability import ERRORS
 
 router = APIRouter(prefix="/v1/models/{model}/sessions/{session}", tags=["sessions"], route_class=HeadRoute)
 

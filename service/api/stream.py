@@ -5,15 +5,15 @@ from __future__ import annotations
 from fastapi import APIRouter, WebSocket
 from starlette.responses import Response
 
-from service.api.caption_stream import CaptionConnection
-from service.api.connection import ENDPOINT, Connection, say_goodbye
-from service.api.context import context_of, find_model
-from service.api.handshake import accept
-from service.api.head_route import HeadRoute
-from service.api.message_limit import allow_messages_of
-from service.api.text_stream import TextConnection
-from service.errors import RequestError, ServiceError
-from service.observability.requests import finish, socket_record
+from carousel.service.api.caption_stream import CaptionConnection
+from carousel.service.api.connection import ENDPOINT, Connection, say_goodbye
+from carousel.service.api.context import context_of, find_model
+from carousel.service.api.handshake import accept
+from carousel.service.api.head_route import HeadRoute
+from carousel.service.api.message_limit import allow_messages_of
+from carousel.service.api.text_stream import TextConnection
+from carousel.service.errors import RequestError, ServiceError
+from carousel.service.observability.requests import finish, socket_record
 
 router = APIRouter(route_class=HeadRoute)
 

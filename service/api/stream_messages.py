@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from service.api.messages import CacheFields, MemoryFields, Message, Sampling, TokenIds, UrgencyFields
+from carousel.service.api.messages import CacheFields, MemoryFields, Message, Sampling, TokenIds, UrgencyFields
 
 
 class StreamPrompt(UrgencyFields):

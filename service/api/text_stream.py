@@ -7,21 +7,21 @@ from typing import Any
 
 from fastapi import WebSocket
 
-from models.step import Task
-from service.api import frames
-from service.api.connection import Connection, Work
-from service.api.context import Context
-from service.api.direct_frames import token_frames
-from service.api.messages import DEFAULT_MAX_TOKENS, check_top_k
-from service.api.stream_messages import Cancel, Feed, Start, StreamMessage
-from service.engine.admission import Admission
-from service.engine.sequence import Ids, Snapshot
-from service.errors import RequestError
-from service.generation import Generation, Token
-from service.memories import MemoryChoice, Recall
-from service.observability.requests import RequestRecord
-from service.prompt import check_uneaten, prompt_ids, unknown_tokens
-from service.sessions.memory import NO_IDS
+from carousel.models.step import Task
+from carousel.service.api import frames
+from carousel.service.api.connection import Connection, Work
+from carousel.service.api.context import Context
+from carousel.service.api.direct_frames import token_frames
+from carousel.service.api.messages import DEFAULT_MAX_TOKENS, check_top_k
+from carousel.service.api.stream_messages import Cancel, Feed, Start, StreamMessage
+from carousel.service.engine.admission import Admission
+from carousel.service.engine.sequence import Ids, Snapshot
+from carousel.service.errors import RequestError
+from carousel.service.generation import Generation, Token
+from carousel.service.memories import MemoryChoice, Recall
+from carousel.service.observability.requests import RequestRecord
+from carousel.service.prompt import check_uneaten, prompt_ids, unknown_tokens
+from carousel.service.sessions.memory import NO_IDS
 
 
 class TextConnection(Connection):

@@ -14,24 +14,24 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from models.codec.interaction import InteractionCodec
-from service.api.context import context_of, find_model
-from service.api.disconnect import all_or_none, while_connected
-from service.api.json_route import JsonRoute
-from service.api.probability import ERRORS
-from service.api.responses import SvgResponse
-from service.api.slices import LARGE_ANSWER
-from service.api.trace_messages import LearnersRequest, LearnersResponse, TraceBody, TraceFields, TraceResponse
-from service.engine.admission import Admission
-from service.engine.sequence import Ids
-from service.errors import RequestError
-from service.generation import admit_many, run_quietly
-from service.mastery import mastery_svg
-from service.memories import MAX_MARKS, Memories, Recall
-from service.prefixes import FROM_ZEROS
-from service.repository import ServedModel
-from service.sessions.sessions import Change, SessionView
-from service.tracing import (
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.service.api.context import context_of, find_model
+from carousel.service.api.disconnect import all_or_none, while_connected
+from carousel.service.api.json_route import JsonRoute
+from carousel.service.api.probability import ERRORS
+from carousel.service.api.responses import SvgResponse
+from carousel.service.api.slices import LARGE_ANSWER
+from carousel.service.api.trace_messages import LearnersRequest, LearnersResponse, TraceBody, TraceFields, TraceResponse
+from carousel.service.engine.admission import Admission
+from carousel.service.engine.sequence import Ids
+from carousel.service.errors import RequestError
+from carousel.service.generation import admit_many, run_quietly
+from carousel.service.mastery import mastery_svg
+from carousel.service.memories import MAX_MARKS, Memories, Recall
+from carousel.service.prefixes import FROM_ZEROS
+from carousel.service.repository import ServedModel
+from carousel.service.sessions.sessions import Change, SessionView
+from carousel.service.tracing import (
     MAX_CURVE_VALUES,
     History,
     Traced,
@@ -41,7 +41,7 @@ from service.tracing import (
     traced,
     without_output,
 )
-from service.trail import marks_of, read_marks
+from carousel.service.trail import marks_of, read_marks
 
 LONG_HISTORY = 256
 """Attempts from which on they are looked at on a thread, not to hold the event loop up."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, WrapValidator, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from service.api.messages import CacheFields, MemoryFields, MemoryTold, UrgencyFields
-from service.api.slices import in_slices
+from carousel.service.api.messages import CacheFields, MemoryFields, MemoryTold, UrgencyFields
+from carousel.service.api.slices import in_slices
 
 MAX_LEARNERS = 1000
 MAX_SKILLS = 10_000

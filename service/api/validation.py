@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import RequestError
+from carousel.service.errors import RequestError
 
 MAX_MISTAKES = 8
 """That are told of one message; of the rest, how many there are."""

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-from service.engine.errors import DeadlineExceeded, EngineFull, EngineStopped
-from service.engine.queue_time import Urgency
-from service.engine.sequence import FinishEvent, FinishReason, Marks, Sequence
-from service.engine.token_stream import TokenSink, TokenStream
+from carousel.service.engine.errors import DeadlineExceeded, EngineFull, EngineStopped
+from carousel.service.engine.queue_time import Urgency
+from carousel.service.engine.sequence import FinishEvent, FinishReason, Marks, Sequence
+from carousel.service.engine.token_stream import TokenSink, TokenStream
 
 
 class Host(Protocol):

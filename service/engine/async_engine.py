@@ -17,16 +17,24 @@ from typing import Literal
 
 import numpy as np
 
-from models.cores import usable_cores
-from service.engine.admission import Admission
-from service.engine.core import EngineCore
-from service.engine.errors import BeamTooWide, EngineFull, EngineStopped, WaitTooLong
-from service.engine.places import Places
-from service.engine.prefill_thread import PrefillThread
-from service.engine.queue_time import INTERACTIVE, Urgency
-from service.engine.runner import RunnerBroken
-from service.engine.sequence import FinishEvent, FinishReason, Mark, Sequence, StepOutput, StepReport, TokenEvent
-from service.engine.token_stream import TokenSink, TokenStream
+from carousel.models.cores import usable_cores
+from carousel.service.engine.admission import Admission
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.errors import BeamTooWide, EngineFull, EngineStopped, WaitTooLong
+from carousel.service.engine.places import Places
+from carousel.service.engine.prefill_thread import PrefillThread
+from carousel.service.engine.queue_time import INTERACTIVE, Urgency
+from carousel.service.engine.runner import RunnerBroken
+from carousel.service.engine.sequence import (
+    FinishEvent,
+    FinishReason,
+    Mark,
+    Sequence,
+    StepOutput,
+    StepReport,
+    TokenEvent,
+)
+from carousel.service.engine.token_stream import TokenSink, TokenStream
 
 logger = logging.getLogger("carousel.engine")
 

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.plan import Doubles, Rows
-from service.engine.sequence import BeamParameters, FinishReason, Floats, Hypothesis
+from carousel.service.engine.plan import Doubles, Rows
+from carousel.service.engine.sequence import BeamParameters, FinishReason, Floats, Hypothesis
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.beam import Beam
-from service.engine.plan import Mask
-from service.engine.rows import NOT_FINITE, Ended, RowTable
-from service.engine.sequence import FinishReason, Floats, Sequence
-from service.engine.state_pool import StatePool
+from carousel.service.engine.beam import Beam
+from carousel.service.engine.plan import Mask
+from carousel.service.engine.rows import NOT_FINITE, Ended, RowTable
+from carousel.service.engine.sequence import FinishReason, Floats, Sequence
+from carousel.service.engine.state_pool import StatePool
 
 
 @dataclass(frozen=True, slots=True)

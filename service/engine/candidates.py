@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.engine.plan import Mask
-from service.engine.sequence import Floats, Ids
+from carousel.service.engine.plan import Mask
+from carousel.service.engine.sequence import Floats, Ids
 
 GROUP = 32
 """Tokens of a group at most. Its largest value is cheap to have, and k groups hold k tokens that are as large."""

@@ -11,15 +11,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.engine.beam_rows import BeamRows
-from service.engine.plan import Mask, Rows
-from service.engine.prefill import Prefill
-from service.engine.quiet_rows import QuietRows
-from service.engine.rows import CHUNK, NOT_FINITE, Ended, RowTable
-from service.engine.runner import PrefillRunner, Runner, Step, StepArrays, probe
-from service.engine.sampler import Sampler, Samples
-from service.engine.scheduler import Scheduler
-from service.engine.sequence import (
+from carousel.service.engine.beam_rows import BeamRows
+from carousel.service.engine.plan import Mask, Rows
+from carousel.service.engine.prefill import Prefill
+from carousel.service.engine.quiet_rows import QuietRows
+from carousel.service.engine.rows import CHUNK, NOT_FINITE, Ended, RowTable
+from carousel.service.engine.runner import PrefillRunner, Runner, Step, StepArrays, probe
+from carousel.service.engine.sampler import Sampler, Samples
+from carousel.service.engine.scheduler import Scheduler
+from carousel.service.engine.sequence import (
     FinishEvent,
     FinishReason,
     Ids,
@@ -29,7 +29,7 @@ from service.engine.sequence import (
     StepReport,
     TokenBatch,
 )
-from service.engine.state_pool import HostPool, StatePool
+from carousel.service.engine.state_pool import HostPool, StatePool
 
 
 class EngineCore:

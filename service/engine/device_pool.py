@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from service.engine.device import Device, DeviceArray, Tensor, address_of
-from service.engine.plan import Rows
-from service.engine.runner import RunnerBroken, open_session
-from service.engine.sequence import Array
-from service.engine.state_pool import Buffers, StateSpec, zeros
+from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
+from carousel.service.engine.plan import Rows
+from carousel.service.engine.runner import RunnerBroken, open_session
+from carousel.service.engine.sequence import Array
+from carousel.service.engine.state_pool import Buffers, StateSpec, zeros
 
 MOVE_GRAPH = Path(__file__).with_name("move_rows.onnx")
 """A Gather and a ScatterND of opset 17, no weights: int32[n, W] `rows`, int32[m, W] `source`, int64[k] `from` and

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from service.engine.device import address_of
-from service.engine.plan import Doubles
-from service.engine.runner import open_session
-from service.engine.sequence import Array, Floats, Ids
+from carousel.service.engine.device import address_of
+from carousel.service.engine.plan import Doubles
+from carousel.service.engine.runner import open_session
+from carousel.service.engine.sequence import Array, Floats, Ids
 
 SAMPLE_GRAPH = Path(__file__).with_name("sample.onnx")
 """From logits: a softmax, and a token by its probabilities."""

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.encoder_pace import CALL_SECONDS, Pace
-from service.engine.rows import NOT_FINITE
-from service.engine.runner import RunnerBroken
-from service.engine.sequence import Array, Floats, Ids, Snapshot
+from carousel.service.engine.encoder_pace import CALL_SECONDS, Pace
+from carousel.service.engine.rows import NOT_FINITE
+from carousel.service.engine.runner import RunnerBroken
+from carousel.service.engine.sequence import Array, Floats, Ids, Snapshot
 
 logger = logging.getLogger("carousel.encoder")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from service.engine.errors import EngineFull, WaitTooLong
-from service.engine.overload import Overload
-from service.engine.queue_time import INTERACTIVE, QueueTime, Urgency
-from service.engine.scheduler import Scheduler
-from service.engine.sequence import Sequence
+from carousel.service.engine.errors import EngineFull, WaitTooLong
+from carousel.service.engine.overload import Overload
+from carousel.service.engine.queue_time import INTERACTIVE, QueueTime, Urgency
+from carousel.service.engine.scheduler import Scheduler
+from carousel.service.engine.sequence import Sequence
 
 SHORT = 1 / 128
 """Rows' worth, at least one row: a queue that is no longer is nobody's concern, and in an overload none is longer.

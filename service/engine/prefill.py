@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from service.engine.device import Tensor
-from service.engine.prefill_runner import MIN_PIECES, PIECE
-from service.engine.runner import PrefillRunner, Runner, RunnerBroken, StepArrays
-from service.engine.sequence import Array, Sequence, Snapshot
-from service.engine.state_pool import StateSpec, zeros
+from carousel.service.engine.device import Tensor
+from carousel.service.engine.prefill_runner import MIN_PIECES, PIECE
+from carousel.service.engine.runner import PrefillRunner, Runner, RunnerBroken, StepArrays
+from carousel.service.engine.sequence import Array, Sequence, Snapshot
+from carousel.service.engine.state_pool import StateSpec, zeros
 
 logger = logging.getLogger("carousel.engine")
 

@@ -19,13 +19,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from models.cores import usable_cores
-from models.graph import ELEMENT_TYPES, next_name
-from models.prefill import ABOVE, BELOW
-from models.step import STEP_INPUTS, Task
-from service.engine.device import Device, DeviceArray, Tensor, address_of
-from service.engine.runner import NO_WEIGHTS, Weights, open_session
-from service.engine.sequence import Ids
+from carousel.models.cores import usable_cores
+from carousel.models.graph import ELEMENT_TYPES, next_name
+from carousel.models.prefill import ABOVE, BELOW
+from carousel.models.step import STEP_INPUTS, Task
+from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
+from carousel.service.engine.runner import NO_WEIGHTS, Weights, open_session
+from carousel.service.engine.sequence import Ids
 
 Fed = Mapping[str, Tensor]
 """What a graph eats beside states, by name. [b, T, ...] each"""

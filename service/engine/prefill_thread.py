@@ -6,8 +6,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 
-from service.engine.prefill import MAX_TOKENS, Prefill
-from service.engine.sequence import Sequence
+from carousel.service.engine.prefill import MAX_TOKENS, Prefill
+from carousel.service.engine.sequence import Sequence
 
 logger = logging.getLogger("carousel.engine")
 

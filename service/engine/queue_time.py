@@ -13,7 +13,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from service.engine.sequence import Sequence
+from carousel.service.engine.sequence import Sequence
 
 SMOOTHING = 0.05
 """Weight of the sequence that ended last in the mean: about the last 20 tell."""

@@ -9,10 +9,10 @@ from collections.abc import Sequence as List
 
 import numpy as np
 
-from service.engine.plan import Doubles, Mask, Rows
-from service.engine.rows import NOT_FINITE, Ended, RowTable
-from service.engine.sampler import Sampler
-from service.engine.sequence import FinishEvent, FinishReason, Floats, Ids, Reading, Sequence
+from carousel.service.engine.plan import Doubles, Mask, Rows
+from carousel.service.engine.rows import NOT_FINITE, Ended, RowTable
+from carousel.service.engine.sampler import Sampler
+from carousel.service.engine.sequence import FinishEvent, FinishReason, Floats, Ids, Reading, Sequence
 
 
 class QuietRows:

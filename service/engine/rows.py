@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.plan import BlockPlan, Mask, Rows, block_rows, plain_block, plan_block
-from service.engine.sequence import FinishReason, Floats, Ids, Sequence
+from carousel.service.engine.plan import BlockPlan, Mask, Rows, block_rows, plain_block, plan_block
+from carousel.service.engine.sequence import FinishReason, Floats, Ids, Sequence
 
 CHUNK = 128
 """Ids (and random numbers) that a row holds ready; a row is visited in Python once per chunk, not once per step."""

@@ -13,13 +13,13 @@ from typing import Protocol
 import numpy as np
 import onnxruntime
 
-from models.cores import usable_cores
-from models.encoder import IMAGE
-from models.graph import next_name
-from models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT, Task
-from service.engine.device import Device, DeviceArray, Tensor, address_of
-from service.engine.sequence import Array, Floats, Ids
-from service.engine.state_pool import StateSpec, zeros
+from carousel.models.cores import usable_cores
+from carousel.models.encoder import IMAGE
+from carousel.models.graph import next_name
+from carousel.models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT, Task
+from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
+from carousel.service.engine.sequence import Array, Floats, Ids
+from carousel.service.engine.state_pool import StateSpec, zeros
 
 MAX_BOUND = 512
 """Places of memory that a softmax is bound to at once: an engine has few, but for what is picked out of its blocks."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.candidates import largest
-from service.engine.draw import Draw
-from service.engine.plan import BlockPlan, Doubles, Mask, Rows, block_rows
-from service.engine.rows import RowTable
-from service.engine.runner import Softmax
-from service.engine.sequence import Alternative, Floats, Ids
-from service.engine.truncation import MassTruncator, draw_from_largest
+from carousel.service.engine.candidates import largest
+from carousel.service.engine.draw import Draw
+from carousel.service.engine.plan import BlockPlan, Doubles, Mask, Rows, block_rows
+from carousel.service.engine.rows import RowTable
+from carousel.service.engine.runner import Softmax
+from carousel.service.engine.sequence import Alternative, Floats, Ids
+from carousel.service.engine.truncation import MassTruncator, draw_from_largest
 
 TINY = np.float32(1e-30)
 """Below this a probability is near the end of what float32 can tell apart, and its logarithm is had another way."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from service.engine.sequence import Sequence
+from carousel.service.engine.sequence import Sequence
 
 
 class Scheduler:

@@ -14,8 +14,8 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.device import DeviceArray, Tensor
-from service.engine.sequence import Array
+from carousel.service.engine.device import DeviceArray, Tensor
+from carousel.service.engine.sequence import Array
 
 Held = TypeVar("Held", Array, DeviceArray)
 

@@ -10,8 +10,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from service.engine.lock_turns import LOCK_TURNS
-from service.engine.sequence import Event, FinishEvent, FinishReason, TokenEvent
+from carousel.service.engine.lock_turns import LOCK_TURNS
+from carousel.service.engine.sequence import Event, FinishEvent, FinishReason, TokenEvent
 
 MAX_EVENTS = 1024
 """Events that may wait for a reader. A reader that falls further behind is ended, not buffered without end."""

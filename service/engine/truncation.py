@@ -13,9 +13,9 @@ import math
 
 import numpy as np
 
-from service.engine.candidates import LEAST, Candidates, bounds_of_largest
-from service.engine.plan import Doubles, LargestOnly, MassOnly
-from service.engine.sequence import Floats, Ids
+from carousel.service.engine.candidates import LEAST, Candidates, bounds_of_largest
+from carousel.service.engine.plan import Doubles, LargestOnly, MassOnly
+from carousel.service.engine.sequence import Floats, Ids
 
 ALMOST_ONE = 1.0 - 2.0**-52
 """A random number's share of a sum is less than the sum, however it is rounded."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 
-from service.errors import RequestError
+from carousel.service.errors import RequestError
 
 MIN_ADMIN_KEY_CHARACTERS = 32
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 
-from service.errors import ErrorCode, RequestError, ServiceError
-from service.keys.bucket import Bucket
-from service.keys.key_file import Key, Limits
+from carousel.service.errors import ErrorCode, RequestError, ServiceError
+from carousel.service.keys.bucket import Bucket
+from carousel.service.keys.key_file import Key, Limits
 
 ANONYMOUS = "anonymous"
 """The tenant without API keys: every caller is the same one."""

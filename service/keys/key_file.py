@@ -17,7 +17,7 @@ import secrets
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from models.errors import CarouselError
+from carousel.models.errors import CarouselError
 
 KEY_PREFIX = "carousel_"
 """Tells people, and what looks for leaked secrets, what a key is."""

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service.keys.caller import Caller
-from service.keys.key_file import Key, KeyFileError, digest_of, read_keys
+from carousel.service.keys.caller import Caller
+from carousel.service.keys.key_file import Key, KeyFileError, digest_of, read_keys
 
 logger = logging.getLogger("carousel.keys")
 

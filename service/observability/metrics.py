@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
-from models.bundle import Bundle
-from models.step import Task
-from service.engine.admission import Admission
-from service.engine.async_engine import AsyncEngine
-from service.engine.encoder import EncoderReport
-from service.engine.sequence import Sequence, StepReport
-from service.observability.histogram import FrequentHistogram
-from service.observability.outcomes import BEFORE_A_MODEL, UNREAD, endpoints, outcomes_of
+from carousel.models.bundle import Bundle
+from carousel.models.step import Task
+from carousel.service.engine.admission import Admission
+from carousel.service.engine.async_engine import AsyncEngine
+from carousel.service.engine.encoder import EncoderReport
+from carousel.service.engine.sequence import Sequence, StepReport
+from carousel.service.observability.histogram import FrequentHistogram
+from carousel.service.observability.outcomes import BEFORE_A_MODEL, UNREAD, endpoints, outcomes_of
 
 LATENCY_BUCKETS = (
     0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from models.step import Task
-from service.errors import ERRORS, ErrorCode
+from carousel.models.step import Task
+from carousel.service.errors import ERRORS, ErrorCode
 
 OK = "ok"
 CANCELLED = "cancelled"

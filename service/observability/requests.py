@@ -19,11 +19,11 @@ from urllib.parse import quote
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.engine.sequence import Sequence
-from service.errors import ERRORS, close_code
-from service.keys.caller import Caller, current_caller
-from service.observability.metrics import UNKNOWN, Metrics
-from service.observability.outcomes import CANCELLED, OK
+from carousel.service.engine.sequence import Sequence
+from carousel.service.errors import ERRORS, close_code
+from carousel.service.keys.caller import Caller, current_caller
+from carousel.service.observability.metrics import UNKNOWN, Metrics
+from carousel.service.observability.outcomes import CANCELLED, OK
 
 logger = logging.getLogger("carousel.requests")
 

@@ -26,10 +26,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from starlette.types import Scope
 
-from service.engine.sequence import Sequence
-from service.errors import status_of
-from service.observability.outcomes import CANCELLED, OK
-from service.observability.requests import RequestRecord
+from carousel.service.engine.sequence import Sequence
+from carousel.service.errors import status_of
+from carousel.service.observability.outcomes import CANCELLED, OK
+from carousel.service.observability.requests import RequestRecord
 
 MAX_SEQUENCES = 16
 """Of one request that have spans: a thousand learners would make three thousand, one like the other."""

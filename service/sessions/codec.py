@@ -23,10 +23,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from models.graph import ELEMENT_TYPES
-from service.engine.sequence import Array, Ids, Snapshot
-from service.sessions.errors import InvalidMemory, MemoryTooLarge
-from service.sessions.memory import Memory
+from carousel.models.graph import ELEMENT_TYPES
+from carousel.service.engine.sequence import Array, Ids, Snapshot
+from carousel.service.sessions.errors import InvalidMemory, MemoryTooLarge
+from carousel.service.sessions.memory import Memory
 
 MAX_MEMORY_BYTES = 1 << 20
 """Longest encoding that is written or read: two layers of 1,024 units are 16 KiB."""

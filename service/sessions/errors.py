@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from service.errors import ErrorCode
+from carousel.service.errors import ErrorCode
 
 
 class SessionError(Exception):

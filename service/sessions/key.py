@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from service.sessions.errors import InvalidSessionId
+from carousel.service.sessions.errors import InvalidSessionId
 
 MAX_SESSION_ID_CHARACTERS = 128
 SESSION_ID_PATTERN = rf"^(?!\.{{1,2}}$)[A-Za-z0-9._-]{{1,{MAX_SESSION_ID_CHARACTERS}}}$"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.bundle import Bundle
-from service.engine.sequence import Ids, Snapshot
-from service.engine.state_pool import StateSpec
-from service.sessions.errors import ModelMismatch
+from carousel.models.bundle import Bundle
+from carousel.service.engine.sequence import Ids, Snapshot
+from carousel.service.engine.state_pool import StateSpec
+from carousel.service.sessions.errors import ModelMismatch
 
 NO_IDS: Ids = np.zeros(0, np.int64)
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from service.sessions.key import SessionKey
-from service.sessions.refusals import busy, expired, lost, unknown
-from service.sessions.store import EvictionReason, Kept, Lease, OnEvicted, Retention, Writing, not_counted
+from carousel.service.sessions.key import SessionKey
+from carousel.service.sessions.refusals import busy, expired, lost, unknown
+from carousel.service.sessions.store import EvictionReason, Kept, Lease, OnEvicted, Retention, Writing, not_counted
 
 ENTRY_BYTES = 1152
 """What a session costs beside its bytes: digest, entry, trail and places in dictionaries (CPython 3.11, rounded up)."""

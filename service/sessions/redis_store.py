@@ -16,11 +16,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
 
-from service.sessions import redis_scripts
-from service.sessions.errors import SessionError, StoreUnavailable
-from service.sessions.key import SessionKey
-from service.sessions.refusals import busy, expired, lost, unknown
-from service.sessions.store import Kept, Lease, OnEvicted, Retention, Writing, not_counted
+from carousel.service.sessions import redis_scripts
+from carousel.service.sessions.errors import SessionError, StoreUnavailable
+from carousel.service.sessions.key import SessionKey
+from carousel.service.sessions.refusals import busy, expired, lost, unknown
+from carousel.service.sessions.store import Kept, Lease, OnEvicted, Retention, Writing, not_counted
 
 logger = logging.getLogger("carousel.sessions")
 

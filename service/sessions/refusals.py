@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.sessions.errors import ExpiredSession, LeaseLost, SessionBusy, UnknownSession
-from service.sessions.key import SessionKey
+from carousel.service.sessions.errors import ExpiredSession, LeaseLost, SessionBusy, UnknownSession
+from carousel.service.sessions.key import SessionKey
 
 
 def busy(key: SessionKey) -> SessionBusy:

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from service.sessions.codec import decode, encode
-from service.sessions.errors import InvalidMemory, LeaseLost, ModelMismatch, StoreUnavailable
-from service.sessions.key import SessionKey
-from service.sessions.memory import Memory, ModelIdentity, check_fit
-from service.sessions.store import Lease, SessionStore, Writing
+from carousel.service.sessions.codec import decode, encode
+from carousel.service.sessions.errors import InvalidMemory, LeaseLost, ModelMismatch, StoreUnavailable
+from carousel.service.sessions.key import SessionKey
+from carousel.service.sessions.memory import Memory, ModelIdentity, check_fit
+from carousel.service.sessions.store import Lease, SessionStore, Writing
 
 T = TypeVar("T")
 Work = Coroutine[Any, Any, T]

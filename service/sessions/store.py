@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from service.sessions.codec import MAX_MEMORY_BYTES
-from service.sessions.errors import MemoryTooLarge
-from service.sessions.key import SessionKey
+from carousel.service.sessions.codec import MAX_MEMORY_BYTES
+from carousel.service.sessions.errors import MemoryTooLarge
+from carousel.service.sessions.key import SessionKey
 
 EvictionReason = Literal["ttl", "lru", "deleted"]
 OnEvicted = Callable[[EvictionReason], None]

@@ -13,9 +13,9 @@ import hmac
 import struct
 from collections.abc import Sequence
 
-from service.sessions.codec import MAX_MEMORY_BYTES, decode, encode
-from service.sessions.errors import InvalidMemory, InvalidToken
-from service.sessions.memory import Memory, ModelIdentity, check_fit
+from carousel.service.sessions.codec import MAX_MEMORY_BYTES, decode, encode
+from carousel.service.sessions.errors import InvalidMemory, InvalidToken
+from carousel.service.sessions.memory import Memory, ModelIdentity, check_fit
 
 MIN_KEY_BYTES = 32
 MAX_TOKEN_CHARACTERS = -(-(MAX_MEMORY_BYTES + hashlib.sha256().digest_size) * 4 // 3)

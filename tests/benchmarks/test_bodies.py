@@ -1,4 +1,4 @@
-from benchmarks.bodies import BODIES, main
+from carousel.benchmarks.bodies import BODIES, main
 
 
 def test_command_measures_a_stream_beside_every_body(capsys):

@@ -3,9 +3,9 @@
 import pytest
 from fastapi.testclient import TestClient
 
-from benchmarks.captions import BOUNDARY, draw_images, form, main
-from benchmarks.naive_captions import create_app
-from models.bundle import open_bundle
+from carousel.benchmarks.captions import BOUNDARY, draw_images, form, main
+from carousel.benchmarks.naive_captions import create_app
+from carousel.models.bundle import open_bundle
 from tests.service.tiny_captioner import TinyCaptioner, text_of
 
 

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from benchmarks.churn import Outcome, WrongAnswer, ask, main, socket_generation
-from benchmarks.load import Target
+from carousel.benchmarks.churn import Outcome, WrongAnswer, ask, main, socket_generation
+from carousel.benchmarks.load import Target
 from tests.benchmarks.test_load import FakeServer
 
 

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from benchmarks.__main__ import main
-from benchmarks.server import left_out
-from service.engine.device import CUDA
-from service.engine.runner import reason_against
+from carousel.benchmarks.__main__ import main
+from carousel.benchmarks.server import left_out
+from carousel.service.engine.device import CUDA
+from carousel.service.engine.runner import reason_against
 
 SHAPE = ["--streams", "2", "--seconds", "0.5", "--warmup", "0.1", "--rounds", "1", "--max-tokens", "9"]
 

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from benchmarks.load import Generation, Target, Window, closed_loop, open_loop
-from benchmarks.record import Recorder
+from carousel.benchmarks.load import Generation, Target, Window, closed_loop, open_loop
+from carousel.benchmarks.record import Recorder
 
 GENERATION = Generation(prompt=(3, 1), max_tokens=5)
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

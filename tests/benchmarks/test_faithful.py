@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import faithful
-from benchmarks.faithful import main
+from carousel.benchmarks import faithful
+from carousel.benchmarks.faithful import main
 
 
 def test_service_says_what_the_bundle_says_offline(capsys):

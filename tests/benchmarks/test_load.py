@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from websockets.asyncio.server import serve
 
-from benchmarks.load import (
+from carousel.benchmarks.load import (
     MAX_CONSECUTIVE_FAILURES,
     Generation,
     LoadFailed,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import memory
-from benchmarks.load import Window
+from carousel.benchmarks import memory
+from carousel.benchmarks.load import Window
 
 
 @pytest.mark.slow

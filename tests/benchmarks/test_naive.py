@@ -5,9 +5,9 @@ import onnxruntime
 import pytest
 from starlette.testclient import TestClient
 
-from benchmarks.naive import create_app, sample
-from benchmarks.step import StepGraph
-from models.bundle import STEP_GRAPH, open_bundle
+from carousel.benchmarks.naive import create_app, sample
+from carousel.benchmarks.step import StepGraph
+from carousel.models.bundle import STEP_GRAPH, open_bundle
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.25, 0.2], np.float32)) + 3
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.overload import text
-from benchmarks.record import Recorder
+from carousel.benchmarks.overload import text
+from carousel.benchmarks.record import Recorder
 
 
 def result(*, gap, wait, refusals=(), errors=()):

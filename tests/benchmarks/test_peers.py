@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.server import BUNDLE_VARIABLE
-from benchmarks.step import StepGraph
-from models.bundle import open_bundle
+from carousel.benchmarks.server import BUNDLE_VARIABLE
+from carousel.benchmarks.step import StepGraph
+from carousel.models.bundle import open_bundle
 
 PROMPTS = ([2, 6, 1], [4])
 LENGTHS = (5, 9)
@@ -30,8 +30,8 @@ def sampling(count):
 
 
 def test_torch_takes_the_steps_of_the_graph(make_checkpoint, make_bundle, tmp_path):
-    from benchmarks.peers.torch_eager import TorchStep
-    from models.nn.checkpoint import load_language_model, read_checkpoint
+    from carousel.benchmarks.peers.torch_eager import TorchStep
+    from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
 
     model, _ = load_language_model(read_checkpoint(make_checkpoint(tmp_path / "best.safetensors", seed=3)))
     step = TorchStep(model)
@@ -45,7 +45,7 @@ def test_torch_takes_the_steps_of_the_graph(make_checkpoint, make_bundle, tmp_pa
 
 def test_litserve_steps_a_batch_of_unequal_requests(tiny_bundle):
     pytest.importorskip("litserve", reason="litserve is not installed (it comes with the extra 'peers')")
-    from benchmarks.peers.lit_serve import Words
+    from carousel.benchmarks.peers.lit_serve import Words
 
     words = Words(tiny_bundle, stream=True, max_batch_size=2)
     words.setup("cpu")
@@ -60,7 +60,7 @@ def test_litserve_steps_a_batch_of_unequal_requests(tiny_bundle):
 async def test_bentoml_streams_a_token_a_line(tiny_bundle, monkeypatch):
     pytest.importorskip("bentoml", reason="bentoml is not installed (it comes with the extra 'peers')")
     monkeypatch.setenv(BUNDLE_VARIABLE, str(tiny_bundle))
-    from benchmarks.peers.bento import Words
+    from carousel.benchmarks.peers.bento import Words
 
     words = Words.inner()
     for prompt, count in zip(PROMPTS, LENGTHS, strict=True):

@@ -6,7 +6,7 @@ from tests.benchmarks.test_report import report
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (it comes with the extra 'dev')")
 
-from benchmarks.plots import main
+from carousel.benchmarks.plots import main
 
 PREFILL = {
     "lengths": [10, 100, 1000],

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.record import Latency, Recorder
+from carousel.benchmarks.record import Latency, Recorder
 
 
 def test_latency_quantiles_of_known_durations():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import recording
+from carousel.benchmarks import recording
 
 
 @pytest.mark.parametrize("model", ["tiny_bundle", "tiny_tracing_bundle"])

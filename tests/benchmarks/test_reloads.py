@@ -1,8 +1,8 @@
 import json
 import shutil
 
-from benchmarks.reloads import KEPT_ON_DISK, Publisher, main
-from models.bundle import open_bundle
+from carousel.benchmarks.reloads import KEPT_ON_DISK, Publisher, main
+from carousel.models.bundle import open_bundle
 
 
 def test_reloads_under_load_fail_nothing(capsys):

@@ -1,10 +1,10 @@
 import json
 
-from benchmarks.load import Generation
-from benchmarks.record import Latency, LoadResult
-from benchmarks.report import BareRun, ClosedRun, Machine, OpenRun, Report
-from benchmarks.server import StepTime
-from benchmarks.tables import text
+from carousel.benchmarks.load import Generation
+from carousel.benchmarks.record import Latency, LoadResult
+from carousel.benchmarks.report import BareRun, ClosedRun, Machine, OpenRun, Report
+from carousel.benchmarks.server import StepTime
+from carousel.benchmarks.tables import text
 
 MACHINE = Machine("a processor", 2, "3.11", {"numpy": "2"}, 0.1)
 

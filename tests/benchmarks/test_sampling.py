@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.__main__ import main
-from benchmarks.load import Generation, Target
-from benchmarks.naive import sample
-from benchmarks.record import Latency, LoadResult
-from benchmarks.sampling import BOTH, KINDS, PLAIN, SamplingReport, SamplingRun, text
-from benchmarks.server import StepTime, exposition, running
+from carousel.benchmarks.__main__ import main
+from carousel.benchmarks.load import Generation, Target
+from carousel.benchmarks.naive import sample
+from carousel.benchmarks.record import Latency, LoadResult
+from carousel.benchmarks.sampling import BOTH, KINDS, PLAIN, SamplingReport, SamplingRun, text
+from carousel.benchmarks.server import StepTime, exposition, running
 
 CHECKOUT = Path(__file__).parents[2]
 SHAPE = ["--streams", "2", "--seconds", "0.4", "--warmup", "0.1", "--rounds", "1", "--max-tokens", "5"]

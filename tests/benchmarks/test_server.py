@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.server import ServerFailed, StepTime, read_step_time, running
+from carousel.benchmarks.server import ServerFailed, StepTime, read_step_time, running
 
 EXPOSITION = """\
 # HELP carousel_step_seconds a step

@@ -21,7 +21,7 @@ import httpx
 import pytest
 import yaml
 
-from service.keys.key_file import key_line, new_key
+from carousel.service.keys.key_file import key_line, new_key
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -10,18 +10,18 @@ import torch
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from export.__main__ import main
-from export.captioning_parity import measure_captioning_parity
-from export.extractor import ExtractorError, open_extractor
-from export.parity import ParityError
-from export.publish import export_checkpoint
-from models.bundle import Bundle, open_bundle, versions
-from models.codec.image import Preprocessing
-from models.errors import CheckpointError
-from models.graph import next_name
-from models.manifest import DecodingDefaults, Limits
-from models.nn.captioning import CaptioningModel
-from models.nn.checkpoint import Checkpoint, load_captioning_model, read_checkpoint, write_checkpoint
+from carousel.export.__main__ import main
+from carousel.export.captioning_parity import measure_captioning_parity
+from carousel.export.extractor import ExtractorError, open_extractor
+from carousel.export.parity import ParityError
+from carousel.export.publish import export_checkpoint
+from carousel.models.bundle import Bundle, open_bundle, versions
+from carousel.models.codec.image import Preprocessing
+from carousel.models.errors import CheckpointError
+from carousel.models.graph import next_name
+from carousel.models.manifest import DecodingDefaults, Limits
+from carousel.models.nn.captioning import CaptioningModel
+from carousel.models.nn.checkpoint import Checkpoint, load_captioning_model, read_checkpoint, write_checkpoint
 
 # As SqueezeNet is fed: blue first, less the mean colour.
 BGR = Preprocessing(width=12, height=8, mean=(104, 117, 123), deviation=(1, 1, 1), channels="bgr")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.draw_graph import ENGINE, GRAPHS, build_draw
-from export.draw_graph import main as write_graphs
-from export.runtime import open_session
+from carousel.export.draw_graph import ENGINE, GRAPHS, build_draw
+from carousel.export.draw_graph import main as write_graphs
+from carousel.export.runtime import open_session
 
 
 def layout(size: int, width: int) -> dict[str, np.ndarray]:
@@ -25,7 +25,7 @@ def layout(size: int, width: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graph_of_the_service_is_the_one_that_is_built(name: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("export.draw_graph.ENGINE", tmp_path)
+    monkeypatch.setattr("carousel.export.draw_graph.ENGINE", tmp_path)
     write_graphs()
     assert (tmp_path / name).read_bytes() == (ENGINE / name).read_bytes() == build_draw(softmax=GRAPHS[name])
 

@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from export.extractor import ExtractorError, open_extractor, reopen_extractor
-from models.codec.image import Preprocessing
-from models.errors import GraphRejected
+from carousel.export.extractor import ExtractorError, open_extractor, reopen_extractor
+from carousel.models.codec.image import Preprocessing
+from carousel.models.errors import GraphRejected
 
 MakeExtractor = Callable[..., Path]
 

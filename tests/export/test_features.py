@@ -13,14 +13,14 @@ import pytest
 from PIL import Image, ImageOps
 from safetensors import safe_open
 
-from export.extractor import Extractor, ExtractorError, open_extractor
-from export.features import file as features_file
-from export.features.__main__ import main
-from export.features.file import write_features
-from export.runtime import open_session
-from models.codec.image import Preprocessing
-from models.errors import ImageRejected
-from models.features import FeaturesHeader
+from carousel.export.extractor import Extractor, ExtractorError, open_extractor
+from carousel.export.features import file as features_file
+from carousel.export.features.__main__ import main
+from carousel.export.features.file import write_features
+from carousel.export.runtime import open_session
+from carousel.models.codec.image import Preprocessing
+from carousel.models.errors import ImageRejected
+from carousel.models.features import FeaturesHeader
 
 PREPROCESSING = Preprocessing(width=12, height=8, mean=(104, 117, 123), deviation=(1, 1, 1), channels="bgr")
 NAMES = ("b.png", "deep/a.PNG", "deep/c.png")

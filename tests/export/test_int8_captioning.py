@@ -13,29 +13,29 @@ import onnx
 import pytest
 import torch
 
-from export import captioning, int8_graph
-from export.__main__ import main
-from export.captioning_module import CaptioningStep
-from export.captioning_precision import captioning_figures, largest_seen
-from export.forward import GraphCaptioner
-from export.int8_captioning import build_int8_captioning_step
-from export.int8_encoder import build_int8_encoder
-from export.onnx_graph import export_step
-from export.parity import random_floats, require_row_independence
-from export.publish import export_checkpoint
-from models.bundle import open_bundle
-from models.errors import CheckpointError
-from models.graph import read_graph
-from models.manifest import DecodingDefaults
-from models.nn.captioning import CaptioningModel, CaptioningModelConfig
-from models.nn.checkpoint import Checkpoint, load_captioning_model, read_checkpoint, write_checkpoint
-from models.nn.validation import (
+from carousel.export import captioning, int8_graph
+from carousel.export.__main__ import main
+from carousel.export.captioning_module import CaptioningStep
+from carousel.export.captioning_precision import captioning_figures, largest_seen
+from carousel.export.forward import GraphCaptioner
+from carousel.export.int8_captioning import build_int8_captioning_step
+from carousel.export.int8_encoder import build_int8_encoder
+from carousel.export.onnx_graph import export_step
+from carousel.export.parity import random_floats, require_row_independence
+from carousel.export.publish import export_checkpoint
+from carousel.models.bundle import open_bundle
+from carousel.models.errors import CheckpointError
+from carousel.models.graph import read_graph
+from carousel.models.manifest import DecodingDefaults
+from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig
+from carousel.models.nn.checkpoint import Checkpoint, load_captioning_model, read_checkpoint, write_checkpoint
+from carousel.models.nn.validation import (
     CaptioningValidationData,
     ValidationData,
     read_validation,
     write_validation,
 )
-from models.step import check_step
+from carousel.models.step import check_step
 
 BEAM = DecodingDefaults(beam_width=3, length_penalty=0.7)
 KINDS = [("lstm", "soft"), ("gru", "soft"), ("lstm", "none"), ("gru", "none")]
@@ -178,7 +178,7 @@ def test_int8_export_that_loses_bleu_publishes_nothing(
     data = read_validation(run / "validation.safetensors")
     assert isinstance(data, CaptioningValidationData)
     # What the model says is what people said, so that there is something to lose.
-    monkeypatch.setattr("export.captioning_precision.bleu", lambda captions, _: _share_of(captions, spoken))
+    monkeypatch.setattr("carousel.export.captioning_precision.bleu", lambda captions, _: _share_of(captions, spoken))
     spoken: list[str] = []
     figures = captioning_figures(model, codec, data, BEAM, 8)
     write_checkpoint(path, Checkpoint(read.tensors, {**read.header, "validation": figures.model_dump()}))
@@ -207,7 +207,7 @@ def test_int8_export_that_loses_bleu_publishes_nothing(
 
 def _share_of(captions: list[str], spoken: list[str]) -> tuple[float, float, float, float]:
     """BLEU against what was said first, which is the model's own."""
-    from models.bleu import bleu
+    from carousel.models.bleu import bleu
 
     if not spoken:
         spoken += [caption or "nothing" for caption in captions]

@@ -7,18 +7,18 @@ import onnx
 import pytest
 import torch
 
-from export.captioning import int8_captioning_graphs
-from export.captioning_module import CaptioningStep
-from export.encoder_graph import export_encoder
-from export.forward import GraphCaptioner
-from export.int8_encoder import CALIBRATION_IMAGES, build_int8_encoder
-from export.onnx_graph import export_step
-from export.parity import require_row_independence
-from models.bundle import ENCODER_GRAPH, STEP_GRAPH
-from models.codec.image import Preprocessing
-from models.graph import read_graph
-from models.nn.captioning import CaptioningModel, CaptioningModelConfig
-from models.nn.validation import CaptioningValidationData
+from carousel.export.captioning import int8_captioning_graphs
+from carousel.export.captioning_module import CaptioningStep
+from carousel.export.encoder_graph import export_encoder
+from carousel.export.forward import GraphCaptioner
+from carousel.export.int8_encoder import CALIBRATION_IMAGES, build_int8_encoder
+from carousel.export.onnx_graph import export_step
+from carousel.export.parity import require_row_independence
+from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH
+from carousel.models.codec.image import Preprocessing
+from carousel.models.graph import read_graph
+from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig
+from carousel.models.nn.validation import CaptioningValidationData
 
 PREPROCESSING = Preprocessing(width=23, height=17)
 CHANNELS = (6, 16, 24)

@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 import torch
 
-from export import int8_graph
-from export.int8_graph import build_int8_step
-from export.int8_product import (
+from carousel.export import int8_graph
+from carousel.export.int8_graph import build_int8_step
+from carousel.export.int8_product import (
     ACTIVATION_LEVELS,
     TABLE_BLOCK,
     WEIGHT_LEVELS,
@@ -18,12 +18,12 @@ from export.int8_product import (
     quantize_blocks,
     quantize_columns,
 )
-from export.parity import ParityError, measure_parity
-from export.step_module import step_module
-from models.graph import TensorSpec, read_graph
-from models.nn.language import LanguageModel, LanguageModelConfig
-from models.nn.tracing import TracingModel, TracingModelConfig
-from models.step import check_step
+from carousel.export.parity import ParityError, measure_parity
+from carousel.export.step_module import step_module
+from carousel.models.graph import TensorSpec, read_graph
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig
+from carousel.models.nn.tracing import TracingModel, TracingModelConfig
+from carousel.models.step import check_step
 
 SIZES = [
     ("lstm", 7, 9, 1, False),

@@ -7,23 +7,23 @@ import onnx
 import pytest
 import torch
 
-from export import int8_graph, publish, shared_weights
-from export.__main__ import main
-from export.int8_graph import build_int8_step
-from export.int8_prefill import build_int8_prefill
-from export.parity import ParityError
-from export.prefill_parity import require_same_states
-from export.step_module import step_module
-from models.bundle import open_bundle
-from models.graph import read_graph
-from models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from models.nn.language import LanguageModel, LanguageModelConfig
-from models.nn.tracing import TracingModel, TracingModelConfig
-from models.nn.validation import VALIDATION, ValidationData, write_validation
-from models.prefill import check_prefill
-from models.weights import WEIGHTS
-from service.engine.sequence import SamplingParameters, Sequence
-from service.repository import open_core
+from carousel.export import int8_graph, publish, shared_weights
+from carousel.export.__main__ import main
+from carousel.export.int8_graph import build_int8_step
+from carousel.export.int8_prefill import build_int8_prefill
+from carousel.export.parity import ParityError
+from carousel.export.prefill_parity import require_same_states
+from carousel.export.step_module import step_module
+from carousel.models.bundle import open_bundle
+from carousel.models.graph import read_graph
+from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig
+from carousel.models.nn.tracing import TracingModel, TracingModelConfig
+from carousel.models.nn.validation import VALIDATION, ValidationData, write_validation
+from carousel.models.prefill import check_prefill
+from carousel.models.weights import WEIGHTS
+from carousel.service.engine.sequence import SamplingParameters, Sequence
+from carousel.service.repository import open_core
 
 SIZES = [
     ("lstm", 7, 9, 1, False),

@@ -4,11 +4,11 @@ import onnx
 import pytest
 import torch
 
-from export.onnx_graph import export_step
-from export.step_module import LanguageStep
-from models.graph import TensorSpec, read_graph
-from models.nn.language import LanguageModel, LanguageModelConfig
-from models.step import check_step
+from carousel.export.onnx_graph import export_step
+from carousel.export.step_module import LanguageStep
+from carousel.models.graph import TensorSpec, read_graph
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig
+from carousel.models.step import check_step
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from export.onnx_graph import export_step
-from export.parity import MAX_ABS_ERROR, ParityError, measure_parity
-from export.step_module import LanguageStep
-from models.nn.language import LanguageModel, LanguageModelConfig
+from carousel.export.onnx_graph import export_step
+from carousel.export.parity import MAX_ABS_ERROR, ParityError, measure_parity
+from carousel.export.step_module import LanguageStep
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 
 
 def random_model(cell: str, *, embedding: int, hidden: int, layers: int, tied: bool, std: float = 0.5) -> LanguageModel:

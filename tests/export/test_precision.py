@@ -12,28 +12,28 @@ import numpy as np
 import pytest
 import torch
 
-from export import publish as publish_module
-from export.__main__ import main
-from export.forward import GraphForward, TorchForward
-from export.int8_graph import build_int8_step
-from export.precision import WorseInt8, figures, judge
-from export.progress import Progress
-from export.publish import export_checkpoint
-from export.step_module import step_module
-from models.bundle import open_bundle
-from models.errors import CheckpointError
-from models.manifest import CaptioningValidation, TracingValidation
-from models.nn.checkpoint import (
+from carousel.export import publish as publish_module
+from carousel.export.__main__ import main
+from carousel.export.forward import GraphForward, TorchForward
+from carousel.export.int8_graph import build_int8_step
+from carousel.export.precision import WorseInt8, figures, judge
+from carousel.export.progress import Progress
+from carousel.export.publish import export_checkpoint
+from carousel.export.step_module import step_module
+from carousel.models.bundle import open_bundle
+from carousel.models.errors import CheckpointError
+from carousel.models.manifest import CaptioningValidation, TracingValidation
+from carousel.models.nn.checkpoint import (
     Checkpoint,
     load_language_model,
     load_tracing_model,
     read_checkpoint,
     write_checkpoint,
 )
-from models.nn.validation import ValidationData, read_validation, write_validation
-from models.tracing_score import score as tracing_score
-from training.evaluation import score
-from training.tracing_score import answers, predict
+from carousel.models.nn.validation import ValidationData, read_validation, write_validation
+from carousel.models.tracing_score import score as tracing_score
+from carousel.training.evaluation import score
+from carousel.training.tracing_score import answers, predict
 
 CORPUS = "0" * 64
 

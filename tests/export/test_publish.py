@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from export import publish as publish_module
-from export.__main__ import main
-from export.parity import ParityError
-from export.publish import export_checkpoint
-from models.bundle import open_bundle, versions
-from models.errors import CheckpointError
-from models.manifest import DecodingDefaults, Limits
-from models.nn.checkpoint import Checkpoint, load_language_model, read_checkpoint, write_checkpoint
+from carousel.export import publish as publish_module
+from carousel.export.__main__ import main
+from carousel.export.parity import ParityError
+from carousel.export.publish import export_checkpoint
+from carousel.models.bundle import open_bundle, versions
+from carousel.models.errors import CheckpointError
+from carousel.models.manifest import DecodingDefaults, Limits
+from carousel.models.nn.checkpoint import Checkpoint, load_language_model, read_checkpoint, write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from models.bundle import Bundle, open_bundle
-from models.graph import next_name
-from training.corpus.scene_drawing import encode_scene
-from training.corpus.scene_words import describes
-from training.corpus.scenes import make_scenes
+from carousel.models.bundle import Bundle, open_bundle
+from carousel.models.graph import next_name
+from carousel.training.corpus.scene_drawing import encode_scene
+from carousel.training.corpus.scene_words import describes
+from carousel.training.corpus.scenes import make_scenes
 
 ROOT = Path(__file__).parents[2]
 FRESH_SEED, SCENES = 424242, 200

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import open_bundle, versions
+from carousel.models.bundle import open_bundle, versions
 
 REPOSITORY = Path(__file__).parents[2] / "bundles"
 

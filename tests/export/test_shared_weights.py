@@ -9,12 +9,12 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from export.int8_graph import build_int8_step
-from export.int8_prefill import build_int8_prefill
-from export.shared_weights import ALIGNMENT, MIN_BYTES, share_weights
-from export.step_module import step_module
-from models.nn.language import LanguageModel, LanguageModelConfig
-from models.weights import WEIGHTS
+from carousel.export.int8_graph import build_int8_step
+from carousel.export.int8_prefill import build_int8_prefill
+from carousel.export.shared_weights import ALIGNMENT, MIN_BYTES, share_weights
+from carousel.export.step_module import step_module
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig
+from carousel.models.weights import WEIGHTS
 
 
 @pytest.fixture(scope="module", params=["lstm", "gru"])

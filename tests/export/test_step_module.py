@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from export.step_module import LanguageStep
-from models.nn.language import LanguageModel, LanguageModelConfig
+from carousel.export.step_module import LanguageStep
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -4,7 +4,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from export.stored_weights import spell_out_weights
+from carousel.export.stored_weights import spell_out_weights
 
 
 def dequantised(

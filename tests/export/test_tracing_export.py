@@ -11,16 +11,16 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.onnx_graph import export_step
-from export.parity import ParityError, measure_parity
-from export.publish import export_checkpoint
-from export.step_module import TracingStep
-from models.bundle import open_bundle
-from models.errors import CheckpointError
-from models.graph import TensorSpec, read_graph
-from models.nn.checkpoint import Checkpoint, load_tracing_model, read_checkpoint, write_checkpoint
-from models.nn.tracing import TracingModel, TracingModelConfig
-from models.step import check_step
+from carousel.export.onnx_graph import export_step
+from carousel.export.parity import ParityError, measure_parity
+from carousel.export.publish import export_checkpoint
+from carousel.export.step_module import TracingStep
+from carousel.models.bundle import open_bundle
+from carousel.models.errors import CheckpointError
+from carousel.models.graph import TensorSpec, read_graph
+from carousel.models.nn.checkpoint import Checkpoint, load_tracing_model, read_checkpoint, write_checkpoint
+from carousel.models.nn.tracing import TracingModel, TracingModelConfig
+from carousel.models.step import check_step
 
 
 def random_model(cell: str, *, skills: int, embedding: int, hidden: int, layers: int) -> TracingModel:

@@ -8,13 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from models.bundle import Bundle, open_bundle
-from models.graph import next_name
-from models.tracing_score import auc
-from training.baseline import SkillRegression
-from training.corpus.learners import SKILLS, simulate
-from training.recipe import load_recipe
-from training.tracing_score import answers
+from carousel.models.bundle import Bundle, open_bundle
+from carousel.models.graph import next_name
+from carousel.models.tracing_score import auc
+from carousel.training.baseline import SkillRegression
+from carousel.training.corpus.learners import SKILLS, simulate
+from carousel.training.recipe import load_recipe
+from carousel.training.tracing_score import answers
 
 ROOT = Path(__file__).parents[2]
 

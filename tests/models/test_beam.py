@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.nn.beam import Hypothesis, beam_search, greedy
-from models.nn.captioning import CaptioningModel, CaptioningModelConfig
+from carousel.models.nn.beam import Hypothesis, beam_search, greedy
+from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig
 
 BEGIN, END = 1, 2
 

@@ -10,10 +10,10 @@ import onnx
 import pytest
 from tokenizers import Tokenizer, models
 
-from models import bundle as bundle_module
-from models.bundle import list_repository, open_bundle, publish, versions
-from models.errors import BundleError, BundleNotFound, DigestMismatch, GraphRejected
-from models.manifest import LanguageValidation, Manifest, TextCodecSpec
+from carousel.models import bundle as bundle_module
+from carousel.models.bundle import list_repository, open_bundle, publish, versions
+from carousel.models.errors import BundleError, BundleNotFound, DigestMismatch, GraphRejected
+from carousel.models.manifest import LanguageValidation, Manifest, TextCodecSpec
 
 MakeGraph = Callable[[], onnx.ModelProto]
 MANIFEST = Manifest(task="language", codec=TextCodecSpec(), files={})
@@ -280,8 +280,8 @@ def test_publish_on_a_full_disk_leaves_no_version(
 KILLED = """
 import os, sys
 from pathlib import Path
-from models import bundle
-from models.manifest import Manifest, TextCodecSpec
+from carousel.models import bundle
+from carousel.models.manifest import Manifest, TextCodecSpec
 
 def die(*_):
     os._exit(9)
@@ -336,5 +336,5 @@ def test_listing_no_repository_is_an_error(tmp_path: Path) -> None:
 
 
 def test_contract_needs_neither_torch_nor_onnx() -> None:
-    code = "import sys, models.bundle; print(sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    code = "import sys, carousel.models.bundle; print(sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.codec.image import Preprocessing
-from models.errors import CheckpointError
-from models.features import FrozenEncoder
-from models.nn.captioning import CaptioningModel, CaptioningModelConfig
-from models.nn.checkpoint import (
+from carousel.models.codec.image import Preprocessing
+from carousel.models.errors import CheckpointError
+from carousel.models.features import FrozenEncoder
+from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig
+from carousel.models.nn.checkpoint import (
     Checkpoint,
     frozen_encoder,
     load_captioning_model,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.errors import CheckpointError
-from models.nn import checkpoint as checkpoint_module
-from models.nn.checkpoint import Checkpoint, load_language_model, read_checkpoint, write_checkpoint
+from carousel.models.errors import CheckpointError
+from carousel.models.nn import checkpoint as checkpoint_module
+from carousel.models.nn.checkpoint import Checkpoint, load_language_model, read_checkpoint, write_checkpoint
 
 
 def test_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:

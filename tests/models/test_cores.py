@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.cores import usable_cores
-from models.nn.threads import limit_threads
+from carousel.models.cores import usable_cores
+from carousel.models.nn.threads import limit_threads
 
 ALLOWED = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are no control groups here")
@@ -86,7 +86,7 @@ def test_machine_without_control_groups_has_its_affinity(tmp_path):
 
 def test_affinity_of_this_process_counts():
     core = min(os.sched_getaffinity(0))
-    code = "from models.cores import usable_cores; print(usable_cores())"
+    code = "from carousel.models.cores import usable_cores; print(usable_cores())"
     command = ["taskset", "-c", str(core), sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "1\n"
 
@@ -99,7 +99,7 @@ def test_quota_of_this_machine_counts():
         (group / "cpu.cfs_quota_us").write_text("50000")
         code = (
             f"import os, pathlib; pathlib.Path('{group}/cgroup.procs').write_text(str(os.getpid()))\n"
-            "from models.cores import usable_cores; print(usable_cores())"
+            "from carousel.models.cores import usable_cores; print(usable_cores())"
         )
         assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "1\n"
     finally:
@@ -108,7 +108,7 @@ def test_quota_of_this_machine_counts():
 
 @pytest.mark.parametrize(("set_threads", "cores", "threads"), [(3, 2, 2), (1, 2, 1), (2, 2, 2)])
 def test_torch_computes_with_no_more_threads_than_cores(monkeypatch, set_threads, cores, threads):
-    monkeypatch.setattr("models.nn.threads.usable_cores", lambda: cores)
+    monkeypatch.setattr("carousel.models.nn.threads.usable_cores", lambda: cores)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(set_threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.nn.dropout import LockedDropout, drop_weight, drop_words, sequence_dropout
+from carousel.models.nn.dropout import LockedDropout, drop_weight, drop_words, sequence_dropout
 
 
 def test_locked_dropout_keeps_one_mask_per_row_over_all_steps() -> None:

@@ -4,9 +4,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from models.errors import GraphRejected
-from models.graph import GraphSpec, TensorSpec, next_name, read_graph
-from models.step import check_step
+from carousel.models.errors import GraphRejected
+from carousel.models.graph import GraphSpec, TensorSpec, next_name, read_graph
+from carousel.models.step import check_step
 
 MakeGraph = Callable[[], onnx.ModelProto]
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.codec import image as image_module
-from models.codec.image import MAX_PIXELS, MAX_SCANS, read_image
-from models.errors import ImageRejected, ImageTooLarge
+from carousel.models.codec import image as image_module
+from carousel.models.codec.image import MAX_PIXELS, MAX_SCANS, read_image
+from carousel.models.errors import ImageRejected, ImageTooLarge
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 7, 5
@@ -287,8 +287,8 @@ def test_too_large_an_image_takes_no_memory(name):
     """tracemalloc does not see what C code takes; the process' own high-water mark does."""
     script = (
         "import resource, sys\n"
-        "from models.codec.image import read_image\n"
-        "from models.errors import ImageTooLarge\n"
+        "from carousel.models.codec.image import read_image\n"
+        "from carousel.models.errors import ImageTooLarge\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: read_image(bytes.fromhex(sys.argv[1]))\n"
         "except ImageTooLarge: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from models.codec.interaction import InteractionCodec
-from models.errors import UnknownSkill
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.models.errors import UnknownSkill
 
 NAMES = ("addition", "Brüche", "12", "area & perimeter", " ")
 

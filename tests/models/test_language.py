@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.errors import CheckpointError
-from models.nn.language import LanguageModel, LanguageModelConfig, generate
+from carousel.models.errors import CheckpointError
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig, generate
 
 
 def make_model(**settings: object) -> LanguageModel:

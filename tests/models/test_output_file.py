@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.output_file import OutputError, check_output, descriptor_of, open_output
+from carousel.models.output_file import OutputError, check_output, descriptor_of, open_output
 
 
 class Failed(Exception):

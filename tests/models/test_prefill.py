@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models
 
-from models.bundle import open_bundle, publish
-from models.errors import GraphRejected
-from models.graph import GraphSpec, TensorSpec, read_graph
-from models.manifest import Manifest, TextCodecSpec
-from models.prefill import check_prefill
-from models.step import Task
+from carousel.models.bundle import open_bundle, publish
+from carousel.models.errors import GraphRejected
+from carousel.models.graph import GraphSpec, TensorSpec, read_graph
+from carousel.models.manifest import Manifest, TextCodecSpec
+from carousel.models.prefill import check_prefill
+from carousel.models.step import Task
 
 MakeGraph = Callable[[], onnx.ModelProto]
 IDS: dict[Task, tuple[str, ...]] = {"language": ("token",), "tracing": ("skill", "correct"), "captioning": ("token",)}

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from models.codec.image import ImageCodec, Preprocessing, read_image
-from models.codec.text import TextCodec
+from carousel.models.codec.image import ImageCodec, Preprocessing, read_image
+from carousel.models.codec.text import TextCodec
 
 
 def _picture() -> Image.Image:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.errors import ShapeMismatch
-from models.nn.recurrent import Cell, RecurrentLayer, RecurrentStack, RecurrentState, detach
+from carousel.models.errors import ShapeMismatch
+from carousel.models.nn.recurrent import Cell, RecurrentLayer, RecurrentStack, RecurrentState, detach
 
 BATCH, STEPS, INPUT, SIZES = 3, 5, 2, [4, 7]
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from models.codec.text import CONTEXT_TOKENS, END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
-from models.errors import UnencodableText
+from carousel.models.codec.text import CONTEXT_TOKENS, END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
+from carousel.models.errors import UnencodableText
 
 TEXT = "naïve café — 漢字かな交じり 😀👩‍👩‍👧 grüße\nthe theme of the thesis, the end\r\n\t€ 12,50"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.errors import CheckpointError, ShapeMismatch
-from models.nn.checkpoint import Checkpoint, load_tracing_model, read_checkpoint
-from models.nn.tracing import TracingModel, TracingModelConfig
+from carousel.models.errors import CheckpointError, ShapeMismatch
+from carousel.models.nn.checkpoint import Checkpoint, load_tracing_model, read_checkpoint
+from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 
 
 def model_of(**changes: object) -> TracingModel:

@@ -11,9 +11,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from models.bundle import open_bundle, publish
-from models.errors import BundleError, GraphRejected
-from models.manifest import InteractionCodecSpec, LanguageValidation, Manifest, TextCodecSpec, TracingValidation
+from carousel.models.bundle import open_bundle, publish
+from carousel.models.errors import BundleError, GraphRejected
+from carousel.models.manifest import (
+    InteractionCodecSpec,
+    LanguageValidation,
+    Manifest,
+    TextCodecSpec,
+    TracingValidation,
+)
 
 SKILLS = b'["addition", "fractions", "area"]'
 VALIDATION = TracingValidation(attempts=7, auc=0.75, accuracy=0.5, log_loss=0.6)

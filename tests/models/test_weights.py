@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models
 
-from models.bundle import open_bundle, publish
-from models.errors import BundleError, DigestMismatch, GraphRejected
-from models.graph import read_graph
-from models.manifest import Manifest, TextCodecSpec
-from models.weights import WEIGHTS, WeightsFile
+from carousel.models.bundle import open_bundle, publish
+from carousel.models.errors import BundleError, DigestMismatch, GraphRejected
+from carousel.models.graph import read_graph
+from carousel.models.manifest import Manifest, TextCodecSpec
+from carousel.models.weights import WEIGHTS, WeightsFile
 
 MakeGraph = Callable[[], onnx.ModelProto]
 FILE = WeightsFile(WEIGHTS, 200)

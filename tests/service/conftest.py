@@ -20,9 +20,9 @@ import pytest
 import redis as redis_client
 from PIL import Image
 
-from service.api.context import Context
-from service.server import create_server
-from service.settings import Settings
+from carousel.service.api.context import Context
+from carousel.service.server import create_server
+from carousel.service.settings import Settings
 from tests.service.tiny_captioner import TinyCaptioner
 
 REDIS_SERVER = shutil.which("redis-server")

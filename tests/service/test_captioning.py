@@ -2,13 +2,13 @@
 
 import pytest
 
-from service.captioning import CaptionParameters, CaptionStream, find_captions
-from service.engine.sequence import BeamParameters, SamplingParameters
-from service.generation import Finished, admit
-from service.images import ImageReader
-from service.observability.metrics import Metrics
-from service.repository import Repository
-from service.settings import Settings
+from carousel.service.captioning import CaptionParameters, CaptionStream, find_captions
+from carousel.service.engine.sequence import BeamParameters, SamplingParameters
+from carousel.service.generation import Finished, admit
+from carousel.service.images import ImageReader
+from carousel.service.observability.metrics import Metrics
+from carousel.service.repository import Repository
+from carousel.service.settings import Settings
 from tests.service.tiny_captioner import END, text_of
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import open_bundle
-from models.codec.interaction import InteractionCodec
-from service.__main__ import main
-from service.cohort import trace_cohort
-from service.cohort_file import CohortError, read_cohort
+from carousel.models.bundle import open_bundle
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.service.__main__ import main
+from carousel.service.cohort import trace_cohort
+from carousel.service.cohort_file import CohortError, read_cohort
 
 SKILLS = ("counting", "addition", "fractions, like denominators", "Bruchrechnung \u00fc", "area")
 
@@ -32,7 +32,7 @@ def oracle(make_tracing_checkpoint, tmp_path):
     """P(correct) before each attempt but the first, by torch."""
     import torch
 
-    from models.nn.checkpoint import load_tracing_model, read_checkpoint
+    from carousel.models.nn.checkpoint import load_tracing_model, read_checkpoint
 
     model, _ = load_tracing_model(read_checkpoint(make_tracing_checkpoint(tmp_path / "tutor.safetensors")))
 
@@ -88,7 +88,7 @@ def test_cohort_is_predicted_as_torch_does(bundle, oracle, tmp_path):
 
 
 def test_cohort_gives_the_figures_of_training(bundle, oracle, tmp_path):
-    from models.tracing_score import auc
+    from carousel.models.tracing_score import auc
 
     rows, histories, _ = make_rows(30, 60, seed=4)
     cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.interaction_codec)
@@ -325,7 +325,7 @@ def test_command_line_writes_to_standard_output(command, tmp_path):
 
 
 def test_command_line_refuses_a_directory_before_the_work(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("service.__main__.read_cohort", lambda *_, **__: pytest.fail("read the answers"))
+    monkeypatch.setattr("carousel.service.__main__.read_cohort", lambda *_, **__: pytest.fail("read the answers"))
     assert main([*command, "--output", str(tmp_path)]) == 1
     assert f"{tmp_path}: is a directory; give the path of a file" in capsys.readouterr().err
 

@@ -5,9 +5,9 @@ from typing import get_args
 
 import pytest
 
-from service.errors import ERRORS, ErrorCode
-from service.observability.metrics import Metrics
-from service.settings import Settings
+from carousel.service.errors import ERRORS, ErrorCode
+from carousel.service.observability.metrics import Metrics
+from carousel.service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 METRICS = sorted(

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from service.drain import Drain
-from service.observability.requests import RequestRecord
+from carousel.service.drain import Drain
+from carousel.service.observability.requests import RequestRecord
 
 
 async def test_drain_is_quiet_once_all_that_ran_has_left():

@@ -11,11 +11,14 @@ TRAINING_ONLY = {"torch", "onnx", "onnxscript", "safetensors", "tensorboard"}
 
 
 def test_importing_the_service_leaves_training_code_out():
-    code = "import sys, service.app, service.server, service.__main__; print(*sys.modules)"
+    code = "import sys, carousel.service.app, carousel.service.server, carousel.service.__main__; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    loaded = {name.partition(".")[0] for name in result.stdout.split()}
+    modules = result.stdout.split()
+    loaded = {name.partition(".")[0] for name in modules}
     assert "onnxruntime" in loaded
-    assert not loaded & (TRAINING_ONLY | {"training", "export", "benchmarks"})
+    assert not loaded & TRAINING_ONLY
+    rooms = {name.split(".")[1] for name in modules if name.startswith("carousel.")}
+    assert rooms == {"models", "service"}
     assert "redis" not in loaded  # megabytes for those who share no sessions
 
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from service.__main__ import main
-from service.keys.key_file import digest_of, read_keys
-from service.keys.keyring import Keyring
+from carousel.service.__main__ import main
+from carousel.service.keys.key_file import digest_of, read_keys
+from carousel.service.keys.keyring import Keyring
 
 
 def test_key_command_prints_a_key_once_and_the_line_that_knows_it(tmp_path, capsys):

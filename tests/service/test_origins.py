@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from service.origins import Origins, is_loopback, origin_of
-from service.settings import Settings
+from carousel.service.origins import Origins, is_loopback, origin_of
+from carousel.service.settings import Settings
 
 
 @pytest.mark.parametrize(

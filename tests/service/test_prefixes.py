@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.engine.sequence import SamplingParameters, Sequence
-from service.prefix_cache import STRIDE, PrefixCache
-from service.prefixes import FROM_ZEROS, MAX_STRIDES, MIN_LENGTH, Prefixes
+from carousel.service.engine.sequence import SamplingParameters, Sequence
+from carousel.service.prefix_cache import STRIDE, PrefixCache
+from carousel.service.prefixes import FROM_ZEROS, MAX_STRIDES, MIN_LENGTH, Prefixes
 
 
 class Asked(list):

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import pytest
 from websockets.protocol import CLIENT, Protocol
 
-from service.http_protocol import HttpProtocol
-from service.server import StreamProtocol
+from carousel.service.http_protocol import HttpProtocol
+from carousel.service.server import StreamProtocol
 
 
 class Transport:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from service.settings import Settings, unknown_variables
+from carousel.service.settings import Settings, unknown_variables
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from service.chunks import ChunkProtocol, ChunkWriter
-from service.http_protocol import HttpProtocol, _until_the_end
-from service.server import Server, StreamProtocol
+from carousel.service.chunks import ChunkProtocol, ChunkWriter
+from carousel.service.http_protocol import HttpProtocol, _until_the_end
+from carousel.service.server import Server, StreamProtocol
 
 ROOT = Path(__file__).parents[2]
 HEAD = b"Host: test\r\n"

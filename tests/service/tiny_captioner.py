@@ -16,10 +16,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from models.bundle import publish
-from models.codec.image import Preprocessing
-from models.codec.text import TextCodec
-from models.manifest import DecodingDefaults, ImageCodecSpec, Limits, Manifest
+from carousel.models.bundle import publish
+from carousel.models.codec.image import Preprocessing
+from carousel.models.codec.text import TextCodec
+from carousel.models.manifest import DecodingDefaults, ImageCodecSpec, Limits, Manifest
 
 Floats = npt.NDArray[np.float32]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.averaging import WeightAverage
-from training.sections import Averaging
+from carousel.training.averaging import WeightAverage
+from carousel.training.sections import Averaging
 
 
 class Scalar(nn.Module):

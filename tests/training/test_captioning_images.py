@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from models.codec.image import Preprocessing
-from models.features import FeaturesHeader, FrozenEncoder
-from training.caption_sections import CaptionFiles
-from training.corpus.album import read_albums
-from training.corpus.scene_words import describes
-from training.corpus.scenes import make_scenes
-from training.errors import CorpusError
-from training.features import FeatureImages
-from training.pixels import PixelImages
+from carousel.models.codec.image import Preprocessing
+from carousel.models.features import FeaturesHeader, FrozenEncoder
+from carousel.training.caption_sections import CaptionFiles
+from carousel.training.corpus.album import read_albums
+from carousel.training.corpus.scene_words import describes
+from carousel.training.corpus.scenes import make_scenes
+from carousel.training.errors import CorpusError
+from carousel.training.features import FeatureImages
+from carousel.training.pixels import PixelImages
 
 ENCODER = FrozenEncoder(
     sha256="ab" * 32,

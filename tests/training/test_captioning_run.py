@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.bleu import bleu
-from models.codec.image import Preprocessing
-from models.features import FeaturesHeader, FrozenEncoder
-from models.manifest import CaptioningValidation, Provenance
-from models.nn.beam import best_captions
-from models.nn.checkpoint import frozen_encoder, load_captioning_model, read_checkpoint
-from models.nn.validation import VALIDATION, CaptioningValidationData, read_validation
-from training.__main__ import main
-from training.errors import RunError
-from training.recipe import load_recipe
-from training.run import TrainingRun
-from training.trainer import BEST, LAST, Progress
+from carousel.models.bleu import bleu
+from carousel.models.codec.image import Preprocessing
+from carousel.models.features import FeaturesHeader, FrozenEncoder
+from carousel.models.manifest import CaptioningValidation, Provenance
+from carousel.models.nn.beam import best_captions
+from carousel.models.nn.checkpoint import frozen_encoder, load_captioning_model, read_checkpoint
+from carousel.models.nn.validation import VALIDATION, CaptioningValidationData, read_validation
+from carousel.training.__main__ import main
+from carousel.training.errors import RunError
+from carousel.training.recipe import load_recipe
+from carousel.training.run import TrainingRun
+from carousel.training.trainer import BEST, LAST, Progress
 
 ENCODER = FrozenEncoder(
     sha256="ab" * 32,

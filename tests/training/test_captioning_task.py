@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from training.caption_batches import IGNORED, CaptionWindow
-from training.corpus.album import Album
-from training.corpus.captions import CaptionedImage
-from training.errors import RecipeError
-from training.recipe import load_recipe
-from training.tasks.captioning import CaptioningTask, uneven_attention, unseen_words
+from carousel.training.caption_batches import IGNORED, CaptionWindow
+from carousel.training.corpus.album import Album
+from carousel.training.corpus.captions import CaptionedImage
+from carousel.training.errors import RecipeError
+from carousel.training.recipe import load_recipe
+from carousel.training.tasks.captioning import CaptioningTask, uneven_attention, unseen_words
 
 RECIPE = """
 [run]

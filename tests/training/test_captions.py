@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.corpus.caption_files import CaptionKind, read_captions
-from training.corpus.captions import CaptionedImage, normalise_caption
-from training.corpus.pictures import Pictures
-from training.errors import CorpusError
+from carousel.training.corpus.caption_files import CaptionKind, read_captions
+from carousel.training.corpus.captions import CaptionedImage, normalise_caption
+from carousel.training.corpus.pictures import Pictures
+from carousel.training.errors import CorpusError
 
 
 @pytest.mark.parametrize(

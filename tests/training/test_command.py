@@ -8,12 +8,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from models.manifest import LanguageValidation, Provenance
-from models.nn.checkpoint import load_language_model, read_checkpoint
-from models.nn.validation import read_validation
-from training.__main__ import main
-from training.corpus.encoding import encode_text
-from training.evaluation import score
+from carousel.models.manifest import LanguageValidation, Provenance
+from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
+from carousel.models.nn.validation import read_validation
+from carousel.training.__main__ import main
+from carousel.training.corpus.encoding import encode_text
+from carousel.training.evaluation import score
 
 
 def test_command_trains_a_model_that_the_next_room_can_load(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from training.corpus.text import read_corpus
-from training.errors import CorpusError
+from carousel.training.corpus.text import read_corpus
+from carousel.training.errors import CorpusError
 
 
 def test_corpus_reads_plain_and_gzipped_texts_alike(tmp_path: Path) -> None:

@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from models.codec.image import Preprocessing
-from models.features import FEATURES, METADATA_KEY, FeaturesHeader, FrozenEncoder
-from models.nn.beam import beam_search
-from models.nn.checkpoint import load_captioning_model, read_checkpoint
-from training.__main__ import main as train
-from training.caption_metrics import judge
-from training.corpus.album import Album
-from training.corpus.captions import CaptionedImage
-from training.corpus.scene_drawing import draw_scene
-from training.corpus.scene_words import scene_captions
-from training.corpus.scenes import make_scenes
-from training.evaluate.__main__ import main
-from training.evaluate.sheet import picture_sheet
+from carousel.models.codec.image import Preprocessing
+from carousel.models.features import FEATURES, METADATA_KEY, FeaturesHeader, FrozenEncoder
+from carousel.models.nn.beam import beam_search
+from carousel.models.nn.checkpoint import load_captioning_model, read_checkpoint
+from carousel.training.__main__ import main as train
+from carousel.training.caption_metrics import judge
+from carousel.training.corpus.album import Album
+from carousel.training.corpus.captions import CaptionedImage
+from carousel.training.corpus.scene_drawing import draw_scene
+from carousel.training.corpus.scene_words import scene_captions
+from carousel.training.corpus.scenes import make_scenes
+from carousel.training.evaluate.__main__ import main
+from carousel.training.evaluate.sheet import picture_sheet
 
 SCENES = """
 [run]

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from models.nn.language import LanguageModel, LanguageModelConfig
-from training import evaluation
-from training.evaluation import score
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig
+from carousel.training import evaluation
+from carousel.training.evaluation import score
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.errors import CorpusError
-from training.histories import Histories, HistoryWindow
+from carousel.training.errors import CorpusError
+from carousel.training.histories import Histories, HistoryWindow
 
 LENGTHS = (1, 2, 5, 31, 3, 9, 17, 2, 8, 1, 12, 30, 7)
 

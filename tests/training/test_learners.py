@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.codec.interaction import InteractionCodec
-from training.corpus.learners import MAX_ATTEMPTS, MIN_ATTEMPTS, PREREQUISITES, SKILLS, Cohort, simulate
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.training.corpus.learners import MAX_ATTEMPTS, MIN_ATTEMPTS, PREREQUISITES, SKILLS, Cohort, simulate
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.optim import build_optimizer, clip_gradients, learning_rate
-from training.sections import Optimizer, Schedule
+from carousel.training.optim import build_optimizer, clip_gradients, learning_rate
+from carousel.training.sections import Optimizer, Schedule
 
 
 def test_learning_rate_warms_up_and_falls_as_half_a_cosine() -> None:

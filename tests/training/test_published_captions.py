@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from models.codec.image import read_image
-from training.caption_metrics import judge
-from training.corpus.caption_files import read_captions
-from training.corpus.pictures import Pictures
+from carousel.models.codec.image import read_image
+from carousel.training.caption_metrics import judge
+from carousel.training.corpus.caption_files import read_captions
+from carousel.training.corpus.pictures import Pictures
 
 FLICKR8K = Path(__file__).parents[2].parent / "shared" / "data" / "flickr8k"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.tracing_score import auc
-from training.corpus.pykt import read_pykt
-from training.corpus.rows import Columns, read_rows
-from training.corpus.three_line import read_three_line
-from training.corpus.transcript import Transcript
-from training.errors import CorpusError
+from carousel.models.tracing_score import auc
+from carousel.training.corpus.pykt import read_pykt
+from carousel.training.corpus.rows import Columns, read_rows
+from carousel.training.corpus.three_line import read_three_line
+from carousel.training.corpus.transcript import Transcript
+from carousel.training.errors import CorpusError
 
 ASSISTMENTS = Columns("user_id", "order_id", "skill_name", "correct")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from models.nn.captioning import CaptioningModelConfig
-from models.nn.language import LanguageModelConfig
-from models.nn.tracing import TracingModelConfig
-from training.caption_sections import CaptioningModelShape
-from training.errors import RecipeError
-from training.recipe import CaptioningRecipe, first_difference, load_recipe
-from training.sections import Model, TracingModelShape
+from carousel.models.nn.captioning import CaptioningModelConfig
+from carousel.models.nn.language import LanguageModelConfig
+from carousel.models.nn.tracing import TracingModelConfig
+from carousel.training.caption_sections import CaptioningModelShape
+from carousel.training.errors import RecipeError
+from carousel.training.recipe import CaptioningRecipe, first_difference, load_recipe
+from carousel.training.sections import Model, TracingModelShape
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 

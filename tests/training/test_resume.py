@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.nn.checkpoint import read_checkpoint, write_checkpoint
-from training.errors import RunError
-from training.recipe import load_recipe
-from training.run import TrainingRun
-from training.trainer import BEST, LAST, Evaluation, Progress, Trainer
+from carousel.models.nn.checkpoint import read_checkpoint, write_checkpoint
+from carousel.training.errors import RunError
+from carousel.training.recipe import load_recipe
+from carousel.training.run import TrainingRun
+from carousel.training.trainer import BEST, LAST, Evaluation, Progress, Trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,8 +34,8 @@ EVERYTHING_RANDOM = [
 
 KILLED = """
 import os, signal, sys
-from training import __main__ as command
-from training.trainer import Trainer
+from carousel.training import __main__ as command
+from carousel.training.trainer import Trainer
 
 moment, *arguments = sys.argv[1:]
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.codec.image import Preprocessing, read_image
-from training.corpus.captions import normalise_caption
-from training.corpus.scene_drawing import draw_scene, encode_scene
-from training.corpus.scene_words import (
+from carousel.models.codec.image import Preprocessing, read_image
+from carousel.training.corpus.captions import normalise_caption
+from carousel.training.corpus.scene_drawing import draw_scene, encode_scene
+from carousel.training.corpus.scene_words import (
     CAPTIONS_PER_SCENE,
     RELATION_WORDS,
     SIZE_WORDS,
     describes,
     scene_captions,
 )
-from training.corpus.scenes import (
+from carousel.training.corpus.scenes import (
     COLOURS,
     OPPOSITE,
     SHAPES,

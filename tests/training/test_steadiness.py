@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.nn.tracing import TracingModel, TracingModelConfig
-from training import tracing_score
-from training.steadiness import Steadiness, steadiness
+from carousel.models.nn.tracing import TracingModel, TracingModelConfig
+from carousel.training import tracing_score
+from carousel.training.steadiness import Steadiness, steadiness
 
 
 def test_steadiness_is_that_of_a_walk_attempt_by_attempt(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.codec.text import TextCodec
-from training.corpus.encoding import encode_text
-from training.corpus.text import read_corpus
-from training.corpus.tokenizer import build_codec, caption_codec, frequent_words
-from training.sections import TokenizerKind
+from carousel.models.codec.text import TextCodec
+from carousel.training.corpus.encoding import encode_text
+from carousel.training.corpus.text import read_corpus
+from carousel.training.corpus.tokenizer import build_codec, caption_codec, frequent_words
+from carousel.training.sections import TokenizerKind
 
 TEXT = "the cat's hat \n<unk> sat  on\tthe <unk> mat , 42 times\n\n naïve 猫 the end\n"
 KINDS = {

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from models.manifest import Provenance, TracingValidation
-from models.nn.checkpoint import load_tracing_model, read_checkpoint
-from models.tracing_score import auc, score
-from training.__main__ import main
-from training.corpus.answers import read_answers
-from training.corpus.learners import simulate
-from training.errors import RunError
-from training.recipe import load_recipe
-from training.run import TrainingRun
-from training.tracing_score import answers, predict
-from training.trainer import BEST, LAST, Progress
+from carousel.models.manifest import Provenance, TracingValidation
+from carousel.models.nn.checkpoint import load_tracing_model, read_checkpoint
+from carousel.models.tracing_score import auc, score
+from carousel.training.__main__ import main
+from carousel.training.corpus.answers import read_answers
+from carousel.training.corpus.learners import simulate
+from carousel.training.errors import RunError
+from carousel.training.recipe import load_recipe
+from carousel.training.run import TrainingRun
+from carousel.training.tracing_score import answers, predict
+from carousel.training.trainer import BEST, LAST, Progress
 
 RECIPE = """
 [run]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.nn.tracing import TracingModel, TracingModelConfig
-from models.tracing_score import auc, score
-from training import tracing_score
-from training.tracing_score import answers, predict
+from carousel.models.nn.tracing import TracingModel, TracingModelConfig
+from carousel.models.tracing_score import auc, score
+from carousel.training import tracing_score
+from carousel.training.tracing_score import answers, predict
 
 
 @pytest.mark.parametrize(

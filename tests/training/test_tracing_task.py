@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.codec.interaction import InteractionCodec
-from training.corpus.answers import AnswerCorpus
-from training.errors import CorpusError
-from training.histories import HistoryWindow
-from training.recipe import load_recipe
-from training.sections import TracingLoss
-from training.tasks.tracing import TracingTask, tracing_loss
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.training.corpus.answers import AnswerCorpus
+from carousel.training.errors import CorpusError
+from carousel.training.histories import HistoryWindow
+from carousel.training.recipe import load_recipe
+from carousel.training.sections import TracingLoss
+from carousel.training.tasks.tracing import TracingTask, tracing_loss
 
 RECIPE = """
 [run]

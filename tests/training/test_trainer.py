@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.nn.checkpoint import read_checkpoint
-from training.errors import RunError
-from training.recipe import Recipe, load_recipe
-from training.trainer import BEST, LAST, Evaluation, Progress, Trainer
+from carousel.models.nn.checkpoint import read_checkpoint
+from carousel.training.errors import RunError
+from carousel.training.recipe import Recipe, load_recipe
+from carousel.training.trainer import BEST, LAST, Evaluation, Progress, Trainer
 
 
 class Descent:

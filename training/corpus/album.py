@@ -11,16 +11,16 @@ from typing import Protocol
 from PIL.Image import Image
 from tqdm import tqdm
 
-from models.codec.image import read_image
-from models.errors import ImageRejected
-from training.caption_sections import CaptionFiles
-from training.corpus.caption_files import read_captions
-from training.corpus.captions import CaptionedImage
-from training.corpus.pictures import Pictures
-from training.corpus.scene_drawing import draw_scene
-from training.corpus.scene_words import describes, scene_captions
-from training.corpus.scenes import Scene, make_scenes, scenes_sha256
-from training.errors import CorpusError
+from carousel.models.codec.image import read_image
+from carousel.models.errors import ImageRejected
+from carousel.training.caption_sections import CaptionFiles
+from carousel.training.corpus.caption_files import read_captions
+from carousel.training.corpus.captions import CaptionedImage
+from carousel.training.corpus.pictures import Pictures
+from carousel.training.corpus.scene_drawing import draw_scene
+from carousel.training.corpus.scene_words import describes, scene_captions
+from carousel.training.corpus.scenes import Scene, make_scenes, scenes_sha256
+from carousel.training.errors import CorpusError
 
 SECONDS_BEFORE_BAR = 2.0
 """A look at all pictures that takes longer shows how far it is."""

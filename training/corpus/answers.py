@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.codec.interaction import COMBINED, InteractionCodec, combined_skill
-from models.codec.spelling import one_name, spelling_remarks
-from training.corpus.files import read_text
-from training.corpus.learners import SKILLS, simulate
-from training.corpus.pykt import read_pykt
-from training.corpus.rows import Columns, read_rows
-from training.corpus.three_line import read_three_line
-from training.corpus.transcript import Reading, Skills, Transcript
-from training.errors import CorpusError
-from training.sections import AnswerFiles
+from carousel.models.codec.interaction import COMBINED, InteractionCodec, combined_skill
+from carousel.models.codec.spelling import one_name, spelling_remarks
+from carousel.training.corpus.files import read_text
+from carousel.training.corpus.learners import SKILLS, simulate
+from carousel.training.corpus.pykt import read_pykt
+from carousel.training.corpus.rows import Columns, read_rows
+from carousel.training.corpus.three_line import read_three_line
+from carousel.training.corpus.transcript import Reading, Skills, Transcript
+from carousel.training.errors import CorpusError
+from carousel.training.sections import AnswerFiles
 
 History = npt.NDArray[np.int64]
 

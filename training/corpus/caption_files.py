@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from training.corpus.captions import CaptionedImage, group_captions
-from training.corpus.files import lines_of, read_text
-from training.corpus.tables import table
-from training.errors import CorpusError
+from carousel.training.corpus.captions import CaptionedImage, group_captions
+from carousel.training.corpus.files import lines_of, read_text
+from carousel.training.corpus.tables import table
+from carousel.training.errors import CorpusError
 
 CaptionKind = Literal["tsv", "flickr8k", "coco", "csv"]
 

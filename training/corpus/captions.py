@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from training.errors import CorpusError
+from carousel.training.errors import CorpusError
 
 
 @dataclass(frozen=True, slots=True)

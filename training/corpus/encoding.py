@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from models.codec.text import TextCodec
+from carousel.models.codec.text import TextCodec
 
 PART_CHARACTERS = 1 << 20
 

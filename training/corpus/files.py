@@ -7,7 +7,7 @@ import hashlib
 import zlib
 from pathlib import Path
 
-from training.errors import CorpusError
+from carousel.training.errors import CorpusError
 
 
 def read_text(path: Path, key: str) -> tuple[str, str]:

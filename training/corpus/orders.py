@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal, InvalidOperation
 from typing import Literal
 
-from models.codec.spelling import may_be_rounded
-from training.errors import CorpusError
+from carousel.models.codec.spelling import may_be_rounded
+from carousel.training.errors import CorpusError
 
 Kind = Literal["a number", "a time without a zone", "a time with a zone"]
 

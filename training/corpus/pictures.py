@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from training.errors import CorpusError
+from carousel.training.errors import CorpusError
 
 
 class Pictures:

@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from models.codec.spelling import one_id, spelling_remarks
-from training.corpus.tables import table
-from training.corpus.transcript import Reading, Transcript, read_correct, skill_set
-from training.errors import CorpusError
+from carousel.models.codec.spelling import one_id, spelling_remarks
+from carousel.training.corpus.tables import table
+from carousel.training.corpus.transcript import Reading, Transcript, read_correct, skill_set
+from carousel.training.errors import CorpusError
 
 PADDING = ("-1", "-1.0")
 GUARDS = ("timestamps", "cidxs")

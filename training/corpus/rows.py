@@ -15,11 +15,11 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Literal
 
-from models.codec.spelling import one_id, spelling_remarks
-from training.corpus.orders import OrderColumn
-from training.corpus.tables import table
-from training.corpus.transcript import Reading, Transcript, read_correct, skill_set
-from training.errors import CorpusError
+from carousel.models.codec.spelling import one_id, spelling_remarks
+from carousel.training.corpus.orders import OrderColumn
+from carousel.training.corpus.tables import table
+from carousel.training.corpus.transcript import Reading, Transcript, read_correct, skill_set
+from carousel.training.errors import CorpusError
 
 Ties = Literal["one-answer", "file"]
 

@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.corpus.scenes import SIDE, Colour, Scene, Shape, Thing
+from carousel.training.corpus.scenes import SIDE, Colour, Scene, Shape, Thing
 
 FINENESS = 4
 """Shapes are drawn this many times larger and averaged, which makes their edges smooth."""

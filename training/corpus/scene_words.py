@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from random import Random
 
-from training.corpus.scenes import COLOURS, OPPOSITE, SHAPES, Relation, Scene, Size, Thing, relation
+from carousel.training.corpus.scenes import COLOURS, OPPOSITE, SHAPES, Relation, Scene, Size, Thing, relation
 
 CAPTIONS_PER_SCENE = 5
 

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from training.errors import CorpusError
+from carousel.training.errors import CorpusError
 
 csv.field_size_limit(1 << 24)  # pyKT keeps a whole history in one cell
 

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.corpus.files import one_line_end, read_text
+from carousel.training.corpus.files import one_line_end, read_text
 
 
 @dataclass(frozen=True, slots=True)

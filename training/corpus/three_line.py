@@ -9,9 +9,9 @@ A trailing comma is allowed (Piech et al.'s files have one). The format has no l
 
 from __future__ import annotations
 
-from training.corpus.files import lines_of
-from training.corpus.transcript import Transcript, read_correct
-from training.errors import CorpusError
+from carousel.training.corpus.files import lines_of
+from carousel.training.corpus.transcript import Transcript, read_correct
+from carousel.training.errors import CorpusError
 
 
 def read_three_line(text: str, file: str) -> list[Transcript]:

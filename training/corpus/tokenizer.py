@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from models.codec.text import END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
-from training.corpus.typography import normalizer_for
-from training.sections import TokenizerKind
+from carousel.models.codec.text import END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
+from carousel.training.corpus.typography import normalizer_for
+from carousel.training.sections import TokenizerKind
 
 CAPTION_BEGIN = "<s>"
 CAPTION_END = "</s>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from training.errors import CorpusError
+from carousel.training.errors import CorpusError
 
 Skills = tuple[str, ...]
 """The skills that one answer took, each once, sorted, as the file spells them: mostly a single one."""

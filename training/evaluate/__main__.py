@@ -9,12 +9,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from models.errors import CarouselError
-from models.nn.threads import limit_threads
-from models.output_file import STDOUT, check_output, descriptor_of, open_output
-from training.errors import RunError
-from training.evaluate.sheet import picture_sheet
-from training.evaluate.split import Split
+from carousel.models.errors import CarouselError
+from carousel.models.nn.threads import limit_threads
+from carousel.models.output_file import STDOUT, check_output, descriptor_of, open_output
+from carousel.training.errors import RunError
+from carousel.training.evaluate.sheet import picture_sheet
+from carousel.training.evaluate.split import Split
 
 LABELS = {
     "bleu_1": "BLEU-1",

@@ -9,7 +9,7 @@ from html import escape
 
 from PIL import Image
 
-from training.corpus.album import Album
+from carousel.training.corpus.album import Album
 
 LARGEST_SIDE = 320
 """Pixels of a picture on the page; larger ones are brought down to it."""

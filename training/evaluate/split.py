@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
-from models.codec.image import Preprocessing
-from models.nn.checkpoint import Checkpoint, frozen_encoder, load_captioning_model, read_checkpoint
-from training.caption_batches import Images
-from training.caption_metrics import judge
-from training.caption_score import decode
-from training.corpus.album import Album, read_validation
-from training.errors import RunError
-from training.features import FeatureImages
-from training.pixels import PixelImages
-from training.recipe import CaptioningRecipe, saved_recipe
-from training.trainer import BEST
+from carousel.models.codec.image import Preprocessing
+from carousel.models.nn.checkpoint import Checkpoint, frozen_encoder, load_captioning_model, read_checkpoint
+from carousel.training.caption_batches import Images
+from carousel.training.caption_metrics import judge
+from carousel.training.caption_score import decode
+from carousel.training.corpus.album import Album, read_validation
+from carousel.training.errors import RunError
+from carousel.training.features import FeatureImages
+from carousel.training.pixels import PixelImages
+from carousel.training.recipe import CaptioningRecipe, saved_recipe
+from carousel.training.trainer import BEST
 
 
 class Split:

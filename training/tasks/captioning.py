@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.bleu import ORDERS, bleu
-from models.codec.image import ImageCodec, Preprocessing
-from models.codec.text import UNKNOWN_TOKEN, TextCodec
-from models.features import FrozenEncoder
-from models.nn.captioning import CaptioningModel, CaptioningModelConfig, map_shape
-from models.nn.recurrent import RecurrentState
-from models.nn.validation import CaptioningValidationData
-from training.caption_batches import IGNORED, CaptionBatches, CaptionWindow, Images, Marks, rectangle
-from training.caption_score import decode, nats_per_token
-from training.corpus.album import Album
-from training.corpus.tokenizer import CAPTION_BEGIN, CAPTION_END, caption_codec, frequent_words
-from training.errors import RecipeError
-from training.features import FeatureImages
-from training.pixels import PixelImages
-from training.recipe import CaptioningRecipe
-from training.trainer import Evaluation
+from carousel.models.bleu import ORDERS, bleu
+from carousel.models.codec.image import ImageCodec, Preprocessing
+from carousel.models.codec.text import UNKNOWN_TOKEN, TextCodec
+from carousel.models.features import FrozenEncoder
+from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig, map_shape
+from carousel.models.nn.recurrent import RecurrentState
+from carousel.models.nn.validation import CaptioningValidationData
+from carousel.training.caption_batches import IGNORED, CaptionBatches, CaptionWindow, Images, Marks, rectangle
+from carousel.training.caption_score import decode, nats_per_token
+from carousel.training.corpus.album import Album
+from carousel.training.corpus.tokenizer import CAPTION_BEGIN, CAPTION_END, caption_codec, frequent_words
+from carousel.training.errors import RecipeError
+from carousel.training.features import FeatureImages
+from carousel.training.pixels import PixelImages
+from carousel.training.recipe import CaptioningRecipe
+from carousel.training.trainer import Evaluation
 
 GREY = 127.5
 """A model's own encoder reads pixels in [-1, 1]."""

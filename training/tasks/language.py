@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.codec.text import TextCodec
-from models.nn.language import LanguageModel
-from models.nn.recurrent import RecurrentState, detach
-from models.nn.validation import ValidationData
-from training.batches import Lanes, Window
-from training.corpus.encoding import encode_text
-from training.corpus.text import TextCorpus
-from training.errors import CorpusError
-from training.evaluation import score
-from training.recipe import LanguageRecipe
-from training.trainer import Evaluation
+from carousel.models.codec.text import TextCodec
+from carousel.models.nn.language import LanguageModel
+from carousel.models.nn.recurrent import RecurrentState, detach
+from carousel.models.nn.validation import ValidationData
+from carousel.training.batches import Lanes, Window
+from carousel.training.corpus.encoding import encode_text
+from carousel.training.corpus.text import TextCorpus
+from carousel.training.errors import CorpusError
+from carousel.training.evaluation import score
+from carousel.training.recipe import LanguageRecipe
+from carousel.training.trainer import Evaluation
 
 
 class LanguageTask:

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.nn.recurrent import RecurrentState, detach
-from models.nn.tracing import TracingModel
-from models.nn.validation import ValidationData
-from models.tracing_score import TracingScore, score
-from training.baseline import SkillRegression
-from training.corpus.answers import AnswerCorpus
-from training.errors import CorpusError
-from training.histories import Histories, HistoryWindow
-from training.recipe import TracingRecipe
-from training.sections import TracingLoss
-from training.steadiness import steadiness
-from training.tracing_score import answers, predict
-from training.trainer import Evaluation
+from carousel.models.nn.recurrent import RecurrentState, detach
+from carousel.models.nn.tracing import TracingModel
+from carousel.models.nn.validation import ValidationData
+from carousel.models.tracing_score import TracingScore, score
+from carousel.training.baseline import SkillRegression
+from carousel.training.corpus.answers import AnswerCorpus
+from carousel.training.errors import CorpusError
+from carousel.training.histories import Histories, HistoryWindow
+from carousel.training.recipe import TracingRecipe
+from carousel.training.sections import TracingLoss
+from carousel.training.steadiness import steadiness
+from carousel.training.tracing_score import answers, predict
+from carousel.training.trainer import Evaluation
 
 
 class TracingTask:

@@ -301,7 +301,7 @@ class Oracle:
     """The model that `tiny` was exported from, in torch, run over whole histories."""
 
     def __init__(self, checkpoint) -> None:
-        from models.nn.checkpoint import load_language_model, read_checkpoint
+        from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
 
         self.model, self.codec = load_language_model(read_checkpoint(checkpoint))
 
@@ -323,7 +323,7 @@ class Oracle:
         The model is small enough to say much the same after any text; its log-probabilities are what tells histories
         apart.
         """
-        from models.nn.language import generate
+        from carousel.models.nn.language import generate
 
         tokens = generate(self.model, ids, steps)
         positions = range(len(ids) - 1, len(ids) + steps - 1)

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from websockets.sync.client import connect as websockets_connect
 
+from carousel.training.corpus.tokenizer import build_codec
+from carousel.training.sections import TokenizerKind
 from tests.service.api.conftest import StreamClient
-from training.corpus.tokenizer import build_codec
-from training.sections import TokenizerKind
 
 TEXT = "今日は良い天気です。 Déjà vu à l'été, où ça? 😀🎉 明日も晴れるでしょう\n" * 20
 END = "\ufffd"
@@ -99,8 +99,8 @@ def test_top_logprobs_tell_every_token_apart(codec, complete, stream):
 
 
 def test_top_logprobs_of_tokens_of_one_name_tell_the_more_probable():
-    from service.api.completion_logprobs import top_logprobs
-    from service.engine.sequence import Alternative
+    from carousel.service.api.completion_logprobs import top_logprobs
+    from carousel.service.engine.sequence import Alternative
 
     best = (Alternative(1, -1.0), Alternative(2, -2.0))
     assert top_logprobs(7, -3.0, best, {1: "a", 2: "b", 7: "a"}.__getitem__) == {"a": -1.0, "b": -2.0}

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.keys.caller import ANONYMOUS
-from service.prefix_cache import STRIDE
-from service.prefixes import MIN_LENGTH
+from carousel.service.keys.caller import ANONYMOUS
+from carousel.service.prefix_cache import STRIDE
+from carousel.service.prefixes import MIN_LENGTH
 
 TEXT = "kjihgfedcbaabcdefghijk\nabcabcabc"
 BUNDLES = Path(__file__).parents[3] / "bundles"

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from service.chunks import ChunkWriter
+from carousel.service.chunks import ChunkWriter
 
 PATH = "/v1/completions"
 

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from service.images import ImageReader
-from service.memories import Memories
-from service.prompt import prompt_ids
+from carousel.service.images import ImageReader
+from carousel.service.memories import Memories
+from carousel.service.prompt import prompt_ids
 
 SOON = 0.05
 LATE = "0.05 s are over; ask for less, or for more time"
@@ -45,7 +45,7 @@ def test_deadline_covers_tokenising(client, refused, ended, monkeypatch, path, s
         return await prompt_ids(*arguments, **options)
 
     for module in ("completions", "probability"):
-        monkeypatch.setattr(f"service.api.{module}.prompt_ids", slow)
+        monkeypatch.setattr(f"carousel.service.api.{module}.prompt_ids", slow)
     body = {**TEXT_ROUTES[path], "timeout_seconds": SOON}
     if path == "/v1/completions":
         body["stream"] = streamed
@@ -83,7 +83,7 @@ def test_deadline_covers_the_picture_before_its_caption_and_after_it(
     client, refused, picture, monkeypatch, for_ever, drawn
 ):
     if drawn:
-        monkeypatch.setattr("service.api.captions.attention_svg", lambda *arguments, **options: for_ever())
+        monkeypatch.setattr("carousel.service.api.captions.attention_svg", lambda *arguments, **options: for_ever())
     else:
         monkeypatch.setattr(ImageReader, "_decoded", for_ever)
     response = client.post(
@@ -97,7 +97,7 @@ def test_deadline_covers_a_stream_that_is_prepared(connect, picture, monkeypatch
     async def slow(*_, **__):
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("service.api.text_stream.prompt_ids", slow)
+    monkeypatch.setattr("carousel.service.api.text_stream.prompt_ids", slow)
     monkeypatch.setattr(ImageReader, "_decoded", for_ever)
     stream = connect(model=model)
     if model == "tiny":

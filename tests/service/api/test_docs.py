@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from service.api.docs import EVENTS, FRAMES
+from carousel.service.api.docs import EVENTS, FRAMES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LINK = re.compile(r'(?:src|href)="([^"]+)"')

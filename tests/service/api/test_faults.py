@@ -24,10 +24,10 @@ import httpx
 import numpy as np
 import pytest
 
-from service.engine.async_engine import MAX_UNDELIVERED_STEPS
-from service.engine.runner import OnnxRunner
-from service.keys.key_file import key_line, new_key
-from service.observability.loop_lag import INTERVAL_SECONDS
+from carousel.service.engine.async_engine import MAX_UNDELIVERED_STEPS
+from carousel.service.engine.runner import OnnxRunner
+from carousel.service.keys.key_file import key_line, new_key
+from carousel.service.observability.loop_lag import INTERVAL_SECONDS
 
 CLIENTS = int(os.environ.get("VANISHING_CLIENTS", "1000"))
 """`VANISHING_CLIENTS=10000 pytest tests/service/api/test_faults.py -k vanish` for more."""
@@ -71,7 +71,7 @@ def test_numbers_that_are_not_finite_fail_their_own_request(http, connect, monke
 
             return spoil
 
-    monkeypatch.setattr("service.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.repository.OnnxRunner", Runner)
     server, client = http()
     fields = {"max_tokens": 600, "temperature": 0}  # which never samples 'k'
     expected = connect(server).generate("abc", **fields)[1:]
@@ -125,7 +125,7 @@ def slow_steps(monkeypatch):
 
             return wait
 
-    monkeypatch.setattr("service.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.repository.OnnxRunner", Runner)
 
 
 def test_event_loop_that_is_blocked_holds_the_engine_back_and_loses_nothing(slow_steps, http, connect, eventually):
@@ -201,7 +201,7 @@ def test_engine_thread_that_is_killed_is_told_and_harms_no_other_model(slow_step
 FILLING = """
 import os, resource, signal, sys
 from pathlib import Path
-from models.bundle import open_bundle, publish
+from carousel.models.bundle import open_bundle, publish
 
 repository, source, limit = sys.argv[1:]
 bundle = open_bundle(Path(source))

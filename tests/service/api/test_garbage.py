@@ -8,7 +8,7 @@ import weakref
 import httpx
 import pytest
 
-from service.chunks import ChunkWriter
+from carousel.service.chunks import ChunkWriter
 
 
 @pytest.fixture

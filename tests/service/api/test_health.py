@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from service.engine.runner import OnnxRunner
+from carousel.service.engine.runner import OnnxRunner
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
@@ -109,8 +109,8 @@ def test_defect_is_one_500_and_counted(run_server, outcomes, eventually, monkeyp
     def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("service.api.probability.admit", fail)
-    monkeypatch.setattr("service.api.connection.admit", fail)
+    monkeypatch.setattr("carousel.service.api.probability.admit", fail)
+    monkeypatch.setattr("carousel.service.api.connection.admit", fail)
     with run_server() as server, httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
         response = client.post("/v1/models/tiny/next-token", json={"text": "a"})
         assert response.status_code == 500
@@ -140,7 +140,7 @@ def _fail_steps(monkeypatch, condition: Callable[[list[int]], bool], message: st
 
             return step_or_fail
 
-    monkeypatch.setattr("service.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.repository.OnnxRunner", Runner)
 
 
 def _metrics(client: httpx.Client) -> list[Sample]:

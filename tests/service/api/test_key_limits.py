@@ -6,7 +6,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect as websockets_connect
 
-from service.keys.key_file import key_line, new_key
+from carousel.service.keys.key_file import key_line, new_key
 from tests.service.api.conftest import StreamClient
 
 ADA, BOB = new_key(), new_key()
@@ -93,7 +93,9 @@ def test_quota_ends_what_runs_a_model_and_nothing_else(limited, refused):
 def spent(limited, monkeypatch, eventually):
     """A server with a quota, and what waits until just so many tokens have been counted since it was last called."""
     amounts = []
-    monkeypatch.setattr("service.keys.caller.Caller.spend", lambda self, tokens: amounts.append((self.name, tokens)))
+    monkeypatch.setattr(
+        "carousel.service.keys.caller.Caller.spend", lambda self, tokens: amounts.append((self.name, tokens))
+    )
 
     def tokens(expected, sequences=1):
         eventually(lambda: len(amounts) >= sequences)

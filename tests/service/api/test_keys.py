@@ -9,11 +9,11 @@ from fastapi.routing import APIWebSocketRoute
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as websockets_connect
 
-from service.api.key_gate import OPEN_PATHS
-from service.app import create_app
-from service.keys import keyring
-from service.keys.key_file import key_line, new_key
-from service.settings import Settings
+from carousel.service.api.key_gate import OPEN_PATHS
+from carousel.service.app import create_app
+from carousel.service.keys import keyring
+from carousel.service.keys.key_file import key_line, new_key
+from carousel.service.settings import Settings
 from tests.service.api.conftest import StreamClient
 
 ADA = new_key()

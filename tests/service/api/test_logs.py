@@ -8,10 +8,10 @@ from datetime import datetime
 import httpx
 import pytest
 
-from service.keys.caller import Caller
-from service.keys.key_file import Key, key_line, new_key
-from service.observability.logs import JsonFormatter
-from service.observability.requests import RequestLine, RequestRecord
+from carousel.service.keys.caller import Caller
+from carousel.service.keys.key_file import Key, key_line, new_key
+from carousel.service.observability.logs import JsonFormatter
+from carousel.service.observability.requests import RequestLine, RequestRecord
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_defect_is_logged_as_a_500(run_server, lines, monkeypatch):
     def fail(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("service.api.probability.admit", fail)
+    monkeypatch.setattr("carousel.service.api.probability.admit", fail)
     with run_server() as server:
         httpx.post(f"{server.url}/v1/models/tiny/next-token", json={"text": "a"}, trust_env=False)
     (line,) = [line for line in lines() if line["logger"] == "carousel.requests"]

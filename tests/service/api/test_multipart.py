@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.api.multipart import read_form
-from service.errors import RequestError
+from carousel.service.api.multipart import read_form
+from carousel.service.errors import RequestError
 
 LIMITS = {"max_parts": 3, "max_field_bytes": 9}
 KIND = "multipart/form-data; boundary=b"

@@ -9,7 +9,7 @@ import httpx
 import jsonschema_rs
 import pytest
 
-from service.app import create_app
+from carousel.service.app import create_app
 
 ADMIN_KEY = "k" * 40
 BUNDLES = Path(__file__).parents[3] / "bundles"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import httpx
 
-from service.errors import ERRORS
-from service.observability.metrics import UNKNOWN
-from service.observability.outcomes import BEFORE_A_MODEL, endpoints, outcomes_of
+from carousel.service.errors import ERRORS
+from carousel.service.observability.metrics import UNKNOWN
+from carousel.service.observability.outcomes import BEFORE_A_MODEL, endpoints, outcomes_of
 
 TASKS = {"tiny": "language", "tutor": "tracing", "scenes": "captioning"}
 

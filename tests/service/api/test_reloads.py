@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from models.errors import BundleError
-from service.keys.key_file import key_line, new_key
-from service.observability.metrics import RETIRED_VERSIONS
+from carousel.models.errors import BundleError
+from carousel.service.keys.key_file import key_line, new_key
+from carousel.service.observability.metrics import RETIRED_VERSIONS
 
 ADMIN = "an admin key of at least 32 characters"
 LONG = 60_000

@@ -22,10 +22,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from service import app as app_module
-from service.app import open_spans
-from service.observability import spans as spans_module
-from service.observability.spans import MAX_SEQUENCES, Spans
+from carousel.service import app as app_module
+from carousel.service.app import open_spans
+from carousel.service.observability import spans as spans_module
+from carousel.service.observability.spans import MAX_SEQUENCES, Spans
 
 ROOT = Path(__file__).parents[3]
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -241,15 +241,15 @@ def test_nothing_is_opened_where_nobody_is_to_get_spans(environment):
 
 WITHOUT = """
 import sys
-from service.app import create_app
-from service.settings import Settings
+from carousel.service.app import create_app
+from carousel.service.settings import Settings
 
 if sys.argv[1] == "absent":
     sys.modules["opentelemetry.exporter.otlp.proto.http.trace_exporter"] = None
 create_app(Settings(repository=sys.argv[2]))
 print(*sys.modules)
 """
-NOT_WITHOUT = {"opentelemetry.sdk.trace", "opentelemetry.exporter.otlp", "service.observability.spans"}
+NOT_WITHOUT = {"opentelemetry.sdk.trace", "opentelemetry.exporter.otlp", "carousel.service.observability.spans"}
 """(redis imports `opentelemetry.sdk.metrics` where that is installed.)"""
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect as websockets_connect
 
-from service.keys.key_file import key_line, new_key
+from carousel.service.keys.key_file import key_line, new_key
 from tests.service.api.conftest import StreamClient
 
 ADA, EVE, BOB = new_key(), new_key(), new_key()

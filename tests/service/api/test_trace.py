@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from models.codec.interaction import InteractionCodec
+from carousel.models.codec.interaction import InteractionCodec
 
 SKILLS = ("counting", "addition", "fractions, like denominators", "Bruchrechnung \u00fc", "area")
 CODEC = InteractionCodec(SKILLS)
@@ -18,7 +18,7 @@ def tracing_oracle(make_tracing_checkpoint, tmp_path_factory):
     """P(correct) at every skill after each attempt, by torch. <float32>[N, S]"""
     import torch
 
-    from models.nn.checkpoint import load_tracing_model, read_checkpoint
+    from carousel.models.nn.checkpoint import load_tracing_model, read_checkpoint
 
     path = make_tracing_checkpoint(tmp_path_factory.mktemp("oracle") / "tutor.safetensors")
     model, _ = load_tracing_model(read_checkpoint(path))

@@ -11,10 +11,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from service.engine.device import CUDA, Device, DeviceArray, Tensor
-from service.engine.runner import Step, StepArrays, reason_against
-from service.engine.sequence import Array, BeamParameters, FinishReason, Floats
-from service.engine.state_pool import StateSpec
+from carousel.service.engine.device import CUDA, Device, DeviceArray, Tensor
+from carousel.service.engine.runner import Step, StepArrays, reason_against
+from carousel.service.engine.sequence import Array, BeamParameters, FinishReason, Floats
+from carousel.service.engine.state_pool import StateSpec
 
 MODULUS = 9973
 

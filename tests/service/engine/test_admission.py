@@ -9,13 +9,20 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from service.engine.async_engine import AsyncEngine
-from service.engine.core import EngineCore
-from service.engine.errors import DeadlineExceeded, EngineFull, WaitTooLong
-from service.engine.overload import WINDOW_SECONDS, WINDOWS
-from service.engine.queue_time import QueueTime, Urgency, retry_after_seconds
-from service.engine.scheduler import Scheduler
-from service.engine.sequence import BeamParameters, FinishEvent, FinishReason, SamplingParameters, Sequence, TokenEvent
+from carousel.service.engine.async_engine import AsyncEngine
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.errors import DeadlineExceeded, EngineFull, WaitTooLong
+from carousel.service.engine.overload import WINDOW_SECONDS, WINDOWS
+from carousel.service.engine.queue_time import QueueTime, Urgency, retry_after_seconds
+from carousel.service.engine.scheduler import Scheduler
+from carousel.service.engine.sequence import (
+    BeamParameters,
+    FinishEvent,
+    FinishReason,
+    SamplingParameters,
+    Sequence,
+    TokenEvent,
+)
 
 BATCH = Urgency(batch=True)
 NOW = Urgency()

@@ -10,10 +10,10 @@ from contextlib import ExitStack, asynccontextmanager
 import numpy as np
 import pytest
 
-from service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine
-from service.engine.core import EngineCore
-from service.engine.errors import BeamTooWide, EngineFull, EngineStopped
-from service.engine.sequence import (
+from carousel.service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.errors import BeamTooWide, EngineFull, EngineStopped
+from carousel.service.engine.sequence import (
     BeamParameters,
     FinishEvent,
     FinishReason,
@@ -21,7 +21,7 @@ from service.engine.sequence import (
     Sequence,
     TokenEvent,
 )
-from service.engine.token_stream import MAX_EVENTS, TokenStream
+from carousel.service.engine.token_stream import MAX_EVENTS, TokenStream
 
 DEADLINE_SECONDS = 30
 

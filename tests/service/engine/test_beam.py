@@ -8,8 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from service.engine.beam import Beam, log_softmax
-from service.engine.sequence import BeamParameters, FinishReason
+from carousel.service.engine.beam import Beam, log_softmax
+from carousel.service.engine.sequence import BeamParameters, FinishReason
 
 END = 2
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.engine.core import NOT_FINITE, EngineCore
-from service.engine.rows import CHUNK
-from service.engine.sequence import BeamParameters, FinishReason, SamplingParameters, Sequence, Snapshot
+from carousel.service.engine.core import NOT_FINITE, EngineCore
+from carousel.service.engine.rows import CHUNK
+from carousel.service.engine.sequence import BeamParameters, FinishReason, SamplingParameters, Sequence, Snapshot
 
 END = 3
 

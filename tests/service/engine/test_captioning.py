@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.engine.async_engine import AsyncEngine
-from service.engine.core import EngineCore
-from service.engine.encoder import Encoder
-from service.engine.runner import OnnxEncoder, OnnxRunner, RunnerBroken
-from service.engine.sequence import BeamParameters, FinishReason, SamplingParameters, Sequence, TokenEvent
-from service.engine.state_pool import StateSpec
+from carousel.service.engine.async_engine import AsyncEngine
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.encoder import Encoder
+from carousel.service.engine.runner import OnnxEncoder, OnnxRunner, RunnerBroken
+from carousel.service.engine.sequence import BeamParameters, FinishReason, SamplingParameters, Sequence, TokenEvent
+from carousel.service.engine.state_pool import StateSpec
 
 VOCABULARY, SIZE, ROWS, COLUMNS = 13, 5, 2, 3
 IMAGE = (3, 4, 7)

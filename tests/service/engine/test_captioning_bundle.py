@@ -7,12 +7,12 @@ import asyncio
 import numpy as np
 import pytest
 
-from export.publish import export_checkpoint
-from service.engine.sequence import BeamParameters, SamplingParameters, Sequence, TokenEvent
-from service.generation import admit, run_quietly
-from service.observability.metrics import Metrics
-from service.repository import Repository
-from service.settings import Settings
+from carousel.export.publish import export_checkpoint
+from carousel.service.engine.sequence import BeamParameters, SamplingParameters, Sequence, TokenEvent
+from carousel.service.generation import admit, run_quietly
+from carousel.service.observability.metrics import Metrics
+from carousel.service.repository import Repository
+from carousel.service.settings import Settings
 
 MAX_TOKENS = 8
 IMAGES = 40
@@ -27,8 +27,8 @@ def precision(request):
 def checkpoint(make_captioning_checkpoint, tmp_path_factory):
     import torch
 
-    from models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-    from models.nn.validation import CaptioningValidationData, write_validation
+    from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+    from carousel.models.nn.validation import CaptioningValidationData, write_validation
 
     path = make_captioning_checkpoint(tmp_path_factory.mktemp("checkpoint") / "captions.safetensors")
     read = read_checkpoint(path)
@@ -59,8 +59,8 @@ def images():
 @pytest.fixture
 def model(checkpoint, precision, repository_path):
     """What decodes offline: the torch model, or the int8 graphs."""
-    from export.forward import GraphCaptioner
-    from models.nn.checkpoint import load_captioning_model, read_checkpoint
+    from carousel.export.forward import GraphCaptioner
+    from carousel.models.nn.checkpoint import load_captioning_model, read_checkpoint
 
     model = load_captioning_model(read_checkpoint(checkpoint))[0].eval()
     graphs = ((repository_path / "captions" / "1" / name).read_bytes() for name in ("step.onnx", "encoder.onnx"))
@@ -71,7 +71,7 @@ def model(checkpoint, precision, repository_path):
 async def test_captions_of_a_served_bundle_are_those_of_the_offline_decoder(repository_path, model, images, width):
     import torch
 
-    from models.nn.beam import beam_search, greedy
+    from carousel.models.nn.beam import beam_search, greedy
 
     metrics = Metrics()
     repository = Repository(Settings(repository=repository_path, max_rows=16, intra_op_threads=1), metrics)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from service.engine.core import EngineCore
-from service.engine.runner import RunnerBroken
-from service.engine.sequence import (
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.runner import RunnerBroken
+from carousel.service.engine.sequence import (
     BeamParameters,
     FinishEvent,
     FinishReason,

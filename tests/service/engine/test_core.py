@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.engine.core import NOT_FINITE, EngineCore
-from service.engine.rows import CHUNK
-from service.engine.runner import RunnerBroken
-from service.engine.sequence import FinishReason, Readout, SamplingParameters, Sequence
+from carousel.service.engine.core import NOT_FINITE, EngineCore
+from carousel.service.engine.rows import CHUNK
+from carousel.service.engine.runner import RunnerBroken
+from carousel.service.engine.sequence import FinishReason, Readout, SamplingParameters, Sequence
 
 
 class Listener:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import open_bundle
-from service.engine.sequence import BeamParameters, Readout, SamplingParameters, Sequence, Snapshot
-from service.observability.metrics import Metrics
-from service.repository import Repository, open_core
-from service.settings import Settings
+from carousel.models.bundle import open_bundle
+from carousel.service.engine.sequence import BeamParameters, Readout, SamplingParameters, Sequence, Snapshot
+from carousel.service.observability.metrics import Metrics
+from carousel.service.repository import Repository, open_core
+from carousel.service.settings import Settings
 
 pytestmark = pytest.mark.cuda
 

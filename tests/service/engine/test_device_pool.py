@@ -14,14 +14,14 @@ import onnx
 import onnxruntime
 import pytest
 
-from models.bundle import open_bundle
-from service.engine.core import EngineCore
-from service.engine.device import Device, DeviceArray
-from service.engine.device_pool import MOVE_GRAPH, DevicePool, RowMover
-from service.engine.runner import RunnerBroken, StepArrays
-from service.engine.sequence import BeamParameters, Readout, SamplingParameters, Sequence
-from service.engine.state_pool import HostPool, StateSpec
-from service.repository import open_core, open_runner
+from carousel.models.bundle import open_bundle
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.device import Device, DeviceArray
+from carousel.service.engine.device_pool import MOVE_GRAPH, DevicePool, RowMover
+from carousel.service.engine.runner import RunnerBroken, StepArrays
+from carousel.service.engine.sequence import BeamParameters, Readout, SamplingParameters, Sequence
+from carousel.service.engine.state_pool import HostPool, StateSpec
+from carousel.service.repository import open_core, open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
 STATES = {"state.h": StateSpec((3,), "float32"), "state.c": StateSpec((2, 5), "int64")}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.engine.draw import ALIGNED, BUCKET, Draw, bucket_width
-from service.engine.rows import RowTable
-from service.engine.runner import Softmax
-from service.engine.sampler import Sampler
-from service.engine.sequence import SamplingParameters, Sequence
+from carousel.service.engine.draw import ALIGNED, BUCKET, Draw, bucket_width
+from carousel.service.engine.rows import RowTable
+from carousel.service.engine.runner import Softmax
+from carousel.service.engine.sampler import Sampler
+from carousel.service.engine.sequence import SamplingParameters, Sequence
 
 SIZES = [1, 3, 37, 128, 500, 996, 997, 10_000]
 

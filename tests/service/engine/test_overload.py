@@ -10,14 +10,14 @@ import random
 import numpy as np
 import pytest
 
-from service.engine import async_engine
-from service.engine.async_engine import AsyncEngine
-from service.engine.core import EngineCore
-from service.engine.errors import EngineFull
-from service.engine.overload import FEW, WINDOW_SECONDS, WINDOWS, Overload
-from service.engine.places import SHORT
-from service.engine.queue_time import Urgency
-from service.engine.sequence import FinishEvent, FinishReason, SamplingParameters, Sequence, StepOutput
+from carousel.service.engine import async_engine
+from carousel.service.engine.async_engine import AsyncEngine
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.errors import EngineFull
+from carousel.service.engine.overload import FEW, WINDOW_SECONDS, WINDOWS, Overload
+from carousel.service.engine.places import SHORT
+from carousel.service.engine.queue_time import Urgency
+from carousel.service.engine.sequence import FinishEvent, FinishReason, SamplingParameters, Sequence, StepOutput
 
 
 def poisson(rate, *, start=0.0, end, seed=1):

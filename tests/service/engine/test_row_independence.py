@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import list_repository, open_bundle
-from service.engine.runner import StepArrays
-from service.engine.state_pool import zeros
-from service.repository import open_runner
+from carousel.models.bundle import list_repository, open_bundle
+from carousel.service.engine.runner import StepArrays
+from carousel.service.engine.state_pool import zeros
+from carousel.service.repository import open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
 ROWS = 128

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from service.engine.rows import CHUNK, RowTable
-from service.engine.sequence import SamplingParameters, Sequence
+from carousel.service.engine.rows import CHUNK, RowTable
+from carousel.service.engine.sequence import SamplingParameters, Sequence
 
 
 def uniforms_of(seed, count):

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from models.bundle import open_bundle
-from service.engine.core import EngineCore
-from service.engine.runner import SOFTMAX_GRAPH, Softmax, StepArrays
-from service.engine.sequence import Readout, SamplingParameters, Sequence
-from service.repository import open_runner
+from carousel.models.bundle import open_bundle
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.runner import SOFTMAX_GRAPH, Softmax, StepArrays
+from carousel.service.engine.sequence import Readout, SamplingParameters, Sequence
+from carousel.service.repository import open_runner
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_bound_step_writes_where_it_was_told(onnx_runner):
 
 
 def test_engine_generates_what_torch_generates(tiny_bundle, onnx_runner, tmp_path, make_checkpoint):
-    from models.nn.checkpoint import load_language_model, read_checkpoint
-    from models.nn.language import generate
+    from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
+    from carousel.models.nn.language import generate
 
     model, _ = load_language_model(read_checkpoint(make_checkpoint(tmp_path / "tiny.safetensors")))  # tiny_bundle's own
     core = EngineCore(onnx_runner, 8)
@@ -85,7 +85,7 @@ def tracing_oracle(make_tracing_checkpoint, tmp_path):
     """P(correct) at every skill after each attempt of a history, by torch. <float32>[N, S]"""
     import torch
 
-    from models.nn.checkpoint import load_tracing_model, read_checkpoint
+    from carousel.models.nn.checkpoint import load_tracing_model, read_checkpoint
 
     model, _ = load_tracing_model(read_checkpoint(make_tracing_checkpoint(tmp_path / "tutor.safetensors")))
 

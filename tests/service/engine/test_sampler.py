@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine import plan
-from service.engine.rows import RowTable
-from service.engine.sampler import Sampler
-from service.engine.sequence import SamplingParameters, Sequence
+from carousel.service.engine import plan
+from carousel.service.engine.rows import RowTable
+from carousel.service.engine.sampler import Sampler
+from carousel.service.engine.sequence import SamplingParameters, Sequence
 
 
 def sample(logits, table):

@@ -12,19 +12,19 @@ import torch
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models
 
-from export.int8_graph import build_int8_step
-from export.int8_prefill import build_int8_prefill
-from export.shared_weights import share_weights
-from export.step_module import step_module
-from models.bundle import open_bundle, publish
-from models.manifest import Manifest, TextCodecSpec
-from models.nn.language import LanguageModel, LanguageModelConfig
-from models.weights import WEIGHTS
-from service.engine.prefill_runner import OnnxPrefillRunner
-from service.engine.runner import OnnxRunner, RunnerBroken, StepArrays, open_session
-from service.engine.state_pool import zeros
-from service.heap import give_back_freed
-from service.repository import open_core, open_prefill, open_runner
+from carousel.export.int8_graph import build_int8_step
+from carousel.export.int8_prefill import build_int8_prefill
+from carousel.export.shared_weights import share_weights
+from carousel.export.step_module import step_module
+from carousel.models.bundle import open_bundle, publish
+from carousel.models.manifest import Manifest, TextCodecSpec
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig
+from carousel.models.weights import WEIGHTS
+from carousel.service.engine.prefill_runner import OnnxPrefillRunner
+from carousel.service.engine.runner import OnnxRunner, RunnerBroken, StepArrays, open_session
+from carousel.service.engine.state_pool import zeros
+from carousel.service.heap import give_back_freed
+from carousel.service.repository import open_core, open_prefill, open_runner
 
 UNITS, WORDS = 80, 301
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from service.engine.sequence import FinishEvent, FinishReason, TokenEvent
-from service.engine.token_stream import TokenStream
+from carousel.service.engine.sequence import FinishEvent, FinishReason, TokenEvent
+from carousel.service.engine.token_stream import TokenStream
 
 END = FinishEvent(FinishReason.LENGTH)
 

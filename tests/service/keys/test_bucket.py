@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from service.keys.bucket import Bucket
+from carousel.service.keys.bucket import Bucket
 
 
 def test_bucket_passes_a_burst_and_then_its_rate():

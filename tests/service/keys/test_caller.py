@@ -2,9 +2,9 @@ import asyncio
 
 import pytest
 
-from service.errors import RequestError
-from service.keys.caller import ANONYMOUS, CALLER, Caller, current_caller
-from service.keys.key_file import Key, Limits
+from carousel.service.errors import RequestError
+from carousel.service.keys.caller import ANONYMOUS, CALLER, Caller, current_caller
+from carousel.service.keys.key_file import Key, Limits
 
 
 def caller(clock=lambda: 0.0, **limits):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.keys.key_file import Key, KeyFileError, Limits, digest_of, key_line, new_key, read_keys
+from carousel.service.keys.key_file import Key, KeyFileError, Limits, digest_of, key_line, new_key, read_keys
 
 PATH = Path("keys")
 ONE, TWO = ("ab" * 32, "cd" * 32)

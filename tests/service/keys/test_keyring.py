@@ -3,9 +3,9 @@ import os
 
 import pytest
 
-from service.errors import RequestError
-from service.keys.key_file import KeyFileError, key_line, new_key
-from service.keys.keyring import LOOK_SECONDS, Keyring
+from carousel.service.errors import RequestError
+from carousel.service.keys.key_file import KeyFileError, key_line, new_key
+from carousel.service.keys.keyring import LOOK_SECONDS, Keyring
 
 ADA, BOB = new_key(), new_key()
 
@@ -60,9 +60,9 @@ def test_keyring_knows_nothing_but_the_whole_key(keyring):
 def test_digest_that_is_right_only_where_it_is_looked_up_is_refused(keyring, monkeypatch):
     genuine = bytes(next(iter(keyring._entries.values()))[0].digest)
     for forged in (genuine[:-1] + bytes([genuine[-1] ^ 1]), genuine[:8] + bytes(24)):
-        monkeypatch.setattr("service.keys.keyring.digest_of", lambda _, forged=forged: forged)
+        monkeypatch.setattr("carousel.service.keys.keyring.digest_of", lambda _, forged=forged: forged)
         assert keyring.find(b"x") is None
-    monkeypatch.setattr("service.keys.keyring.digest_of", lambda _: genuine)
+    monkeypatch.setattr("carousel.service.keys.keyring.digest_of", lambda _: genuine)
     assert keyring.find(b"x") is not None
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.observability.histogram import FrequentHistogram
+from carousel.service.observability.histogram import FrequentHistogram
 
 BUCKETS = (0.00005, 0.01, 1.0, 1024)
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine.sequence import Snapshot
-from service.engine.state_pool import StateSpec
-from service.sessions.memory import Memory, ModelIdentity, remember
-from service.sessions.process_store import ProcessSessionStore
-from service.sessions.redis_store import RedisSessionStore
-from service.sessions.store import Retention, SessionStore
+from carousel.service.engine.sequence import Snapshot
+from carousel.service.engine.state_pool import StateSpec
+from carousel.service.sessions.memory import Memory, ModelIdentity, remember
+from carousel.service.sessions.process_store import ProcessSessionStore
+from carousel.service.sessions.redis_store import RedisSessionStore
+from carousel.service.sessions.store import Retention, SessionStore
 
 
 @pytest.fixture(scope="session")

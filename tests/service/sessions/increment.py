@@ -3,10 +3,10 @@
 import asyncio
 import sys
 
-from service.sessions.errors import SessionBusy
-from service.sessions.key import SessionKey
-from service.sessions.redis_store import RedisSessionStore
-from service.sessions.store import Retention, SessionStore, Writing
+from carousel.service.sessions.errors import SessionBusy
+from carousel.service.sessions.key import SessionKey
+from carousel.service.sessions.redis_store import RedisSessionStore
+from carousel.service.sessions.store import Retention, SessionStore, Writing
 
 
 async def increment(store: SessionStore, name: str) -> None:

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from models.graph import ELEMENT_TYPES
-from service.engine.sequence import Snapshot
-from service.sessions.codec import MAX_MEMORY_BYTES, decode, encode
-from service.sessions.errors import InvalidMemory, MemoryTooLarge
-from service.sessions.memory import Memory
+from carousel.models.graph import ELEMENT_TYPES
+from carousel.service.engine.sequence import Snapshot
+from carousel.service.sessions.codec import MAX_MEMORY_BYTES, decode, encode
+from carousel.service.sessions.errors import InvalidMemory, MemoryTooLarge
+from carousel.service.sessions.memory import Memory
 
 HEAD = 4 + 28 + 32
 NAN_WITH_PAYLOAD = np.array([0x7FC12345], np.uint32).view(np.float32)

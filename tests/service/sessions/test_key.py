@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.sessions.errors import InvalidSessionId
-from service.sessions.key import SessionKey
+from carousel.service.sessions.errors import InvalidSessionId
+from carousel.service.sessions.key import SessionKey
 
 
 @pytest.mark.parametrize("session", ["a", "0", "_", "-", "A.b_c-9", "...", "x" * 128])

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from models.graph import ELEMENT_TYPES
-from service.engine.sequence import Snapshot
-from service.engine.state_pool import StateSpec
-from service.sessions.errors import ModelMismatch
-from service.sessions.memory import OUTPUT, ModelIdentity, check_fit, remember
+from carousel.models.graph import ELEMENT_TYPES
+from carousel.service.engine.sequence import Snapshot
+from carousel.service.engine.state_pool import StateSpec
+from carousel.service.sessions.errors import ModelMismatch
+from carousel.service.sessions.memory import OUTPUT, ModelIdentity, check_fit, remember
 
 
 def test_memory_fits_the_model_that_made_it(make_memory, model):
@@ -69,7 +69,7 @@ def test_remember_goes_on_from_the_memory_before(make_memory, model):
 
 
 def test_model_identity_is_that_of_the_bundle(tiny_bundle):
-    from models.bundle import open_bundle
+    from carousel.models.bundle import open_bundle
 
     bundle = open_bundle(tiny_bundle)
     identity = ModelIdentity.of(bundle)

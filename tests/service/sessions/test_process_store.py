@@ -4,10 +4,10 @@ import tracemalloc
 
 import pytest
 
-from service.sessions.errors import ExpiredSession, UnknownSession
-from service.sessions.key import SessionKey
-from service.sessions.process_store import ENTRY_BYTES, MARK_BYTES, SWEEP, ProcessSessionStore
-from service.sessions.store import Retention, Writing
+from carousel.service.sessions.errors import ExpiredSession, UnknownSession
+from carousel.service.sessions.key import SessionKey
+from carousel.service.sessions.process_store import ENTRY_BYTES, MARK_BYTES, SWEEP, ProcessSessionStore
+from carousel.service.sessions.store import Retention, Writing
 
 
 class Clock:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from service.sessions.errors import ExpiredSession, LeaseLost, SessionBusy, StoreUnavailable, UnknownSession
-from service.sessions.key import SessionKey
-from service.sessions.redis_store import RedisSessionStore
-from service.sessions.store import Retention, Writing
+from carousel.service.sessions.errors import ExpiredSession, LeaseLost, SessionBusy, StoreUnavailable, UnknownSession
+from carousel.service.sessions.key import SessionKey
+from carousel.service.sessions.redis_store import RedisSessionStore
+from carousel.service.sessions.store import Retention, Writing
 
 ROOT = Path(__file__).parents[3]
 KEY = SessionKey("school", "tutor", "ada")

@@ -6,14 +6,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from service.engine.sequence import Snapshot
-from service.sessions.codec import encode
-from service.sessions.errors import LeaseLost, ModelMismatch, SessionBusy, StoreUnavailable, UnknownSession
-from service.sessions.key import SessionKey
-from service.sessions.memory import remember
-from service.sessions.process_store import ProcessSessionStore
-from service.sessions.sessions import Change, Sessions
-from service.sessions.store import Retention, Writing
+from carousel.service.engine.sequence import Snapshot
+from carousel.service.sessions.codec import encode
+from carousel.service.sessions.errors import LeaseLost, ModelMismatch, SessionBusy, StoreUnavailable, UnknownSession
+from carousel.service.sessions.key import SessionKey
+from carousel.service.sessions.memory import remember
+from carousel.service.sessions.process_store import ProcessSessionStore
+from carousel.service.sessions.sessions import Change, Sessions
+from carousel.service.sessions.store import Retention, Writing
 
 KEY = SessionKey("school", "tutor", "ada")
 

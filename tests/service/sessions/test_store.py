@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from service.sessions.errors import ExpiredSession, LeaseLost, MemoryTooLarge, SessionBusy, UnknownSession
-from service.sessions.key import SessionKey
-from service.sessions.store import Writing
+from carousel.service.sessions.errors import ExpiredSession, LeaseLost, MemoryTooLarge, SessionBusy, UnknownSession
+from carousel.service.sessions.key import SessionKey
+from carousel.service.sessions.store import Writing
 
 KEY = SessionKey("school", "tutor", "ada")
 OTHERS = [

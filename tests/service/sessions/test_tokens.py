@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.sequence import Snapshot
-from service.engine.state_pool import StateSpec
-from service.sessions.codec import encode
-from service.sessions.errors import InvalidToken, ModelMismatch
-from service.sessions.memory import ModelIdentity, remember
-from service.sessions.tokens import MAX_TOKEN_CHARACTERS, TokenSigner
+from carousel.service.engine.sequence import Snapshot
+from carousel.service.engine.state_pool import StateSpec
+from carousel.service.sessions.codec import encode
+from carousel.service.sessions.errors import InvalidToken, ModelMismatch
+from carousel.service.sessions.memory import ModelIdentity, remember
+from carousel.service.sessions.tokens import MAX_TOKEN_CHARACTERS, TokenSigner
 
 OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
 UNITS = 200

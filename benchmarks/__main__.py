@@ -37,8 +37,8 @@ from carousel.models.bundle import Bundle, open_bundle
 from carousel.models.errors import CarouselError
 from carousel.models.manifest import Precision
 from carousel.service.engine.device import CUDA
-from carousel.service.engine.runner import RunnerBroken, reason_against
-from carousel.service.repository import open_core
+from carousel.service.engine.session import RunnerBroken, reason_against
+from carousel.service.served.repository import open_core
 
 PEERS: tuple[Side, ...] = ("torch", "litserve", "bentoml")
 """Beside the naive one. They run in fp32, as they come."""

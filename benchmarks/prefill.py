@@ -25,11 +25,11 @@ from carousel.export.int8_graph import build_int8_step
 from carousel.export.int8_prefill import build_int8_prefill
 from carousel.models.graph import STATE_PREFIX
 from carousel.service.engine.core import EngineCore
-from carousel.service.engine.prefill_runner import OnnxPrefillRunner
-from carousel.service.engine.prefill_thread import PrefillThread
+from carousel.service.engine.prefill.runner import OnnxPrefillRunner
+from carousel.service.engine.prefill.thread import PrefillThread
 from carousel.service.engine.runner import OnnxRunner
 from carousel.service.engine.sequence import SamplingParameters, Sequence, Snapshot
-from carousel.service.engine.state_pool import StateSpec
+from carousel.service.engine.states.pool import StateSpec
 
 PROMPT_TOKENS = 1_000
 PROMPTS = (1, 4, 16)

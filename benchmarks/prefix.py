@@ -3,7 +3,7 @@
 In process, one request at a time: the time from a request's admission to its first token, for prompts that nobody has
 sent (cold) and for the same ones again (warm, all but the last token known), in turns; medians. Besides, what looking
 a prompt up and keeping its states takes of the event loop, with the cache full of other prompts: where that is as long
-as the steps it saves, a prompt is too short for an entry (service/prefixes.py, MIN_LENGTH).
+as the steps it saves, a prompt is too short for an entry (service/prefixes/prefixes.py, MIN_LENGTH).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import numpy as np
 
 from carousel.benchmarks.report import Machine
 from carousel.models.bundle import open_bundle
-from carousel.service.engine.async_engine import AsyncEngine
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.sequence import Array, Ids, SamplingParameters, Sequence, TokenEvent
-from carousel.service.engine.state_pool import zeros
-from carousel.service.prefix_cache import PrefixCache
-from carousel.service.prefixes import Prefixes
-from carousel.service.repository import open_prefill, open_runner
+from carousel.service.engine.states.pool import zeros
+from carousel.service.engine.threads.async_engine import AsyncEngine
+from carousel.service.prefixes.cache import PrefixCache
+from carousel.service.prefixes.prefixes import Prefixes
+from carousel.service.served.repository import open_prefill, open_runner
 from carousel.service.sessions.memory import ModelIdentity
 
 LENGTHS = (16, 128, 1024)

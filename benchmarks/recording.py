@@ -16,11 +16,11 @@ from statistics import median
 import numpy as np
 
 from carousel.models.bundle import open_bundle
-from carousel.service.engine.async_engine import MAX_HELD_REPORTS
 from carousel.service.engine.sequence import SamplingParameters, Sequence
+from carousel.service.engine.threads.async_engine import MAX_HELD_REPORTS
 from carousel.service.observability.metrics import Metrics, ModelMetrics
-from carousel.service.repository import open_core
-from carousel.service.tracing import trace_sequence
+from carousel.service.served.repository import open_core
+from carousel.service.work.tracing import trace_sequence
 
 BUNDLES = ("bundles/shakespeare/2", "bundles/tutor/2")
 ROWS = (1, 16, 64, 128)

@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from carousel.export.graph_builder import GraphBuilder
 
-ENGINE = Path(__file__).resolve().parents[1] / "service" / "engine"
+SAMPLING = Path(__file__).resolve().parents[1] / "service" / "engine" / "sampling"
 GRAPHS = {"sample.onnx": True, "draw.onnx": False}
 """By file, whether a softmax of logits comes first."""
 
@@ -108,7 +108,7 @@ def _running(graph: GraphBuilder, weights: str) -> str:
 def main() -> None:
     """Write the files."""
     for name, softmax in GRAPHS.items():
-        (ENGINE / name).write_bytes(build_draw(softmax=softmax))
+        (SAMPLING / name).write_bytes(build_draw(softmax=softmax))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ What a layer makes of its input does not wait for the step before: it is one pro
 of its own h is computed step by step, in a Scan, and nothing is projected to logits. Sums are over integers and
 everything else works on one number at a time, so each value is the step graph's, bit for bit (export/prefill_parity.py
 makes sure). Each layer is a graph of its own, so that one may work on a part of the ids while the layer below works on
-the next (service/engine/prefill_runner.py).
+the next (service/engine/prefill/runner.py).
 """
 
 from __future__ import annotations

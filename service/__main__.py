@@ -20,15 +20,15 @@ from carousel.models.bundle import open_bundle, versions
 from carousel.models.cores import usable_cores
 from carousel.models.errors import BundleNotFound, CarouselError
 from carousel.models.output_file import check_output
-from carousel.service.cohort import trace_cohort
-from carousel.service.cohort_file import CohortError, read_cohort
-from carousel.service.engine.runner import RunnerBroken
-from carousel.service.heap import keep_large_pieces_apart, share_arenas
+from carousel.service.engine.session import RunnerBroken
 from carousel.service.keys.key_file import KeyFileError, key_line, new_key
 from carousel.service.observability import logs
-from carousel.service.repository import step_threads
-from carousel.service.server import create_server
+from carousel.service.served.heap import keep_large_pieces_apart, share_arenas
+from carousel.service.served.repository import step_threads
+from carousel.service.server.server import create_server
 from carousel.service.settings import PREFIX, Settings, unknown_variables
+from carousel.service.work.cohort import trace_cohort
+from carousel.service.work.cohort_file import CohortError, read_cohort
 
 logger = logging.getLogger("carousel")
 

@@ -17,38 +17,29 @@ from starlette.middleware.cors import CORSMiddleware
 
 from carousel import __version__
 from carousel.models.cores import usable_cores
-from carousel.service.api import (
-    captions,
-    catalogue,
-    completions,
-    docs,
-    handlers,
-    health,
-    probability,
-    sessions,
-    stream,
-    trace,
-)
+from carousel.service.api import captions, catalogue, completions, docs, health, probability, sessions, trace
 from carousel.service.api import repository as repository_routes
-from carousel.service.api.body_limit import BodyLimit
-from carousel.service.api.context import Context
-from carousel.service.api.drain_gate import DrainGate
-from carousel.service.api.key_gate import KeyGate
-from carousel.service.api.last_resort import LastResort
-from carousel.service.api.load_gate import LoadGate
-from carousel.service.api.origin_gate import OriginGate
-from carousel.service.drain import Drain
-from carousel.service.engine.lock_turns import LONG_SECONDS
-from carousel.service.images import ImageReader
+from carousel.service.api.routes import handlers
+from carousel.service.api.routes.context import Context
+from carousel.service.api.stream import router as stream
+from carousel.service.engine.streams.lock_turns import LONG_SECONDS
+from carousel.service.gates.body_limit import BodyLimit
+from carousel.service.gates.drain_gate import DrainGate
+from carousel.service.gates.key_gate import KeyGate
+from carousel.service.gates.last_resort import LastResort
+from carousel.service.gates.load_gate import LoadGate
+from carousel.service.gates.origin_gate import OriginGate
 from carousel.service.keys.keyring import Keyring
-from carousel.service.memories import open_memories
+from carousel.service.keys.origins import Origins
 from carousel.service.observability.loop_lag import LoopLag
 from carousel.service.observability.metrics import Metrics
 from carousel.service.observability.requests import RequestObserver
-from carousel.service.origins import Origins
-from carousel.service.reloads import Reloads
-from carousel.service.repository import Repository
+from carousel.service.pictures.images import ImageReader
+from carousel.service.served.reloads import Reloads
+from carousel.service.served.repository import Repository
 from carousel.service.settings import Settings
+from carousel.service.work.drain import Drain
+from carousel.service.work.memories import open_memories
 
 if TYPE_CHECKING:
     from carousel.service.observability.spans import Spans

@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from carousel.service.keys.admin import MIN_ADMIN_KEY_CHARACTERS
-from carousel.service.origins import ALL, origin_of
+from carousel.service.keys.origins import ALL, origin_of
 from carousel.service.sessions.tokens import MIN_KEY_BYTES
 
 Providers = Literal["cpu", "cuda"]

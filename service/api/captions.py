@@ -12,26 +12,26 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from carousel.service.api import frames, slices
-from carousel.service.api.caption_form import Asked, read_asked
-from carousel.service.api.caption_messages import CaptionFields, CaptionsResponse
-from carousel.service.api.context import context_of, find_model
-from carousel.service.api.disconnect import all_or_none, while_connected
-from carousel.service.api.event_stream import EventStream, LastEvents, note, sse
-from carousel.service.api.plain_route import PlainRoute
 from carousel.service.api.probability import ERRORS
-from carousel.service.api.responses import EVENTS, SvgResponse
-from carousel.service.api.slices import LARGE_ANSWER
-from carousel.service.attention_picture import attention_svg
-from carousel.service.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
-from carousel.service.engine.admission import Admission
-from carousel.service.engine.encoder import Encoding
+from carousel.service.api.routes.caption_form import Asked, read_asked
+from carousel.service.api.routes.context import context_of, find_model
+from carousel.service.api.routes.disconnect import all_or_none, while_connected
+from carousel.service.api.routes.event_stream import EventStream, LastEvents, note, sse
+from carousel.service.api.routes.plain_route import PlainRoute
+from carousel.service.api.routes.responses import EVENTS, SvgResponse
+from carousel.service.api.wire import frames, slices
+from carousel.service.api.wire.caption_messages import CaptionFields, CaptionsResponse
+from carousel.service.api.wire.slices import LARGE_ANSWER
+from carousel.service.engine.admission.admission import Admission
+from carousel.service.engine.encoder.encoder import Encoding
 from carousel.service.engine.sequence import FinishReason
 from carousel.service.errors import RequestError, ServiceError
-from carousel.service.generation import Finished, admit, admit_many
-from carousel.service.images import ImageReader
 from carousel.service.observability.requests import record_of
-from carousel.service.repository import ServedModel
+from carousel.service.pictures.attention import attention_svg
+from carousel.service.pictures.images import ImageReader
+from carousel.service.served.repository import ServedModel
+from carousel.service.work.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
+from carousel.service.work.generation import Finished, admit, admit_many
 
 router = APIRouter(prefix="/v1/models/{model}/captions", tags=["captions"], route_class=PlainRoute)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from carousel.models.step import ATTENTION
-from carousel.service.api.catalogue_messages import ModelInfo, ModelList, StateInfo
-from carousel.service.api.context import context_of, find_model
-from carousel.service.api.head_route import HeadRoute
-from carousel.service.api.messages import OpenAIErrorBody
-from carousel.service.repository import ServedModel
+from carousel.service.api.routes.context import context_of, find_model
+from carousel.service.api.routes.head_route import HeadRoute
+from carousel.service.api.wire.catalogue_messages import ModelInfo, ModelList, StateInfo
+from carousel.service.api.wire.messages import OpenAIErrorBody
+from carousel.service.served.repository import ServedModel
 
 ERRORS: dict[int | str, dict[str, type[OpenAIErrorBody]]] = {
     status: {"model": OpenAIErrorBody} for status in (401, 413, 429, 500, 503)

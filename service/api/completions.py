@@ -17,28 +17,28 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from carousel.models.codec.text import TextCodec
-from carousel.service.api import frames, slices
-from carousel.service.api.completion_answers import CompletionResponse
-from carousel.service.api.completion_logprobs import Logprobs, logprobs_of, sampled_logprobs
-from carousel.service.api.context import context_of, find_model
-from carousel.service.api.direct_frames import TokenFrames, token_frames
-from carousel.service.api.disconnect import all_or_none, while_connected
-from carousel.service.api.echo import Echo, echo_of
-from carousel.service.api.error_bodies import openai_body
-from carousel.service.api.event_stream import EventStream, LastEvents, note, sse
-from carousel.service.api.json_route import JsonRoute
-from carousel.service.api.messages import CompletionsRequest, NotAllowed, OpenAIErrorBody, check_top_k
-from carousel.service.api.responses import EVENTS
-from carousel.service.api.slices import LARGE_ANSWER
-from carousel.service.choices import ChoiceParameters, Choices
+from carousel.service.api.routes.context import context_of, find_model
+from carousel.service.api.routes.direct_frames import TokenFrames, token_frames
+from carousel.service.api.routes.disconnect import all_or_none, while_connected
+from carousel.service.api.routes.event_stream import EventStream, LastEvents, note, sse
+from carousel.service.api.routes.json_route import JsonRoute
+from carousel.service.api.routes.responses import EVENTS
+from carousel.service.api.wire import frames, slices
+from carousel.service.api.wire.completion_answers import CompletionResponse
+from carousel.service.api.wire.completion_logprobs import Logprobs, logprobs_of, sampled_logprobs
+from carousel.service.api.wire.echo import Echo, echo_of
+from carousel.service.api.wire.error_bodies import openai_body
+from carousel.service.api.wire.messages import CompletionsRequest, NotAllowed, OpenAIErrorBody, check_top_k
+from carousel.service.api.wire.slices import LARGE_ANSWER
 from carousel.service.engine.sequence import FinishReason, Ids
 from carousel.service.errors import RequestError, ServiceError
-from carousel.service.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
-from carousel.service.memories import Memories, Recall
 from carousel.service.observability.requests import record_of
-from carousel.service.prompt import check_uneaten, prompt_ids, unknown_tokens
-from carousel.service.repository import ServedModel
-from carousel.service.weighing import Weighed
+from carousel.service.served.repository import ServedModel
+from carousel.service.work.choices import ChoiceParameters, Choices
+from carousel.service.work.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
+from carousel.service.work.memories import Memories, Recall
+from carousel.service.work.prompt import check_uneaten, prompt_ids, unknown_tokens
+from carousel.service.work.weighing import Weighed
 
 TEXT = "\0the text\0"
 """Marks a place in JSON: no model's name holds it."""

@@ -16,12 +16,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import FileResponse, HTMLResponse, Response
 
-from carousel.service.api.caption_messages import CaptionsRequest, CaptionStart
-from carousel.service.api.context import Context
-from carousel.service.api.examples import add_examples
-from carousel.service.api.head_route import HeadRoute
 from carousel.service.api.repository import PREFIX as ADMIN_PREFIX
-from carousel.service.api.stream_messages import Cancel, Feed, Start
+from carousel.service.api.routes.context import Context
+from carousel.service.api.routes.head_route import HeadRoute
+from carousel.service.api.wire.caption_messages import CaptionsRequest, CaptionStart
+from carousel.service.api.wire.examples import add_examples
+from carousel.service.api.wire.stream_messages import Cancel, Feed, Start
 from carousel.service.errors import RequestError
 
 FRAMES: tuple[type[BaseModel], ...] = (Start, Feed, Cancel, CaptionStart)

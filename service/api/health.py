@@ -10,9 +10,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from carousel.service.api.context import SERVER, context_of
-from carousel.service.api.head_route import HeadRoute
-from carousel.service.api.messages import ErrorBody
+from carousel.service.api.routes.context import SERVER, context_of
+from carousel.service.api.routes.head_route import HeadRoute
+from carousel.service.api.wire.messages import ErrorBody
 from carousel.service.errors import ErrorCode, Unavailable
 
 router = APIRouter(tags=["health"], route_class=HeadRoute)

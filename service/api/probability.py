@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from carousel.models.codec.text import CONTEXT_TOKENS
-from carousel.service.api.context import context_of, find_model
-from carousel.service.api.disconnect import while_connected
-from carousel.service.api.json_route import JsonRoute
-from carousel.service.api.messages import (
+from carousel.service.api.routes.context import context_of, find_model
+from carousel.service.api.routes.disconnect import while_connected
+from carousel.service.api.routes.json_route import JsonRoute
+from carousel.service.api.wire.messages import (
     Candidate,
     ErrorBody,
     NextTokenRequest,
@@ -24,12 +24,12 @@ from carousel.service.api.messages import (
 )
 from carousel.service.engine.sequence import SamplingParameters
 from carousel.service.errors import RequestError
-from carousel.service.generation import Finished, Generation, Token, admit
-from carousel.service.memories import Memories
-from carousel.service.prompt import check_uneaten, prompt_ids, unknown_tokens
-from carousel.service.repository import ServedModel
+from carousel.service.served.repository import ServedModel
 from carousel.service.sessions.memory import NO_IDS
-from carousel.service.weighing import weigh
+from carousel.service.work.generation import Finished, Generation, Token, admit
+from carousel.service.work.memories import Memories
+from carousel.service.work.prompt import check_uneaten, prompt_ids, unknown_tokens
+from carousel.service.work.weighing import weigh
 
 ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 409, 410, 413, 422, 429, 500, 503, 504)

@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from carousel.service.api.context import context_of
-from carousel.service.api.handshake import key_of
-from carousel.service.api.json_route import JsonRoute
-from carousel.service.api.messages import ErrorBody
+from carousel.service.api.routes.context import context_of
+from carousel.service.api.routes.json_route import JsonRoute
+from carousel.service.api.stream.handshake import key_of
+from carousel.service.api.wire.messages import ErrorBody
 from carousel.service.keys.admin import check_admin
-from carousel.service.repository import Refusal, ServedModel
+from carousel.service.served.repository import Refusal, ServedModel
 
 PREFIX = "/v1/repository"
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from carousel.service.engine.beam_rows import BeamRows
-from carousel.service.engine.plan import Mask, Rows
-from carousel.service.engine.prefill import Prefill
-from carousel.service.engine.quiet_rows import QuietRows
-from carousel.service.engine.rows import CHUNK, NOT_FINITE, Ended, RowTable
+from carousel.service.engine.heads.beam_rows import BeamRows
+from carousel.service.engine.heads.quiet_rows import QuietRows
+from carousel.service.engine.prefill.prefill import Prefill
+from carousel.service.engine.rows.plan import Mask, Rows
+from carousel.service.engine.rows.table import CHUNK, NOT_FINITE, Ended, RowTable
 from carousel.service.engine.runner import PrefillRunner, Runner, Step, StepArrays, probe
-from carousel.service.engine.sampler import Sampler, Samples
+from carousel.service.engine.sampling.sampler import Sampler, Samples
 from carousel.service.engine.scheduler import Scheduler
 from carousel.service.engine.sequence import (
     FinishEvent,
@@ -29,7 +29,7 @@ from carousel.service.engine.sequence import (
     StepReport,
     TokenBatch,
 )
-from carousel.service.engine.state_pool import HostPool, StatePool
+from carousel.service.engine.states.pool import HostPool, StatePool
 
 
 class EngineCore:

@@ -1,4 +1,4 @@
-"""Runs step graphs and encoder graphs. With device.py the only module that knows onnxruntime.
+"""Runs step graphs and encoder graphs.
 
 Axes: n active rows, O outputs of a step (a vocabulary's or a list of skills' size), B images of a batch.
 """
@@ -7,37 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import onnxruntime
 
-from carousel.models.cores import usable_cores
 from carousel.models.encoder import IMAGE
 from carousel.models.graph import next_name
 from carousel.models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT, Task
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
 from carousel.service.engine.sequence import Array, Floats, Ids
-from carousel.service.engine.state_pool import StateSpec, zeros
-
-MAX_BOUND = 512
-"""Places of memory that a softmax is bound to at once: an engine has few, but for what is picked out of its blocks."""
-SOFTMAX_GRAPH = Path(__file__).with_name("softmax.onnx")
-"""One Softmax node of opset 17, from `logits` to `probabilities`, both float32[rows, size]: no weights."""
-
-CPU_PROVIDER = "CPUExecutionProvider"
+from carousel.service.engine.session import NO_WEIGHTS, Binding, RunnerBroken, Session, Weights, open_session
+from carousel.service.engine.states.pool import StateSpec, zeros
 
 Step = Callable[[], None]
-
-Weights = Mapping[str, Array]
-"""Initializers that a graph shares with others, by name. Not to be written to."""
-
-NO_WEIGHTS: Weights = {}
-
-
-class RunnerBroken(Exception):
-    """The runner cannot be made, or fails on rows of zeros too: it will not recover."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,8 +168,8 @@ class OnnxRunner:
 class _BoundStep:
     """A step over bound memory. It holds on to the arrays: a binding only knows their addresses."""
 
-    session: onnxruntime.InferenceSession
-    binding: onnxruntime.IOBinding
+    session: Session
+    binding: Binding
     arrays: tuple[Tensor, ...]
     feeds: list[tuple[DeviceArray, Ids]]
     """What is copied to a device before each run."""
@@ -213,35 +195,6 @@ class _AttemptStep:
         np.right_shift(self.ids, 1, out=self.skill)
         np.bitwise_and(self.ids, 1, out=self.correct)
         self.step()
-
-
-class Softmax:
-    """The softmax of each row, by onnxruntime: in half the time of numpy, and without the lock of the interpreter."""
-
-    def __init__(self) -> None:
-        self._session = open_session(SOFTMAX_GRAPH.read_bytes(), "softmax", intra_op_threads=1)
-        self._bound: dict[tuple[int, int, tuple[int, ...]], onnxruntime.IOBinding] = {}
-        self.in_place = self._same_in_place()
-        """Whether `probabilities` may be `logits`: onnxruntime does not promise it."""
-
-    def __call__(self, logits: Floats, probabilities: Floats) -> None:
-        """Read logits and write probabilities, both <float32>[b, V] and contiguous."""
-        place = (logits.ctypes.data, probabilities.ctypes.data, logits.shape)
-        binding = self._bound.get(place)
-        if binding is None:  # which takes longer than one row does
-            if len(self._bound) >= MAX_BOUND:
-                self._bound.clear()
-            binding = self._bound[place] = self._session.io_binding()
-            binding.bind_input("logits", *address_of(logits))
-            binding.bind_output("probabilities", *address_of(probabilities))
-        self._session.run_with_iobinding(binding)
-
-    def _same_in_place(self) -> bool:
-        logits = np.linspace(-9.0, 9.0, 3 * 1001, dtype=np.float32).reshape(3, 1001)[:, ::-1].copy()
-        probabilities = np.empty_like(logits)
-        self(logits, probabilities)
-        self(logits, logits)
-        return logits.tobytes() == probabilities.tobytes()
 
 
 class OnnxEncoder:
@@ -273,70 +226,3 @@ class OnnxEncoder:
     def __call__(self, images: Floats) -> Mapping[str, Array]:
         """What the images <float32>[B, ...] begin with. [B, ...] each. It raises whatever the runtime raises."""
         return dict(zip(self._outputs, self._session.run(self._outputs, {IMAGE: images}), strict=True))
-
-
-def reason_against(device: Device) -> str | None:
-    """Why nothing can run on a device; None if something can. To be asked before anything is to."""
-    if device.missing is not None:
-        return device.missing
-    if device.memory == "cuda":
-        onnxruntime.preload_dlls()  # CUDA and cuDNN, where they were installed as Python packages
-    try:
-        open_session(SOFTMAX_GRAPH.read_bytes(), "softmax", 1, device, whole=False)
-    except RunnerBroken as error:
-        return str(error)
-    return None
-
-
-def open_session(
-    graph: bytes,
-    name: str,
-    intra_op_threads: int,
-    device: Device | None = None,
-    *,
-    whole: bool = True,
-    arena: bool = True,
-    weights: Weights = NO_WEIGHTS,
-) -> onnxruntime.InferenceSession:
-    """A session of a graph that is called `name` in messages.
-
-    Args:
-        arena: keep what a run has allocated for the next one. For calls that are all of other sizes it keeps the most
-            that was ever needed, for no speed.
-        weights: initializers of the graph that lie outside of it, all of them. On the CPU they are used where they
-            lie, so sessions that are given the same arrays have them once.
-        whole: on a device, refuse a graph of which onnxruntime would leave a part to the CPU, and copy what that part
-            reads and writes at every run. Whether there are kernels for a graph, onnxruntime alone can tell.
-
-    Raises:
-        RunnerBroken: it cannot be made.
-    """
-    provider = CPU_PROVIDER if device is None else device.provider
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads or usable_cores()  # onnxruntime counts all that the machine has
-    options.enable_cpu_mem_arena = arena
-    options.log_severity_level = 4 if provider != CPU_PROVIDER else 3  # what fails is told below, once
-    # Threads that spin while they wait for work take a core from the event loop, which has the last step's tokens to
-    # send. And a thread that gets its core late should find little left to do, instead of all others waiting for it.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.dynamic_block_base", "4")
-    if provider != CPU_PROVIDER and whole:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    held = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
-    if held:
-        options.add_external_initializers(list(held), list(held.values()))  # what the graph says they are
-    if provider == CPU_PROVIDER:
-        for tensor, value in held.items():
-            options.add_initializer(tensor, value)  # and that they are not to be copied
-    choice = (provider, {} if device is None else dict(device.options))
-    try:
-        session = onnxruntime.InferenceSession(graph, options, providers=[choice], enable_fallback=0)
-    except Exception as error:  # onnxruntime has no root error of its own
-        raise RunnerBroken(f"onnxruntime cannot load the {name} graph ({error})") from None
-    if provider not in session.get_providers():
-        # onnxruntime tells the reason nobody but its own log, and goes on without.
-        raise RunnerBroken(f"onnxruntime cannot set up {provider} on this machine and has written why to stderr")
-    # It would keep the graph's bytes for another go with other providers, in case this one had failed.
-    session._model_bytes = None
-    session.held_weights = held  # it knows their addresses alone
-    return session

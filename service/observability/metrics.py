@@ -8,10 +8,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from carousel.models.bundle import Bundle
 from carousel.models.step import Task
-from carousel.service.engine.admission import Admission
-from carousel.service.engine.async_engine import AsyncEngine
-from carousel.service.engine.encoder import EncoderReport
+from carousel.service.engine.admission.admission import Admission
+from carousel.service.engine.encoder.encoder import EncoderReport
 from carousel.service.engine.sequence import Sequence, StepReport
+from carousel.service.engine.threads.async_engine import AsyncEngine
 from carousel.service.observability.histogram import FrequentHistogram
 from carousel.service.observability.outcomes import BEFORE_A_MODEL, UNREAD, endpoints, outcomes_of
 

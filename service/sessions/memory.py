@@ -9,7 +9,7 @@ import numpy as np
 
 from carousel.models.bundle import Bundle
 from carousel.service.engine.sequence import Ids, Snapshot
-from carousel.service.engine.state_pool import StateSpec
+from carousel.service.engine.states.pool import StateSpec
 from carousel.service.sessions.errors import ModelMismatch
 
 NO_IDS: Ids = np.zeros(0, np.int64)

@@ -5,7 +5,7 @@ import pytest
 from carousel.benchmarks.__main__ import main
 from carousel.benchmarks.server import left_out
 from carousel.service.engine.device import CUDA
-from carousel.service.engine.runner import reason_against
+from carousel.service.engine.session import reason_against
 
 SHAPE = ["--streams", "2", "--seconds", "0.5", "--warmup", "0.1", "--rounds", "1", "--max-tokens", "9"]
 

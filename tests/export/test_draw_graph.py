@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carousel.export.draw_graph import ENGINE, GRAPHS, build_draw
+from carousel.export.draw_graph import GRAPHS, SAMPLING, build_draw
 from carousel.export.draw_graph import main as write_graphs
 from carousel.export.runtime import open_session
 
@@ -25,9 +25,9 @@ def layout(size: int, width: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graph_of_the_service_is_the_one_that_is_built(name: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("carousel.export.draw_graph.ENGINE", tmp_path)
+    monkeypatch.setattr("carousel.export.draw_graph.SAMPLING", tmp_path)
     write_graphs()
-    assert (tmp_path / name).read_bytes() == (ENGINE / name).read_bytes() == build_draw(softmax=GRAPHS[name])
+    assert (tmp_path / name).read_bytes() == (SAMPLING / name).read_bytes() == build_draw(softmax=GRAPHS[name])
 
 
 @pytest.mark.parametrize(("size", "width"), [(5, 8), (12, 4), (12, 3), (13, 4), (400, 100), (401, 128)])

@@ -20,8 +20,8 @@ import pytest
 import redis as redis_client
 from PIL import Image
 
-from carousel.service.api.context import Context
-from carousel.service.server import create_server
+from carousel.service.api.routes.context import Context
+from carousel.service.server.server import create_server
 from carousel.service.settings import Settings
 from tests.service.tiny_captioner import TinyCaptioner
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from carousel.models.codec.image import Preprocessing
-from carousel.service.attention_picture import DARK_FOG, DENSITY, LIGHT_FOG, PANEL, attention_svg
+from carousel.service.pictures.attention import DARK_FOG, DENSITY, LIGHT_FOG, PANEL, attention_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 STRETCH = Preprocessing(width=12, height=12)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from carousel.service.captioning import CaptionParameters, CaptionStream, find_captions
 from carousel.service.engine.sequence import BeamParameters, SamplingParameters
-from carousel.service.generation import Finished, admit
-from carousel.service.images import ImageReader
 from carousel.service.observability.metrics import Metrics
-from carousel.service.repository import Repository
+from carousel.service.pictures.images import ImageReader
+from carousel.service.served.repository import Repository
 from carousel.service.settings import Settings
+from carousel.service.work.captioning import CaptionParameters, CaptionStream, find_captions
+from carousel.service.work.generation import Finished, admit
 from tests.service.tiny_captioner import END, text_of
 
 

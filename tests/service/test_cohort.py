@@ -16,8 +16,8 @@ import pytest
 from carousel.models.bundle import open_bundle
 from carousel.models.codec.interaction import InteractionCodec
 from carousel.service.__main__ import main
-from carousel.service.cohort import trace_cohort
-from carousel.service.cohort_file import CohortError, read_cohort
+from carousel.service.work.cohort import trace_cohort
+from carousel.service.work.cohort_file import CohortError, read_cohort
 
 SKILLS = ("counting", "addition", "fractions, like denominators", "Bruchrechnung \u00fc", "area")
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from carousel.service.drain import Drain
 from carousel.service.observability.requests import RequestRecord
+from carousel.service.work.drain import Drain
 
 
 async def test_drain_is_quiet_once_all_that_ran_has_left():

@@ -11,8 +11,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from carousel.service import heap
-from carousel.service.heap import MAX_ARENAS
+from carousel.service.served import heap
+from carousel.service.served.heap import MAX_ARENAS
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
@@ -35,7 +35,7 @@ gate.wait(30)
 libc.malloc_stats()
 gate.wait(30)
 """
-LIMIT = "from carousel.service.heap import share_arenas; share_arenas()"
+LIMIT = "from carousel.service.served.heap import share_arenas; share_arenas()"
 
 
 def arenas(limit: str, **environment: str) -> int:
@@ -58,7 +58,7 @@ def test_threads_share_arenas_unless_the_environment_says_otherwise():
 RESIDENT = """
 import os
 import numpy as np
-from carousel.service.heap import give_back_freed, keep_large_pieces_apart
+from carousel.service.served.heap import give_back_freed, keep_large_pieces_apart
 
 def resident():
     with open("/proc/self/statm") as file:

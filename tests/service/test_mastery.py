@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from carousel.service.mastery import LEVELS, MAX_ROWS, mastery_svg
+from carousel.service.pictures.mastery import LEVELS, MAX_ROWS, mastery_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 SKILLS = ["counting", "addition", '<script>alert("1")</script> & more', "nul \0 and \ud800 half", "x" * 300]

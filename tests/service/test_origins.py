@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from carousel.service.origins import Origins, is_loopback, origin_of
+from carousel.service.keys.origins import Origins, is_loopback, origin_of
 from carousel.service.settings import Settings
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carousel.service.prefix_cache import MAX_DENSE, NODE_BYTES, STRIDE, PrefixCache, Scope
+from carousel.service.prefixes.cache import MAX_DENSE, NODE_BYTES, STRIDE, PrefixCache, Scope
 
 SCOPE = Scope("digest", "tenant", None)
 PLENTY = 1 << 30

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.sequence import SamplingParameters, Sequence
-from carousel.service.prefix_cache import STRIDE, PrefixCache
-from carousel.service.prefixes import FROM_ZEROS, MAX_STRIDES, MIN_LENGTH, Prefixes
+from carousel.service.prefixes.cache import STRIDE, PrefixCache
+from carousel.service.prefixes.prefixes import FROM_ZEROS, MAX_STRIDES, MIN_LENGTH, Prefixes
 
 
 class Asked(list):

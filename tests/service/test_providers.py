@@ -8,10 +8,11 @@ import httpx
 import pytest
 
 from carousel.service.engine.device import Device
-from carousel.service.engine.device_pool import RowMover
-from carousel.service.engine.runner import OnnxEncoder, RunnerBroken
+from carousel.service.engine.runner import OnnxEncoder
+from carousel.service.engine.session import RunnerBroken
+from carousel.service.engine.states.device_pool import RowMover
 from carousel.service.observability.metrics import Metrics
-from carousel.service.repository import Repository
+from carousel.service.served.repository import Repository
 from carousel.service.settings import Settings
 
 HOST_MEMORY = Device("cpu", "CPUExecutionProvider")
@@ -38,14 +39,14 @@ def test_cpu_asks_for_no_device_and_logs_nothing(warnings_of):
 
 
 def test_device_that_is_missing_is_told_once(warnings_of, monkeypatch):
-    monkeypatch.setattr("carousel.service.repository.CUDA", Device("cuda", "NoExecutionProvider"))
+    monkeypatch.setattr("carousel.service.served.repository.CUDA", Device("cuda", "NoExecutionProvider"))
     (message,) = warnings_of("cuda")
     assert message.startswith("CAROUSEL_PROVIDERS is cuda, but models run on the CPU: the installed onnxruntime has no")
 
 
 @pytest.mark.skipif(IDLE.missing is not None, reason=str(IDLE.missing))
 def test_graphs_that_the_device_has_no_kernels_for_run_on_the_cpu(warnings_of, monkeypatch, all_models):
-    monkeypatch.setattr("carousel.service.repository.CUDA", IDLE)
+    monkeypatch.setattr("carousel.service.served.repository.CUDA", IDLE)
     messages = warnings_of("cuda")
     assert len(messages) == sum(1 for _ in all_models.iterdir())  # and not one of encoders, which may use both
     assert all(
@@ -58,7 +59,7 @@ def test_what_fails_on_the_device_alone_runs_on_the_cpu(warnings_of, monkeypatch
     def refuse(self, device):
         raise RunnerBroken("no memory")
 
-    monkeypatch.setattr("carousel.service.repository.CUDA", HOST_MEMORY)
+    monkeypatch.setattr("carousel.service.served.repository.CUDA", HOST_MEMORY)
     monkeypatch.setattr(RowMover, "__init__", refuse)
     messages = warnings_of("cuda")
     assert "the steps of tiny version 1 cannot run on CPUExecutionProvider and runs on the CPU: no memory" in messages
@@ -71,8 +72,8 @@ def test_encoder_that_fails_on_the_device_alone_runs_on_the_cpu(warnings_of, mon
             if given[-1] is not None:
                 raise RunnerBroken("no convolutions")
 
-    monkeypatch.setattr("carousel.service.repository.CUDA", HOST_MEMORY)
-    monkeypatch.setattr("carousel.service.repository.OnnxEncoder", Encoder)
+    monkeypatch.setattr("carousel.service.served.repository.CUDA", HOST_MEMORY)
+    monkeypatch.setattr("carousel.service.served.repository.OnnxEncoder", Encoder)
     expected = "the encoder of scenes version 1 cannot run on CPUExecutionProvider and runs on the CPU: no convolutions"
     assert expected in warnings_of("cuda")
 
@@ -81,7 +82,7 @@ def test_server_answers_from_a_device_what_it_answers_from_the_host(run_server, 
     moved = []
     move = RowMover.__call__
     monkeypatch.setattr(RowMover, "__call__", lambda *a: moved.append(1) or move(*a))
-    monkeypatch.setattr("carousel.service.repository.CUDA", HOST_MEMORY)
+    monkeypatch.setattr("carousel.service.served.repository.CUDA", HOST_MEMORY)
     answers = []
     for providers in ("cpu", "cuda"):
         with run_server(providers=providers) as server, httpx.Client(base_url=server.url, timeout=20) as client:

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import pytest
 from websockets.protocol import CLIENT, Protocol
 
-from carousel.service.http_protocol import HttpProtocol
-from carousel.service.server import StreamProtocol
+from carousel.service.server.http_protocol import HttpProtocol
+from carousel.service.server.server import StreamProtocol
 
 
 class Transport:

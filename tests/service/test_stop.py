@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carousel.service.stop import StopMatcher
+from carousel.service.work.stop import StopMatcher
 
 text = st.text(alphabet="abc", max_size=30)
 

@@ -16,9 +16,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from carousel.service.chunks import ChunkProtocol, ChunkWriter
-from carousel.service.http_protocol import HttpProtocol, _until_the_end
-from carousel.service.server import Server, StreamProtocol
+from carousel.service.server.chunks import ChunkProtocol, ChunkWriter
+from carousel.service.server.http_protocol import HttpProtocol, _until_the_end
+from carousel.service.server.server import Server, StreamProtocol
 
 ROOT = Path(__file__).parents[2]
 HEAD = b"Host: test\r\n"
@@ -95,7 +95,7 @@ async def parts():
 def test_what_is_used_of_uvicorn_is_there(parts, kind, name):
     assert kind in parts, f"uvicorn {version('uvicorn')} has no {kind} where there was one; service/ subclasses it"
     assert hasattr(parts[kind], name), (
-        f"uvicorn {version('uvicorn')} has no {kind}.{name}, which service/http_protocol.py, chunks.py or server.py "
+        f"uvicorn {version('uvicorn')} has no {kind}.{name}, which service/server/ "
         "uses: see what has become of it before the pin in pyproject.toml is raised"
     )
 

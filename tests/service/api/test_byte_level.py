@@ -99,7 +99,7 @@ def test_top_logprobs_tell_every_token_apart(codec, complete, stream):
 
 
 def test_top_logprobs_of_tokens_of_one_name_tell_the_more_probable():
-    from carousel.service.api.completion_logprobs import top_logprobs
+    from carousel.service.api.wire.completion_logprobs import top_logprobs
     from carousel.service.engine.sequence import Alternative
 
     best = (Alternative(1, -1.0), Alternative(2, -2.0))

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from carousel.service.keys.caller import ANONYMOUS
-from carousel.service.prefix_cache import STRIDE
-from carousel.service.prefixes import MIN_LENGTH
+from carousel.service.prefixes.cache import STRIDE
+from carousel.service.prefixes.prefixes import MIN_LENGTH
 
 TEXT = "kjihgfedcbaabcdefghijk\nabcabcabc"
 BUNDLES = Path(__file__).parents[3] / "bundles"

@@ -7,7 +7,7 @@ import pytest
 
 from carousel.models.codec.image import Preprocessing
 from carousel.service.engine.runner import OnnxEncoder
-from carousel.service.images import ImageReader
+from carousel.service.pictures.images import ImageReader
 
 PATH = "/v1/models/endless/captions"
 SVG = f"{PATH}/attention.svg"
@@ -129,7 +129,9 @@ def test_client_that_vanishes_while_its_image_waits_for_the_encoder_frees_its_pl
 ):
     gate = Gate()
     call = OnnxEncoder.__call__
-    monkeypatch.setattr("carousel.service.repository.usable_cores", lambda: 1)  # one image at a time in the encoder
+    monkeypatch.setattr(
+        "carousel.service.served.repository.usable_cores", lambda: 1
+    )  # one image at a time in the encoder
     with run_server() as server:
 
         def wait(self, images):

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from carousel.service.chunks import ChunkWriter
+from carousel.service.server.chunks import ChunkWriter
 
 PATH = "/v1/completions"
 

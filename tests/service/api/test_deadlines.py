@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from carousel.service.images import ImageReader
-from carousel.service.memories import Memories
-from carousel.service.prompt import prompt_ids
+from carousel.service.pictures.images import ImageReader
+from carousel.service.work.memories import Memories
+from carousel.service.work.prompt import prompt_ids
 
 SOON = 0.05
 LATE = "0.05 s are over; ask for less, or for more time"
@@ -97,7 +97,7 @@ def test_deadline_covers_a_stream_that_is_prepared(connect, picture, monkeypatch
     async def slow(*_, **__):
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("carousel.service.api.text_stream.prompt_ids", slow)
+    monkeypatch.setattr("carousel.service.api.stream.text_stream.prompt_ids", slow)
     monkeypatch.setattr(ImageReader, "_decoded", for_ever)
     stream = connect(model=model)
     if model == "tiny":

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.requests import Request
 
-from carousel.service.api.disconnect import ClientGone, while_connected
+from carousel.service.api.routes.disconnect import ClientGone, while_connected
 
 
 class Client:

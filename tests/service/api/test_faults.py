@@ -24,8 +24,8 @@ import httpx
 import numpy as np
 import pytest
 
-from carousel.service.engine.async_engine import MAX_UNDELIVERED_STEPS
 from carousel.service.engine.runner import OnnxRunner
+from carousel.service.engine.threads.async_engine import MAX_UNDELIVERED_STEPS
 from carousel.service.keys.key_file import key_line, new_key
 from carousel.service.observability.loop_lag import INTERVAL_SECONDS
 
@@ -71,7 +71,7 @@ def test_numbers_that_are_not_finite_fail_their_own_request(http, connect, monke
 
             return spoil
 
-    monkeypatch.setattr("carousel.service.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.served.repository.OnnxRunner", Runner)
     server, client = http()
     fields = {"max_tokens": 600, "temperature": 0}  # which never samples 'k'
     expected = connect(server).generate("abc", **fields)[1:]
@@ -125,7 +125,7 @@ def slow_steps(monkeypatch):
 
             return wait
 
-    monkeypatch.setattr("carousel.service.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.served.repository.OnnxRunner", Runner)
 
 
 def test_event_loop_that_is_blocked_holds_the_engine_back_and_loses_nothing(slow_steps, http, connect, eventually):

@@ -8,7 +8,7 @@ import weakref
 import httpx
 import pytest
 
-from carousel.service.chunks import ChunkWriter
+from carousel.service.server.chunks import ChunkWriter
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def test_defect_is_one_500_and_counted(run_server, outcomes, eventually, monkeyp
         raise RuntimeError("a defect")
 
     monkeypatch.setattr("carousel.service.api.probability.admit", fail)
-    monkeypatch.setattr("carousel.service.api.connection.admit", fail)
+    monkeypatch.setattr("carousel.service.api.stream.connection.admit", fail)
     with run_server() as server, httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
         response = client.post("/v1/models/tiny/next-token", json={"text": "a"})
         assert response.status_code == 500
@@ -140,7 +140,7 @@ def _fail_steps(monkeypatch, condition: Callable[[list[int]], bool], message: st
 
             return step_or_fail
 
-    monkeypatch.setattr("carousel.service.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.served.repository.OnnxRunner", Runner)
 
 
 def _metrics(client: httpx.Client) -> list[Sample]:

@@ -9,8 +9,8 @@ from fastapi.routing import APIWebSocketRoute
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as websockets_connect
 
-from carousel.service.api.key_gate import OPEN_PATHS
 from carousel.service.app import create_app
+from carousel.service.gates.key_gate import OPEN_PATHS
 from carousel.service.keys import keyring
 from carousel.service.keys.key_file import key_line, new_key
 from carousel.service.settings import Settings

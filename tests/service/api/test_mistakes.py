@@ -164,7 +164,7 @@ def test_errors_of_openais_routes_have_its_statuses_and_fields(client, connect):
 
 
 def test_retry_after_is_spread(monkeypatch):
-    from carousel.service.api.error_bodies import answer
+    from carousel.service.api.wire.error_bodies import answer
     from carousel.service.errors import Unavailable
 
     told = {int(answer(Unavailable("capacity_exceeded", "full", 1), "/").headers["retry-after"]) for _ in range(200)}

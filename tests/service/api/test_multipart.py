@@ -2,7 +2,7 @@
 
 import pytest
 
-from carousel.service.api.multipart import read_form
+from carousel.service.api.routes.multipart import read_form
 from carousel.service.errors import RequestError
 
 LIMITS = {"max_parts": 3, "max_field_bytes": 9}

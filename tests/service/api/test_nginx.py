@@ -12,7 +12,7 @@ from contextlib import closing
 import httpx
 import pytest
 
-from carousel.service.http_protocol import HttpProtocol
+from carousel.service.server.http_protocol import HttpProtocol
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 LONG = 60_000

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 
-from carousel.service.engine.overload import WINDOW_SECONDS, WINDOWS
-from carousel.service.engine.queue_time import QueueTime
+from carousel.service.engine.admission.overload import WINDOW_SECONDS, WINDOWS
+from carousel.service.engine.admission.queue_time import QueueTime
 from carousel.service.engine.runner import OnnxRunner
 
 PATHS = {
@@ -131,7 +131,7 @@ def test_stream_that_ends_before_its_first_event_has_a_status_of_its_own(run_ser
 
             return held
 
-    monkeypatch.setattr("carousel.service.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.served.repository.OnnxRunner", Runner)
     goes_on.set()
     with ExitStack() as stack:
         server = stack.enter_context(run_server(max_rows=1))

@@ -55,7 +55,7 @@ def test_score_takes_ids(client):
 
 
 def test_score_of_an_impossible_text_has_no_perplexity(client, monkeypatch):
-    from carousel.service.engine.sampler import Sampler
+    from carousel.service.engine.sampling.sampler import Sampler
 
     for logprob in (-np.inf, -800.0):
         monkeypatch.setattr(Sampler, "score", lambda *_, value=logprob: np.full(1, value))

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import strategies
 from pydantic import Field, TypeAdapter, ValidationError, WrapValidator
 
-from carousel.service.api import frames, slices
-from carousel.service.api.trace_messages import Attempt, TraceBody
+from carousel.service.api.wire import frames, slices
+from carousel.service.api.wire.trace_messages import Attempt, TraceBody
 
 ATTEMPTS = [{"skill": place % 22, "correct": place % 3 == 0} for place in range(130_000)]
 

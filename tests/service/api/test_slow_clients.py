@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from carousel.service.http_protocol import MAX_HEADERS, MAX_LINE_BYTES
+from carousel.service.server.http_protocol import MAX_HEADERS, MAX_LINE_BYTES
 
 RECEIVE_SECONDS = 0.5
 IDLE_SECONDS = 0.6

@@ -30,7 +30,7 @@ def held_after(run_server, monkeypatch):
 
             return held
 
-    monkeypatch.setattr("carousel.service.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.served.repository.OnnxRunner", Runner)
 
     @contextmanager
     def run(steps):
@@ -69,7 +69,7 @@ def test_caption_without_a_word_is_a_504(held_after, picture, refused):
 
 
 def test_batch_stream_that_waits_says_so_and_tells_its_error_as_the_last_event(held_after, monkeypatch):
-    monkeypatch.setattr("carousel.service.api.event_stream.COMMENT_SECONDS", 0.1)
+    monkeypatch.setattr("carousel.service.api.routes.event_stream.COMMENT_SECONDS", 0.1)
     with held_after(steps=0) as late:
         fields = {"stream": True, "timeout_seconds": 0.75, "priority": "batch"}
         response = late.post("/v1/completions", json=COMPLETION | fields)
@@ -81,14 +81,14 @@ def test_batch_stream_that_waits_says_so_and_tells_its_error_as_the_last_event(h
 
 
 def test_stream_that_is_not_batch_keeps_its_status_for_longer(held_after, monkeypatch, refused):
-    monkeypatch.setattr("carousel.service.api.event_stream.COMMENT_SECONDS", 1.0)
+    monkeypatch.setattr("carousel.service.api.routes.event_stream.COMMENT_SECONDS", 1.0)
     with held_after(steps=0) as late:
         fields = {"stream": True, "timeout_seconds": 1.5}
         refused(late.post("/v1/completions", json=COMPLETION | fields), 504, "deadline_exceeded", retryable=True)
 
 
 def test_stream_that_goes_on_says_nothing_but_its_events(client, monkeypatch):
-    monkeypatch.setattr("carousel.service.api.event_stream.COMMENT_SECONDS", 0.02)
-    monkeypatch.setattr("carousel.service.api.event_stream.PATIENCE_TURNS", 50)
+    monkeypatch.setattr("carousel.service.api.routes.event_stream.COMMENT_SECONDS", 0.02)
+    monkeypatch.setattr("carousel.service.api.routes.event_stream.PATIENCE_TURNS", 50)
     text = client.post("/v1/completions", json=COMPLETION | {"stream": True, "max_tokens": 2000}).text
     assert all(line.startswith("data: ") for line in text.strip().split("\n\n"))

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.device import CUDA, Device, DeviceArray, Tensor
-from carousel.service.engine.runner import Step, StepArrays, reason_against
+from carousel.service.engine.runner import Step, StepArrays
 from carousel.service.engine.sequence import Array, BeamParameters, FinishReason, Floats
-from carousel.service.engine.state_pool import StateSpec
+from carousel.service.engine.session import reason_against
+from carousel.service.engine.states.pool import StateSpec
 
 MODULUS = 9973
 

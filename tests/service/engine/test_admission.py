@@ -9,11 +9,10 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from carousel.service.engine.async_engine import AsyncEngine
+from carousel.service.engine.admission.overload import WINDOW_SECONDS, WINDOWS
+from carousel.service.engine.admission.queue_time import QueueTime, Urgency, retry_after_seconds
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.errors import DeadlineExceeded, EngineFull, WaitTooLong
-from carousel.service.engine.overload import WINDOW_SECONDS, WINDOWS
-from carousel.service.engine.queue_time import QueueTime, Urgency, retry_after_seconds
 from carousel.service.engine.scheduler import Scheduler
 from carousel.service.engine.sequence import (
     BeamParameters,
@@ -23,6 +22,7 @@ from carousel.service.engine.sequence import (
     Sequence,
     TokenEvent,
 )
+from carousel.service.engine.threads.async_engine import AsyncEngine
 
 BATCH = Urgency(batch=True)
 NOW = Urgency()

@@ -10,7 +10,6 @@ from contextlib import ExitStack, asynccontextmanager
 import numpy as np
 import pytest
 
-from carousel.service.engine.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.errors import BeamTooWide, EngineFull, EngineStopped
 from carousel.service.engine.sequence import (
@@ -21,7 +20,8 @@ from carousel.service.engine.sequence import (
     Sequence,
     TokenEvent,
 )
-from carousel.service.engine.token_stream import MAX_EVENTS, TokenStream
+from carousel.service.engine.streams.token_stream import MAX_EVENTS, TokenStream
+from carousel.service.engine.threads.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine
 
 DEADLINE_SECONDS = 30
 

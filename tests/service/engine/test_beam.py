@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from carousel.service.engine.beam import Beam, log_softmax
+from carousel.service.engine.heads.beam import Beam, log_softmax
 from carousel.service.engine.sequence import BeamParameters, FinishReason
 
 END = 2

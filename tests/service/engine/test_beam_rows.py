@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.core import NOT_FINITE, EngineCore
-from carousel.service.engine.rows import CHUNK
+from carousel.service.engine.rows.table import CHUNK
 from carousel.service.engine.sequence import BeamParameters, FinishReason, SamplingParameters, Sequence, Snapshot
 
 END = 3

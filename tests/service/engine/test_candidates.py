@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carousel.service.engine.candidates import Candidates, bounds_of_largest, largest
+from carousel.service.engine.sampling.candidates import Candidates, bounds_of_largest, largest
 
 
 def rows_of(*deviations, size):

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from carousel.service.engine.async_engine import AsyncEngine
 from carousel.service.engine.core import EngineCore
-from carousel.service.engine.encoder import Encoder
-from carousel.service.engine.runner import OnnxEncoder, OnnxRunner, RunnerBroken
+from carousel.service.engine.encoder.encoder import Encoder
+from carousel.service.engine.runner import OnnxEncoder, OnnxRunner
 from carousel.service.engine.sequence import BeamParameters, FinishReason, SamplingParameters, Sequence, TokenEvent
-from carousel.service.engine.state_pool import StateSpec
+from carousel.service.engine.session import RunnerBroken
+from carousel.service.engine.states.pool import StateSpec
+from carousel.service.engine.threads.async_engine import AsyncEngine
 
 VOCABULARY, SIZE, ROWS, COLUMNS = 13, 5, 2, 3
 IMAGE = (3, 4, 7)

@@ -9,10 +9,10 @@ import pytest
 
 from carousel.export.publish import export_checkpoint
 from carousel.service.engine.sequence import BeamParameters, SamplingParameters, Sequence, TokenEvent
-from carousel.service.generation import admit, run_quietly
 from carousel.service.observability.metrics import Metrics
-from carousel.service.repository import Repository
+from carousel.service.served.repository import Repository
 from carousel.service.settings import Settings
+from carousel.service.work.generation import admit, run_quietly
 
 MAX_TOKENS = 8
 IMAGES = 40

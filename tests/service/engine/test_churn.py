@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.core import EngineCore
-from carousel.service.engine.runner import RunnerBroken
 from carousel.service.engine.sequence import (
     BeamParameters,
     FinishEvent,
@@ -22,6 +21,7 @@ from carousel.service.engine.sequence import (
     Sequence,
     Snapshot,
 )
+from carousel.service.engine.session import RunnerBroken
 
 VOCABULARY = 23
 MAX_ROWS = 13

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.core import NOT_FINITE, EngineCore
-from carousel.service.engine.rows import CHUNK
-from carousel.service.engine.runner import RunnerBroken
+from carousel.service.engine.rows.table import CHUNK
 from carousel.service.engine.sequence import FinishReason, Readout, SamplingParameters, Sequence
+from carousel.service.engine.session import RunnerBroken
 
 
 class Listener:

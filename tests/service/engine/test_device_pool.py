@@ -17,11 +17,12 @@ import pytest
 from carousel.models.bundle import open_bundle
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.device import Device, DeviceArray
-from carousel.service.engine.device_pool import MOVE_GRAPH, DevicePool, RowMover
-from carousel.service.engine.runner import RunnerBroken, StepArrays
+from carousel.service.engine.runner import StepArrays
 from carousel.service.engine.sequence import BeamParameters, Readout, SamplingParameters, Sequence
-from carousel.service.engine.state_pool import HostPool, StateSpec
-from carousel.service.repository import open_core, open_runner
+from carousel.service.engine.session import RunnerBroken
+from carousel.service.engine.states.device_pool import MOVE_GRAPH, DevicePool, RowMover
+from carousel.service.engine.states.pool import HostPool, StateSpec
+from carousel.service.served.repository import open_core, open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
 STATES = {"state.h": StateSpec((3,), "float32"), "state.c": StateSpec((2, 5), "int64")}

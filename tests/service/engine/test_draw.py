@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carousel.service.engine.draw import ALIGNED, BUCKET, Draw, bucket_width
-from carousel.service.engine.rows import RowTable
-from carousel.service.engine.runner import Softmax
-from carousel.service.engine.sampler import Sampler
+from carousel.service.engine.rows.table import RowTable
+from carousel.service.engine.sampling.draw import ALIGNED, BUCKET, Draw, bucket_width
+from carousel.service.engine.sampling.sampler import Sampler
+from carousel.service.engine.sampling.softmax import Softmax
 from carousel.service.engine.sequence import SamplingParameters, Sequence
 
 SIZES = [1, 3, 37, 128, 500, 996, 997, 10_000]

@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from carousel.service.engine.encoder import PREPARING_SECONDS, Encoder, EncoderStopped, EncodingFailed
-from carousel.service.engine.encoder_pace import CALL_SECONDS, MAX_BATCH, RECENT_CALLS, Pace
-from carousel.service.engine.rows import NOT_FINITE
-from carousel.service.engine.runner import RunnerBroken
+from carousel.service.engine.encoder.encoder import PREPARING_SECONDS, Encoder, EncoderStopped, EncodingFailed
+from carousel.service.engine.encoder.pace import CALL_SECONDS, MAX_BATCH, RECENT_CALLS, Pace
+from carousel.service.engine.rows.table import NOT_FINITE
+from carousel.service.engine.session import RunnerBroken
 
 SHAPE = (3, 2, 5)
 DEADLINE_SECONDS = 30

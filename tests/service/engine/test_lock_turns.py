@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from carousel.service.engine.lock_turns import LONG_SECONDS, SHORT_SECONDS, LockTurns
 from carousel.service.engine.sequence import FinishEvent, FinishReason, TokenEvent
-from carousel.service.engine.token_stream import TokenStream
+from carousel.service.engine.streams.lock_turns import LONG_SECONDS, SHORT_SECONDS, LockTurns
+from carousel.service.engine.streams.token_stream import TokenStream
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def interval():
 @pytest.fixture
 def turns(monkeypatch):
     turns = LockTurns()
-    monkeypatch.setattr("carousel.service.engine.token_stream.LOCK_TURNS", turns)
+    monkeypatch.setattr("carousel.service.engine.streams.token_stream.LOCK_TURNS", turns)
     return turns
 
 

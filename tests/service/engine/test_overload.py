@@ -10,14 +10,14 @@ import random
 import numpy as np
 import pytest
 
-from carousel.service.engine import async_engine
-from carousel.service.engine.async_engine import AsyncEngine
+from carousel.service.engine.admission.overload import FEW, WINDOW_SECONDS, WINDOWS, Overload
+from carousel.service.engine.admission.places import SHORT
+from carousel.service.engine.admission.queue_time import Urgency
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.errors import EngineFull
-from carousel.service.engine.overload import FEW, WINDOW_SECONDS, WINDOWS, Overload
-from carousel.service.engine.places import SHORT
-from carousel.service.engine.queue_time import Urgency
 from carousel.service.engine.sequence import FinishEvent, FinishReason, SamplingParameters, Sequence, StepOutput
+from carousel.service.engine.threads import async_engine
+from carousel.service.engine.threads.async_engine import AsyncEngine
 
 
 def poisson(rate, *, start=0.0, end, seed=1):

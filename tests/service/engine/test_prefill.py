@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.core import NOT_FINITE, EngineCore
-from carousel.service.engine.prefill import MAX_ROWS, MAX_TOKENS, MAX_TOKENS_ALONE, MIN_TOKENS
-from carousel.service.engine.rows import CHUNK
-from carousel.service.engine.runner import RunnerBroken
+from carousel.service.engine.prefill.prefill import MAX_ROWS, MAX_TOKENS, MAX_TOKENS_ALONE, MIN_TOKENS
+from carousel.service.engine.rows.table import CHUNK
 from carousel.service.engine.sequence import FinishReason, Readout, SamplingParameters, Sequence
+from carousel.service.engine.session import RunnerBroken
 
 MODULUS = 9973
 LENGTHS = [1, 2, MIN_TOKENS, MIN_TOKENS + 1, MIN_TOKENS + 2, CHUNK, CHUNK + 1, CHUNK + 2, 4 * CHUNK + 30]

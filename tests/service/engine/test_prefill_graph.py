@@ -10,7 +10,7 @@ import pytest
 from carousel.models.bundle import open_bundle
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.sequence import Readout, SamplingParameters, Sequence
-from carousel.service.repository import open_prefill, open_runner
+from carousel.service.served.repository import open_prefill, open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
 LENGTHS = (300, 1, 140, 129, 9, 77)

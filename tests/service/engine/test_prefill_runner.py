@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from carousel.service.engine import prefill_runner
 from carousel.service.engine.device import Device, DeviceArray
-from carousel.service.engine.prefill_runner import MIN_PIECES, PIECE, OnnxPrefillRunner
+from carousel.service.engine.prefill.prefill import runner as prefill_runner
+from carousel.service.engine.prefill.runner import MIN_PIECES, PIECE, OnnxPrefillRunner
 
 ROWS = 3
 LOOKED_UP = 40

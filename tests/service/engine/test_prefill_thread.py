@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from carousel.service.engine.async_engine import AsyncEngine
 from carousel.service.engine.core import EngineCore
-from carousel.service.engine.prefill import MAX_TOKENS, Prefill
-from carousel.service.engine.prefill_thread import PrefillThread
+from carousel.service.engine.prefill.prefill import MAX_TOKENS, Prefill
+from carousel.service.engine.prefill.thread import PrefillThread
 from carousel.service.engine.sequence import FinishReason, SamplingParameters, Sequence, TokenEvent
+from carousel.service.engine.threads.async_engine import AsyncEngine
 
 pytestmark = pytest.mark.skipif(
     "len(__import__('os').sched_getaffinity(0)) < 2", reason="with one core there is no such thread"

@@ -9,8 +9,8 @@ import pytest
 
 from carousel.models.bundle import list_repository, open_bundle
 from carousel.service.engine.runner import StepArrays
-from carousel.service.engine.state_pool import zeros
-from carousel.service.repository import open_runner
+from carousel.service.engine.states.pool import zeros
+from carousel.service.served.repository import open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
 ROWS = 128

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from carousel.service.engine.rows import CHUNK, RowTable
+from carousel.service.engine.rows.table import CHUNK, RowTable
 from carousel.service.engine.sequence import SamplingParameters, Sequence
 
 

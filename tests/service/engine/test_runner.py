@@ -11,9 +11,11 @@ import pytest
 
 from carousel.models.bundle import open_bundle
 from carousel.service.engine.core import EngineCore
-from carousel.service.engine.runner import SOFTMAX_GRAPH, Softmax, StepArrays
+from carousel.service.engine.runner import StepArrays
+from carousel.service.engine.sampling.softmax import Softmax
 from carousel.service.engine.sequence import Readout, SamplingParameters, Sequence
-from carousel.service.repository import open_runner
+from carousel.service.engine.session import SOFTMAX_GRAPH
+from carousel.service.served.repository import open_runner
 
 
 @pytest.fixture

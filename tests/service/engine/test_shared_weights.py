@@ -20,11 +20,12 @@ from carousel.models.bundle import open_bundle, publish
 from carousel.models.manifest import Manifest, TextCodecSpec
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 from carousel.models.weights import WEIGHTS
-from carousel.service.engine.prefill_runner import OnnxPrefillRunner
-from carousel.service.engine.runner import OnnxRunner, RunnerBroken, StepArrays, open_session
-from carousel.service.engine.state_pool import zeros
-from carousel.service.heap import give_back_freed
-from carousel.service.repository import open_core, open_prefill, open_runner
+from carousel.service.engine.prefill.runner import OnnxPrefillRunner
+from carousel.service.engine.runner import OnnxRunner, StepArrays
+from carousel.service.engine.session import RunnerBroken, open_session
+from carousel.service.engine.states.pool import zeros
+from carousel.service.served.heap import give_back_freed
+from carousel.service.served.repository import open_core, open_prefill, open_runner
 
 UNITS, WORDS = 80, 301
 

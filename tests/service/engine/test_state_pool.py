@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from carousel.service.engine.device_pool import DevicePool
-from carousel.service.engine.state_pool import HostPool, StateSpec
+from carousel.service.engine.states.device_pool import DevicePool
+from carousel.service.engine.states.pool import HostPool, StateSpec
 
 STATES = {"state.h": StateSpec((3,), "float32"), "state.c": StateSpec((2, 5), "float32")}
 MEMORIES = {"memory.features": StateSpec((4, 6), "float32"), "memory.count": StateSpec((1,), "int64")}

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from carousel.service.engine.sequence import FinishEvent, FinishReason, TokenEvent
-from carousel.service.engine.token_stream import TokenStream
+from carousel.service.engine.streams.token_stream import TokenStream
 
 END = FinishEvent(FinishReason.LENGTH)
 

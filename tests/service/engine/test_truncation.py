@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carousel.service.engine import truncation
-from carousel.service.engine.plan import LargestOnly, MassOnly
-from carousel.service.engine.truncation import MassTruncator, draw_from_largest
+from carousel.service.engine.rows.plan import LargestOnly, MassOnly
+from carousel.service.engine.sampling import truncation
+from carousel.service.engine.sampling.truncation import MassTruncator, draw_from_largest
 
 SIZES = [1, 3, 37, 300, 1023, 1024, 1061, 5157, 10_000]
 

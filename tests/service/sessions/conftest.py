@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.sequence import Snapshot
-from carousel.service.engine.state_pool import StateSpec
+from carousel.service.engine.states.pool import StateSpec
 from carousel.service.sessions.memory import Memory, ModelIdentity, remember
 from carousel.service.sessions.process_store import ProcessSessionStore
 from carousel.service.sessions.redis_store import RedisSessionStore

@@ -7,7 +7,7 @@ import pytest
 
 from carousel.models.graph import ELEMENT_TYPES
 from carousel.service.engine.sequence import Snapshot
-from carousel.service.engine.state_pool import StateSpec
+from carousel.service.engine.states.pool import StateSpec
 from carousel.service.sessions.errors import ModelMismatch
 from carousel.service.sessions.memory import OUTPUT, ModelIdentity, check_fit, remember
 

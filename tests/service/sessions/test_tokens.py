@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carousel.service.engine.sequence import Snapshot
-from carousel.service.engine.state_pool import StateSpec
+from carousel.service.engine.states.pool import StateSpec
 from carousel.service.sessions.codec import encode
 from carousel.service.sessions.errors import InvalidToken, ModelMismatch
 from carousel.service.sessions.memory import ModelIdentity, remember

@@ -1,0 +1,55 @@
+"""Tokens past ASGI: straight into the socket, when it can take them, without a task of its own being woken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from starlette.types import Scope
+
+from carousel.service.work.generation import Token
+
+FRAME_WRITER = "carousel.frame_writer"
+"""Where the server leaves, in a connection's or request's scope, what writes frames; another server leaves nothing."""
+
+
+class FrameWriter(Protocol):
+    """What an accepted WebSocket connection, or a response that has begun, is sent through."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is open and has not too much unsent already."""
+        ...
+
+    def write_text(self, text: str) -> None:
+        """Send a text frame, or a chunk of the response's body."""
+        ...
+
+
+class TokenFrames:
+    """Sends what is told of a token (a service.work.generation.TokenTaker).
+
+    Args:
+        writer: sends.
+        tell: what is told of a token; nothing where it is empty.
+    """
+
+    def __init__(self, writer: FrameWriter, tell: Callable[[Token], str]) -> None:
+        self._writer = writer
+        self._tell = tell
+
+    @property
+    def ready(self) -> bool:
+        """Whether a frame would be sent without waiting."""
+        return self._writer.ready
+
+    def take(self, token: Token) -> None:
+        """Send the frame of a token."""
+        if text := self._tell(token):
+            self._writer.write_text(text)
+
+
+def token_frames(scope: Scope, tell: Callable[[Token], str]) -> TokenFrames | None:
+    """What takes the tokens of a stream, if the server offers it."""
+    writer = scope.get(FRAME_WRITER)
+    return None if writer is None else TokenFrames(writer, tell)

@@ -1,0 +1,60 @@
+"""Who cannot be let in is told so before anything of the body is read, decoded or validated.
+
+What is decided by the body (its priority, its time limit, how many rows it wants) is decided again where it is known.
+"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from carousel.service.api.routes.handlers import error_response
+from carousel.service.errors import ServiceError
+from carousel.service.observability.requests import record_of
+from carousel.service.served.repository import Repository, ServedModel
+from carousel.service.work.generation import refusals
+
+MODEL_PATHS = "/v1/models/"
+COMPLETIONS_PATH = "/v1/completions"
+
+
+class LoadGate:
+    """ASGI middleware that answers 503 to a POST whose model has no place for it.
+
+    The path names the model, but for completions: those are looked at where there is one language model to ask.
+    """
+
+    def __init__(self, app: ASGIApp, repository: Repository) -> None:
+        self._app = app
+        self._repository = repository
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] == "http" and scope["method"] == "POST" and (found := self._find(scope["path"])) is not None:
+            model, endpoint = found
+            try:
+                with refusals(model):
+                    model.engine.check_room()
+            except ServiceError as error:
+                record = record_of(scope)
+                record.model, record.version, record.endpoint = model.name, str(model.bundle.version), endpoint
+                await error_response(scope, error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _find(self, path: str) -> tuple[ServedModel, str] | None:
+        """The model that a path is for, and the path of its route."""
+        models = self._repository.models
+        if path.startswith(MODEL_PATHS):
+            name, _, rest = path.removeprefix(MODEL_PATHS).partition("/")
+            model = models.get(name)
+            if model is None or rest not in RESTS:
+                return None
+            return model, f"{MODEL_PATHS}{{model}}/{rest}"
+        if path == COMPLETIONS_PATH:
+            languages = [model for model in models.values() if model.bundle.manifest.task == "language"]
+            return (languages[0], path) if len(languages) == 1 else None
+        return None
+
+
+RESTS = frozenset({"next-token", "score", "trace", "captions", "captions/attention.svg"})
+"""What the paths of the routes end in that run a model."""

@@ -1,0 +1,100 @@
+"""Which beginning of a prompt need not be eaten again, and which states of the rest are worth keeping.
+
+A recurrent state is as long after four thousand ids as after four, and it is exact to the id: whoever goes on from it
+gets, bit for bit, what eating all of them would have given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from carousel.service.engine.sequence import Array, Ids, Sequence, Snapshot
+from carousel.service.keys.caller import current_caller
+from carousel.service.prefixes.cache import STRIDE, PrefixCache, Scope
+
+MIN_LENGTH = 4
+"""Ids from which on a state is kept. To find and to keep one takes the event loop about 30 microseconds (`python -m
+benchmarks.prefix`), which a small model's step of 64 rows takes for two of them. Below twice that, the room is worth
+more to longer ones."""
+
+MAX_STRIDES = 16
+"""Looks on the way through one prompt, so that the second which shares a beginning need not wait for a third. They are
+STRIDE ids apart, as often as the engine visits a row anyhow; in a longer prompt, further."""
+
+
+def _drop(ids: Ids, state: Mapping[str, Array]) -> None:
+    """Keep nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """How a sequence that starts from zeros may start instead. The default: from zeros, and nothing is kept.
+
+    Args:
+        length: ids of the prompt that need not be eaten: `Sequence.eaten`.
+        snapshot: the memory after them; None where there are none.
+        looks: `Sequence.looks`.
+        put: where the states go.
+    """
+
+    length: int = 0
+    snapshot: Snapshot | None = None
+    looks: tuple[int, ...] = ()
+    put: Callable[[Ids, Mapping[str, Array]], None] = _drop
+
+    def keep(self, sequence: Sequence) -> None:
+        """Keep what was looked at, after the first event of a sequence that did not fail.
+
+        A state that is not finite is not kept: an int8 graph's logits are numbers whatever the state holds.
+        """
+        for length in self.looks:
+            state = sequence.looked.get(length)
+            if state is not None and all(np.isfinite(row).all() for row in state.values()):
+                self.put(sequence.prompt[:length], state)
+
+
+FROM_ZEROS = Beginning()
+
+
+class Prefixes:
+    """One model's part of the cache.
+
+    Args:
+        cache: shared by all models.
+        digest: the model's.
+        on_lookup: called with the tokens of each prompt that is looked up, and how many need not be eaten.
+    """
+
+    def __init__(self, cache: PrefixCache, digest: str, on_lookup: Callable[[int, int], None]) -> None:
+        self._cache = cache
+        self._digest = digest
+        self._on_lookup = on_lookup
+
+    def begin(self, prompt: Ids, salt: str | None) -> Beginning:
+        """How a sequence that eats this prompt from zeros is to start.
+
+        Args:
+            prompt: <int64>[N]
+            salt: callers that give different ones never meet.
+        """
+        end = len(prompt) - 1
+        if end < MIN_LENGTH or not self._cache.max_bytes:
+            return FROM_ZEROS
+        scope = Scope(self._digest, current_caller().tenant, salt)
+        match = self._cache.find(scope, prompt)
+        self._on_lookup(len(prompt), match.length)
+        stride = max(STRIDE, -(-end // MAX_STRIDES))
+        looks = {*range(stride, end, stride), match.known, end}  # `known`: where prompts part, the next may meet
+        return Beginning(
+            length=match.length,
+            snapshot=None if match.state is None else Snapshot(match.state, prompt[match.length :]),
+            looks=tuple(sorted(look for look in looks if look > match.length and look >= MIN_LENGTH)),
+            put=lambda ids, state: self._cache.put(scope, ids, state),
+        )
+
+    def drop(self) -> None:
+        """Forget every state: the model is no longer served."""
+        self._cache.drop(self._digest)

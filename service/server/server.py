@@ -1,0 +1,168 @@
+"""uvicorn, set up for streams of small messages."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import cast
+
+import uvicorn
+from starlette.types import Scope
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.protocol import State
+
+from carousel.service.api.routes.direct_frames import FRAME_WRITER
+from carousel.service.api.stream.message_limit import MESSAGE_LIMIT
+from carousel.service.app import create_app
+from carousel.service.observability.requests import finish
+from carousel.service.server.http_protocol import Bounds, bounded
+from carousel.service.settings import Settings
+from carousel.service.work.drain import Drain
+
+logger = logging.getLogger("carousel")
+
+HEADERS = [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("referrer-policy", "no-referrer")]
+"""Of every response: what is sent as JSON or a picture is nothing else, belongs in nobody's frame, and tells no other
+site its URL, which may name a session. (HSTS is for whoever speaks TLS.)"""
+
+LINGER_SECONDS = 5.0
+"""How long a socket whose application has ended may take to send what is buffered."""
+
+
+ACCEPTS = 16
+"""Times that each address is listened on: libuv accepts one connection for each in a turn of the event loop, and turns
+are long while tokens go out. Whoever came behind more would wait for many, before anybody could refuse it."""
+
+FAREWELL_SECONDS = 3.0
+"""How long those who are ended when the grace is over may take to be told."""
+
+
+class StreamProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol, which would wait for ever for a client that never reads its last bytes.
+
+    The application may change how long a message may be (`allow_messages_of`), before it accepts the connection.
+    """
+
+    async def run_asgi(self) -> None:
+        """Run the application; soon after its end, drop the connection whatever is still unsent."""
+        scope = cast(Scope, self.scope)  # as ASGI has it: servers may add keys
+        scope[MESSAGE_LIMIT] = self._allow_messages_of
+        scope[FRAME_WRITER] = self
+        await super().run_asgi()
+        del scope[MESSAGE_LIMIT], scope[FRAME_WRITER]  # lest only a search for garbage free this protocol
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `write_text` may be called: the connection is open, and not too much is unsent."""
+        return self.writable.is_set() and self.conn.state is State.OPEN and not self.disconnected
+
+    def write_text(self, text: str) -> None:
+        """Send a text frame (RFC 6455, section 5.2: final, not masked; no extension is ever agreed on)."""
+        payload = text.encode()
+        size = len(payload)
+        if size < 126:
+            head = bytes((0x81, size))
+        elif size < 1 << 16:
+            head = b"\x81\x7e" + size.to_bytes(2, "big")
+        else:
+            head = b"\x81\x7f" + size.to_bytes(8, "big")
+        self.transport.write(head + payload)
+
+    def _allow_messages_of(self, max_bytes: int) -> None:
+        self.conn.max_message_size = max_bytes
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which says where it listens once it does, and lets what runs finish before it stops.
+
+    uvicorn's own would stop listening and close every WebSocket at once.
+
+    Args:
+        config: uvicorn's.
+        drain: the application's.
+        grace_seconds: how long what runs may go on.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, grace_seconds: float) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._grace_seconds = grace_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Bind, and say so."""
+        await super().startup(sockets)
+        loop, config = asyncio.get_running_loop(), self.config
+
+        def protocol() -> asyncio.Protocol:
+            kind = cast(Callable[..., asyncio.Protocol], config.http_protocol_class)
+            return kind(config=config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        for server in list(self.servers):
+            for listening in server.sockets:
+                logger.info("ready on http://%s:%d (/docs describes the API)", *listening.getsockname()[:2])
+                for _ in range(1, ACCEPTS):
+                    again = socket.socket(fileno=os.dup(listening.fileno()))
+                    self.servers.append(await loop.create_server(protocol, sock=again, backlog=config.backlog))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, and stop. Until what runs has ended the server listens, so that it can say that it is not ready."""
+        drain = self._drain
+        drain.begin()
+        logger.info("shutting down: %d requests and sockets may go on for %g s", len(drain), self._grace_seconds)
+        if not await drain.quiet(self._grace_seconds):
+            logger.warning(
+                "the grace of %g s is over: %d requests and sockets are ended", self._grace_seconds, len(drain)
+            )
+            drain.end()
+            if not await drain.quiet(FAREWELL_SECONDS):
+                self._abort()
+                await drain.quiet(FAREWELL_SECONDS)
+        late = asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._abort)  # who reads nothing more
+        await super().shutdown(sockets)
+        late.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins to drain; the second does at once what it would do to any process."""
+        if self.should_exit:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+            os._exit(128 + sig)  # to a container's first process the kernel does nothing by default
+        super().handle_exit(sig, frame)
+
+    def _abort(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+def create_server(settings: Settings) -> Server:
+    """The server, not yet running."""
+    app = create_app(settings)
+    context = app.state.context
+    bounds = Bounds(
+        settings.max_connections,
+        settings.receive_seconds,
+        on_excess=context.metrics.connection_refused,
+        on_refused=partial(finish, context.metrics),
+    )
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=bounded(bounds),
+        ws=StreamProtocol,
+        ws_max_size=settings.max_body_bytes,
+        ws_per_message_deflate=False,  # token frames are too small to gain and too many to pay
+        access_log=False,
+        proxy_headers=False,  # nothing here asks where a client is
+        log_config=None,
+        server_header=False,
+        headers=HEADERS,
+    )
+    return Server(config, context.drain, settings.shutdown_grace_seconds)

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from carousel.service.engine.device import Device, DeviceArray
-from carousel.service.engine.prefill.prefill import runner as prefill_runner
+from carousel.service.engine.prefill import runner as prefill_runner
 from carousel.service.engine.prefill.runner import MIN_PIECES, PIECE, OnnxPrefillRunner
 
 ROWS = 3

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carousel.service.engine.rows.table import RowTable, plan
+from carousel.service.engine.rows import plan
+from carousel.service.engine.rows.table import RowTable
 from carousel.service.engine.sampling.sampler import Sampler
 from carousel.service.engine.sequence import SamplingParameters, Sequence
 

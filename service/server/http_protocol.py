@@ -1,6 +1,7 @@
 """The HTTP protocol, with a bound on all that a client may send, open or take its time for before it is a request.
 
-What a request itself may hold is bounded further in (gates/body_limit.py, gates/load_gate.py). uvicorn has no bounds here.
+What a request itself may hold is bounded further in (gates/body_limit.py, gates/load_gate.py). uvicorn has no bounds
+here.
 """
 
 from __future__ import annotations

@@ -449,6 +449,7 @@ async def test_batch_is_begun_with_when_nothing_interactive_waits(graph):
         await asyncio.sleep(0)
         assert encoder.waiting == 5
         later[-2].cancel()
+        await asyncio.sleep(0)  # the encoder's threads do not wait for the event loop to hear of it
         graph.gate.set()
         await asyncio.gather(first, *later, return_exceptions=True)
     assert graph.batches == [[1], [2], [3], [20], [21]]

@@ -27,7 +27,7 @@ from carousel.models.graph import STATE_PREFIX
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.prefill.runner import OnnxPrefillRunner
 from carousel.service.engine.prefill.thread import PrefillThread
-from carousel.service.engine.runner import OnnxRunner
+from carousel.service.engine.runner import HeadPorts, OnnxRunner, StepPorts
 from carousel.service.engine.sequence import SamplingParameters, Sequence, Snapshot
 from carousel.service.engine.states.pool import StateSpec
 
@@ -127,7 +127,14 @@ class Benchmark:
         return f" {statistics.median(gaps) * 1e3:.1f} ms | {p99 * 1e3:.1f} ms | {last} "
 
     def _core(self, *, prefill: bool = True) -> EngineCore:
-        runner = OnnxRunner(self._step, "language", self._specs, WORDS, 1)
+        ports = StepPorts(
+            inputs={"token": StateSpec((), "int64")},
+            outputs={"logits": StateSpec((WORDS,), "float32")},
+            states=self._specs,
+            context={},
+            head=HeadPorts("token", "logits"),
+        )
+        runner = OnnxRunner(self._step, ports, 1)
         many = OnnxPrefillRunner(self._prefill, "language") if prefill else None
         core = EngineCore(runner, 64, prefill=many)
         core.warm_up()

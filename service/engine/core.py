@@ -1,6 +1,6 @@
 """The engine's loop body: who joins, one step of everyone, what came of it.
 
-Axes: n active rows, O outputs of a step.
+Axes: n active rows.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from carousel.service.engine.scheduler import Scheduler
 from carousel.service.engine.sequence import (
     FinishEvent,
     FinishReason,
+    Floats,
     Ids,
     Sequence,
     Snapshot,
@@ -29,7 +31,7 @@ from carousel.service.engine.sequence import (
     StepReport,
     TokenBatch,
 )
-from carousel.service.engine.states.pool import HostPool, StatePool
+from carousel.service.engine.states.pool import HostPool, StatePool, zeros
 
 
 class EngineCore:
@@ -52,18 +54,23 @@ class EngineCore:
         prefill: PrefillRunner | None = None,
         pool: StatePool | None = None,
     ) -> None:
+        ports = runner.ports
+        (size,) = ports.outputs[ports.head.reads].shape
         self.scheduler = Scheduler(max_rows)
         self._runner = runner
         self._clock = clock
-        self._pool: StatePool = pool or HostPool(runner.states, runner.memories, max_rows)
-        self._table = RowTable(max_rows, runner.output_size)
+        self._pool: StatePool = pool or HostPool(ports.states, ports.context, max_rows)
+        self._table = RowTable(max_rows, size)
         self._beams = BeamRows(self._pool, self._table)
-        self.prefill = Prefill(prefill, runner.states)
-        self._sampler = Sampler(runner.output_size)
-        self._ids = np.zeros(max_rows, np.int64)
-        self._outputs = np.zeros((max_rows, runner.output_size), np.float32)
+        self.prefill = Prefill(prefill, ports.states)
+        self._sampler = Sampler(size)
+        self._inputs = zeros(ports.inputs, max_rows)
+        self._said = zeros(ports.outputs, max_rows)
+        self._ids: Ids = cast(Ids, self._inputs[ports.head.feeds])
+        self._outputs: Floats = cast(Floats, self._said[ports.head.reads])
         self._quiet = QuietRows(self._table, self._sampler, self._outputs)
-        self._attention = None if runner.attention is None else np.zeros((max_rows, *runner.attention), np.float32)
+        attends = ports.head.attends
+        self._attention = None if attends is None else cast(Floats, self._said[attends])
         self._bound: dict[tuple[int, bool], Step] = {}
         """Steps by number of rows and by which of the pool's two arrays is read."""
         self._finished: list[tuple[Sequence, FinishEvent]] = []
@@ -152,7 +159,7 @@ class EngineCore:
         """Let waiting sequences into free rows."""
         for rows, sequence in self.scheduler.admit():
             for row in rows:
-                self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None, sequence.memories)
+                self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None, sequence.context)
             if sequence.beam is None:
                 self._look(rows[0], sequence)
                 self._table.acquire(rows[0], sequence)
@@ -184,15 +191,14 @@ class EngineCore:
         return failures
 
     def _bind(self, rows: slice) -> Step:
-        pool, attention = self._pool, self._attention
+        pool = self._pool
         return self._runner.bind(
             StepArrays(
-                ids=self._ids[rows],
+                inputs={name: array[rows] for name, array in self._inputs.items()},
                 before=pool.before(rows),
-                memories=pool.memories(rows),
+                context=pool.context(rows),
                 after=pool.after(rows),
-                outputs=self._outputs[rows],
-                attention=None if attention is None else attention[rows],
+                outputs={name: array[rows] for name, array in self._said.items()},
             )
         )
 

@@ -1,19 +1,18 @@
 """Runs step graphs and encoder graphs.
 
-Axes: n active rows, O outputs of a step (a vocabulary's or a list of skills' size), B images of a batch.
+Axes: n active rows, B images of a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 import numpy as np
 
 from carousel.models.encoder import IMAGE
 from carousel.models.graph import next_name
-from carousel.models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT, Task
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
 from carousel.service.engine.sequence import Array, Floats, Ids
 from carousel.service.engine.session import NO_WEIGHTS, Binding, RunnerBroken, Session, Weights, open_session
@@ -21,42 +20,85 @@ from carousel.service.engine.states.pool import StateSpec, zeros
 
 Step = Callable[[], None]
 
+ATTEMPT = "attempt"
+"""The port of a tracing model as the engine feeds it: `2 * skill + correct`."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPorts:
+    """Which ports the heads of a model have to do with.
+
+    Args:
+        feeds: the input that takes the ids of prompts and those that are sampled. int64[]
+        reads: the output that is sampled from, weighed or read. float32[O]
+        attends: the output that says where a step looked float32[rows, columns]; None where there is none.
+    """
+
+    feeds: str
+    reads: str
+    attends: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepPorts:
+    """What a step takes and gives: one row of each, by name.
+
+    Args:
+        inputs: what each step is fed.
+        outputs: what it says.
+        states: what it rewrites.
+        context: what it reads and never rewrites.
+        head: which of these the heads have to do with.
+    """
+
+    inputs: Mapping[str, StateSpec]
+    outputs: Mapping[str, StateSpec]
+    states: Mapping[str, StateSpec]
+    context: Mapping[str, StateSpec]
+    head: HeadPorts
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepArrays:
     """What a step reads and what it writes: n rows of each.
 
     Args:
-        ids: what each row eats. <int64>[n]
+        inputs: what each row is fed. [n, ...] each
         before: the states to read. [n, ...] each
-        memories: what is read and never written. [n, ...] each
+        context: what is read and never written. [n, ...] each
         after: where the states after the step go. [n, ...] each
-        outputs: where the logits or probabilities go. <float32>[n, O]
-        attention: where it goes where the model looked, if it says so. <float32>[n, rows, columns]
+        outputs: where what it says goes. [n, ...] each
     """
 
-    ids: Ids
+    inputs: Mapping[str, Array]
     before: Mapping[str, Tensor]
-    memories: Mapping[str, Tensor]
+    context: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
-    outputs: Floats
-    attention: Floats | None
+    outputs: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, ports: StepPorts, n: int) -> StepArrays:
+        """Zeros everywhere, on the host."""
+        return cls(
+            inputs=zeros(ports.inputs, n),
+            before=zeros(ports.states, n),
+            context=zeros(ports.context, n),
+            after=zeros(ports.states, n),
+            outputs=zeros(ports.outputs, n),
+        )
 
 
 class Runner(Protocol):
     """One step of every active row. Tests put a fake here."""
 
-    output_size: int
-    states: Mapping[str, StateSpec]
-    memories: Mapping[str, StateSpec]
-    attention: tuple[int, int] | None
-    """Rows and columns of the map that says where a step looked; None where the model says nothing of it."""
+    ports: StepPorts
 
     def bind(self, arrays: StepArrays) -> Step:
         """Prepare a step over these arrays, to be run as often as one likes.
 
         Returns:
-            A function that eats one id per row. It raises whatever the runtime raises; `before` is then as it was.
+            A function that takes every row one step forward. It raises whatever the runtime raises; `before` is then as
+            it was.
         """
         ...
 
@@ -80,16 +122,8 @@ def probe(runner: Runner, n: int) -> None:
     Raises:
         RunnerBroken: that fails.
     """
-    arrays = StepArrays(
-        ids=np.zeros(n, np.int64),
-        before=zeros(runner.states, n),
-        memories=zeros(runner.memories, n),
-        after=zeros(runner.states, n),
-        outputs=np.zeros((n, runner.output_size), np.float32),
-        attention=None if runner.attention is None else np.zeros((n, *runner.attention), np.float32),
-    )
     try:
-        runner.bind(arrays)()
+        runner.bind(StepArrays.of(runner.ports, n))()
     except Exception as error:
         raise RunnerBroken(f"{type(error).__name__}: {error}") from error
 
@@ -99,14 +133,9 @@ class OnnxRunner:
 
     Args:
         graph: the verified bytes of a step graph that keeps the bundle contract.
-        task: what the graph eats and says (models.step). A row eats one id, whatever the task: that of a token, or of
-            an attempt, `2 * skill + correct`.
-        states: the shape of each state, by name.
-        output_size: O.
+        ports: what it takes and gives.
         intra_op_threads: threads of one operator; 0 is one for each core that this process may use.
-        memories: the shape of each memory, by name.
-        attention: rows and columns of the graph's attention, where it has any.
-        device: where it runs, with states and memories in that memory; None for the CPU and numpy arrays.
+        device: where it runs, with states and context in that memory; None for the CPU and numpy arrays.
         weights: those that the graph shares with others, by name.
 
     Raises:
@@ -116,52 +145,37 @@ class OnnxRunner:
     def __init__(
         self,
         graph: bytes,
-        task: Task,
-        states: Mapping[str, StateSpec],
-        output_size: int,
+        ports: StepPorts,
         intra_op_threads: int = 0,
         *,
-        memories: Mapping[str, StateSpec] | None = None,
-        attention: tuple[int, int] | None = None,
         device: Device | None = None,
         weights: Weights = NO_WEIGHTS,
     ) -> None:
-        self.states = states
-        self.memories = memories or {}
-        self.attention = attention
-        self.output_size = output_size
-        self._task = task
+        self.ports = ports
         self._device = device
         self._session = open_session(graph, "step", intra_op_threads, device, weights=weights)
 
     def bind(self, arrays: StepArrays) -> Step:
         """See Runner. Inputs and outputs are bound where they lie: nothing is allocated or copied on this side.
 
-        On a device ids are copied there before each run, outputs back after it. States and memories that lie on the
-        host are good for one run: onnxruntime copies them when they are bound, and never again.
+        On a device what is fed is copied there before each run, outputs back after it. States and context that lie on
+        the host are good for one run: onnxruntime copies them when they are bound, and never again.
         """
         binding = self._session.io_binding()
-        ids = arrays.ids
-        eaten = [np.zeros_like(ids), np.zeros_like(ids)] if self._task == "tracing" else [ids]
-        feeds: list[tuple[DeviceArray, Ids]] = []
+        feeds: list[tuple[DeviceArray, Array]] = []
+        fed: dict[str, Tensor] = {**arrays.inputs}
         if self._device is not None:
-            feeds = [(DeviceArray.empty(self._device, part.shape, part.dtype), part) for part in eaten]
-        fed = [array for array, _ in feeds] or eaten
-        inputs: dict[str, Tensor] = {
-            **dict(zip(STEP_INPUTS[self._task], fed, strict=True)),
-            **arrays.before,
-            **arrays.memories,
-        }
-        outputs: dict[str, Tensor] = {STEP_OUTPUT[self._task]: arrays.outputs}
+            for name, array in arrays.inputs.items():
+                there = fed[name] = DeviceArray.empty(self._device, array.shape, array.dtype)
+                feeds.append((there, array))
+        inputs: dict[str, Tensor] = {**fed, **arrays.before, **arrays.context}
+        outputs: dict[str, Tensor] = {**arrays.outputs}
         outputs |= {next_name(name): array for name, array in arrays.after.items()}
-        if arrays.attention is not None:
-            outputs[ATTENTION] = arrays.attention
-        for name, array in inputs.items():
-            binding.bind_input(name, *address_of(array))
-        for name, array in outputs.items():
-            binding.bind_output(name, *address_of(array))
-        step = _BoundStep(self._session, binding, (*inputs.values(), *outputs.values()), feeds)
-        return _AttemptStep(step, ids, *eaten) if self._task == "tracing" else step
+        for name, tensor in inputs.items():
+            binding.bind_input(name, *address_of(tensor))
+        for name, tensor in outputs.items():
+            binding.bind_output(name, *address_of(tensor))
+        return _BoundStep(self._session, binding, (*inputs.values(), *outputs.values()), feeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,30 +185,44 @@ class _BoundStep:
     session: Session
     binding: Binding
     arrays: tuple[Tensor, ...]
-    feeds: list[tuple[DeviceArray, Ids]]
+    feeds: list[tuple[DeviceArray, Array]]
     """What is copied to a device before each run."""
 
     def __call__(self) -> None:
         """Run the step."""
-        for array, ids in self.feeds:
-            array.fill(ids)
+        for there, array in self.feeds:
+            there.fill(array)
         self.session.run_with_iobinding(self.binding)
 
 
-@dataclass(frozen=True, slots=True)
-class _AttemptStep:
-    """A step that splits the ids of attempts into what a tracing graph eats."""
+class AttemptRunner:
+    """A Runner that is fed ATTEMPT, and feeds the one below `skill` and `correct`.
 
-    step: _BoundStep
-    ids: Ids
-    skill: Ids
-    correct: Ids
+    Args:
+        runner: of a tracing graph.
+        skill: its port.
+        correct: its port.
+    """
 
-    def __call__(self) -> None:
-        """Run the step."""
-        np.right_shift(self.ids, 1, out=self.skill)
-        np.bitwise_and(self.ids, 1, out=self.correct)
-        self.step()
+    def __init__(self, runner: Runner, skill: str, correct: str) -> None:
+        self._runner = runner
+        self._skill = skill
+        self._correct = correct
+        head = replace(runner.ports.head, feeds=ATTEMPT)
+        self.ports = replace(runner.ports, inputs={ATTEMPT: runner.ports.inputs[skill]}, head=head)
+
+    def bind(self, arrays: StepArrays) -> Step:
+        """See Runner."""
+        attempts = cast(Ids, arrays.inputs[ATTEMPT])
+        skill, correct = np.zeros_like(attempts), np.zeros_like(attempts)
+        below = self._runner.bind(replace(arrays, inputs={self._skill: skill, self._correct: correct}))
+
+        def step() -> None:
+            np.right_shift(attempts, 1, out=skill)
+            np.bitwise_and(attempts, 1, out=correct)
+            below()
+
+        return step
 
 
 class OnnxEncoder:
@@ -202,7 +230,7 @@ class OnnxEncoder:
 
     Args:
         graph: the verified bytes of an encoder graph that keeps the bundle contract.
-        outputs: the names of the states and memories that it makes.
+        outputs: the names of the states and of the context that it makes.
         intra_op_threads: threads of one operator.
         device: where it runs, but for operators that have no kernel there; None for the CPU.
         weights: those that the graph shares with others, by name.

@@ -136,8 +136,8 @@ class Sequence:
         stop: called with each sampled id on the engine's thread; True ends the sequence. It sees ids only: what a
             stop string is, the engine does not know.
         snapshot: memory to start from; None starts from zeros.
-        memories: one row of each memory that the model reads and never rewrites; None gives it zeros. They are no part
-            of a snapshot: who goes on from one gives them again.
+        context: one row of each part of what the model reads and never rewrites; None gives it zeros. It is no part of
+            a snapshot: who goes on from one gives it again.
         attention: whether each token comes with where the model looked, if the model says so.
         whole: whether what is sampled is told at the end alone, as `said`: nobody reads it token by token.
         keep_state: whether the end reports a snapshot to go on from.
@@ -165,7 +165,7 @@ class Sequence:
     keep_state: bool = False
     keep_prompt: bool = False
     beam: BeamParameters | None = None
-    memories: Mapping[str, Array] | None = None
+    context: Mapping[str, Array] | None = None
     attention: bool = False
     looks: tuple[int, ...] = ()
     on_end: Callable[[Sequence], None] | None = None

@@ -14,23 +14,21 @@ from typing import TypeVar
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, list_repository, open_bundle
 from carousel.models.cores import usable_cores
 from carousel.models.errors import BundleError, BundleNotFound
-from carousel.models.graph import TensorSpec
 from carousel.models.prefill import prefill_names
-from carousel.models.step import ATTENTION
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.device import CUDA, Device
 from carousel.service.engine.encoder.encoder import Encoder, EncoderReport
 from carousel.service.engine.prefill.runner import OnnxPrefillRunner
-from carousel.service.engine.runner import OnnxEncoder, OnnxRunner
+from carousel.service.engine.runner import AttemptRunner, OnnxEncoder, OnnxRunner, Runner
 from carousel.service.engine.session import RunnerBroken, reason_against
 from carousel.service.engine.states.device_pool import DevicePool
-from carousel.service.engine.states.pool import StateSpec
 from carousel.service.engine.threads.async_engine import AsyncEngine
 from carousel.service.errors import RequestError
 from carousel.service.observability.metrics import Metrics, ModelMetrics
 from carousel.service.prefixes.cache import PrefixCache
 from carousel.service.prefixes.prefixes import Prefixes
 from carousel.service.served.heap import give_back_freed
+from carousel.service.served.ports import step_ports
 from carousel.service.sessions.memory import ModelIdentity
 from carousel.service.settings import Providers, Settings
 
@@ -74,21 +72,12 @@ class ServedModel:
         return self.engine.failure or (None if self.encoder is None else self.encoder.failure)
 
 
-def open_runner(bundle: Bundle, intra_op_threads: int, device: Device | None = None) -> OnnxRunner:
+def open_runner(bundle: Bundle, intra_op_threads: int, device: Device | None = None) -> Runner:
     """The runner of a bundle's step graph, which open_bundle has checked."""
-    attention = bundle.step.output(ATTENTION)
-    rows, columns = (0, 0) if attention is None else _row(attention).shape
-    return OnnxRunner(
-        bundle.files[STEP_GRAPH],
-        bundle.manifest.task,
-        ModelIdentity.of(bundle).states,
-        bundle.output_size,
-        intra_op_threads,
-        memories={spec.name: _row(spec) for spec in bundle.step.memories},
-        attention=None if attention is None else (rows, columns),
-        device=device,
-        weights=bundle.weights(bundle.step),
-    )
+    ports = step_ports(bundle.step, bundle.manifest.task)
+    weights = bundle.weights(bundle.step)
+    runner = OnnxRunner(bundle.files[STEP_GRAPH], ports, intra_op_threads, device=device, weights=weights)
+    return AttemptRunner(runner, *ports.inputs) if bundle.manifest.task == "tracing" else runner
 
 
 def open_core(bundle: Bundle, intra_op_threads: int, max_rows: int, device: Device | None = None) -> EngineCore:
@@ -98,7 +87,7 @@ def open_core(bundle: Bundle, intra_op_threads: int, max_rows: int, device: Devi
         RunnerBroken: a graph does not run, or not there.
     """
     runner = open_runner(bundle, intra_op_threads, device)
-    pool = None if device is None else DevicePool(device, runner.states, runner.memories, max_rows)
+    pool = None if device is None else DevicePool(device, runner.ports.states, runner.ports.context, max_rows)
     core = EngineCore(runner, max_rows, prefill=open_prefill(bundle, device), pool=pool)
     core.warm_up()
     return core
@@ -132,10 +121,6 @@ def open_prefill(bundle: Bundle, device: Device | None = None) -> OnnxPrefillRun
     graphs = [bundle.files[name] for name in prefill_names(bundle.files)]
     weights = [bundle.weights(graph) for graph in bundle.prefill]
     return OnnxPrefillRunner(graphs, bundle.manifest.task, device, weights=weights) if graphs else None
-
-
-def _row(tensor: TensorSpec) -> StateSpec:
-    return StateSpec(tuple(size or 0 for size in tensor.shape[1:]), tensor.dtype)
 
 
 class Repository:
@@ -300,11 +285,11 @@ class Repository:
         if bundle.encoder is None:
             return None
         states = frozenset(spec.name for spec in bundle.step.states)
-        memories = [spec.name for spec in bundle.step.memories]
+        context = [spec.name for spec in bundle.step.memories]
         encoder = Encoder(
             OnnxEncoder(
                 bundle.files[ENCODER_GRAPH],
-                [*states, *memories],
+                [*states, *context],
                 ENCODER_THREADS,
                 device,
                 weights=bundle.weights(bundle.encoder),

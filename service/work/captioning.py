@@ -202,6 +202,6 @@ def _sequence(model: ServedModel, encoding: Encoding, parameters: CaptionParamet
         beam=search if isinstance(search, BeamParameters) else None,
         end=codec.end_id,
         snapshot=encoding.snapshot,
-        memories=encoding.memories,
+        context=encoding.context,
         attention=parameters.attention,
     )

@@ -42,7 +42,7 @@ Prepare = Callable[[], Floats]
 """Makes an image ready, of the encoder's shape. What it raises is what the caller of `encode` gets."""
 
 EncoderGraph = Callable[[Floats], Mapping[str, Array]]
-"""Images <float32>[B, ...] in, the states and memories that their sequences begin with out, [B, ...] each. It raises
+"""Images <float32>[B, ...] in, the states and the context that their sequences begin with out, [B, ...] each. It raises
 whatever the runtime raises."""
 
 
@@ -56,10 +56,10 @@ class EncoderStopped(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
-    """What a sequence begins with: one row of every state and of every memory."""
+    """What a sequence begins with: one row of every state, and of what steps read and never rewrite."""
 
     states: Mapping[str, Array]
-    memories: Mapping[str, Array]
+    context: Mapping[str, Array]
 
     @property
     def snapshot(self) -> Snapshot:
@@ -93,7 +93,7 @@ class Encoder:
     Args:
         graph: the encoder.
         image_shape: of one image.
-        states: the names of the states it makes; all else are memories.
+        states: the names of the states it makes; all else is context.
         workers: threads, each with an image to prepare or a batch to encode: on a CPU more are gained by them than by
             threads within a call.
         on_batch: called on the event loop with each batch's report.
@@ -300,8 +300,8 @@ class Encoder:
         for place, sound in enumerate(finite.tolist()):
             rows = {name: array[place].copy() for name, array in outputs.items()}
             states = {name: row for name, row in rows.items() if name in self._states}
-            memories = {name: row for name, row in rows.items() if name not in self._states}
-            outcomes.append(Encoding(states, memories) if sound else EncodingFailed(NOT_FINITE))
+            context = {name: row for name, row in rows.items() if name not in self._states}
+            outcomes.append(Encoding(states, context) if sound else EncodingFailed(NOT_FINITE))
         return outcomes
 
     def _time(self, count: int) -> float:

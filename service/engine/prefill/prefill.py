@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -201,17 +202,18 @@ def _left_to_steps(sequence: Sequence) -> int | None:
 
 def _same_states(prefill: PrefillRunner, runner: Runner, *, seed: int = 0) -> bool:
     """Whether both leave the same bits after random ids. It raises whatever the runtime raises."""
-    random = np.random.default_rng(seed)
+    random, ports = np.random.default_rng(seed), runner.ports
     rows, lengths = 3, (1, 2, MIN_PIECES * PIECE + 3)  # the last one by several graphs at once
-    ids = random.integers(0, runner.output_size, (rows, sum(lengths)))
-    before, after = zeros(runner.states, rows), zeros(runner.states, rows)
-    outputs = np.zeros((rows, runner.output_size), np.float32)
-    many: Mapping[str, Tensor] = before
+    (size,) = ports.outputs[ports.head.reads].shape
+    ids = random.integers(0, size, (rows, sum(lengths)))
+    arrays = StepArrays.of(ports, rows)
+    many: Mapping[str, Tensor] = arrays.before
     start = 0
     for length in lengths:
         many = prefill(ids[:, start : start + length], many)
         start += length
     for column in ids.T:
-        runner.bind(StepArrays(np.ascontiguousarray(column), before, {}, after, outputs, None))()
-        before, after = after, before
-    return all(np.asarray(many[name]).tobytes() == part.tobytes() for name, part in before.items())
+        arrays.inputs[ports.head.feeds][:] = column
+        runner.bind(arrays)()
+        arrays = replace(arrays, before=arrays.after, after=arrays.before)
+    return all(np.asarray(many[name]).tobytes() == np.asarray(part).tobytes() for name, part in arrays.before.items())

@@ -54,9 +54,9 @@ class DevicePool(Buffers[DeviceArray]):
     """
 
     def __init__(
-        self, device: Device, states: Mapping[str, StateSpec], memories: Mapping[str, StateSpec], max_rows: int
+        self, device: Device, states: Mapping[str, StateSpec], context: Mapping[str, StateSpec], max_rows: int
     ) -> None:
-        for name, spec in {**states, **memories}.items():
+        for name, spec in {**states, **context}.items():
             size = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
             if size % WORD.itemsize:
                 raise RunnerBroken(
@@ -69,17 +69,17 @@ class DevicePool(Buffers[DeviceArray]):
         try:
             before = _filled(device, zeros(states, max_rows + 1))
             after = _filled(device, zeros(states, max_rows + 1))
-            held = _filled(device, zeros(memories, max_rows + 1))
+            held = _filled(device, zeros(context, max_rows + 1))
             self._single = _filled(device, zeros(states, 1))
         except Exception as error:  # onnxruntime has no root error of its own
             raise RunnerBroken(f"no memory for {max_rows} rows on the device ({error})") from None
         super().__init__(before, after, held)
 
     def acquire(
-        self, row: int, initial: Mapping[str, Array] | None, memories: Mapping[str, Array] | None = None
+        self, row: int, initial: Mapping[str, Array] | None, context: Mapping[str, Array] | None = None
     ) -> None:
         """See StatePool."""
-        for arrays, given in ((self._before, initial), (self._memories, memories)):
+        for arrays, given in ((self._before, initial), (self._context, context)):
             for name, array in arrays.items():
                 if given is None:
                     self._move(array, _places(row), array, _places(self._zeros))
@@ -96,7 +96,7 @@ class DevicePool(Buffers[DeviceArray]):
         """See StatePool."""
         to = _places(last) if row == last else _places(row, last)
         taken = _places(self._zeros) if row == last else _places(last, self._zeros)
-        for array in (*self._before.values(), *self._memories.values()):
+        for array in (*self._before.values(), *self._context.values()):
             self._move(array, to, array, taken)
         for array in self._after.values():
             self._move(array, _places(last), array, _places(self._zeros))

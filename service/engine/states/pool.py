@@ -2,7 +2,7 @@
 
 Each state has two arrays of max_rows rows. A step reads the first n rows of one (`before`) and writes the first n rows
 of the other (`after`); then they change places. So a step's outputs are the next step's inputs without a copy, and a
-step that fails half-way has not touched what it read. A memory, which steps read and never write, has one array.
+step that fails half-way has not touched what it read. Context, which steps read and never write, has one array.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Held = TypeVar("Held", Array, DeviceArray)
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
-    """The shape of one row of a state or memory, without the batch axis, and its numpy element type."""
+    """The shape of one row of a state, of context or of a port, without the batch axis, and its numpy element type."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class StatePool(Protocol):
-    """Rows of recurrent state, and of memory where a model has any, on the host (HostPool) or a device (DevicePool).
+    """Rows of recurrent state, and of context where a model has any, on the host (HostPool) or a device (DevicePool).
 
     The caller decides which rows are active; rows 0 to n - 1 are what a step sees.
     """
@@ -45,7 +45,7 @@ class StatePool(Protocol):
         """What the next step of these rows writes. [n, ...] each"""
         ...
 
-    def memories(self, rows: slice) -> Mapping[str, Tensor]:
+    def context(self, rows: slice) -> Mapping[str, Tensor]:
         """What every step of these rows reads. [n, ...] each"""
         ...
 
@@ -54,15 +54,15 @@ class StatePool(Protocol):
         ...
 
     def acquire(
-        self, row: int, initial: Mapping[str, Array] | None, memories: Mapping[str, Array] | None = None
+        self, row: int, initial: Mapping[str, Array] | None, context: Mapping[str, Array] | None = None
     ) -> None:
-        """Give a row to a new sequence: zeros, or the state it goes on from and the memories it has."""
+        """Give a row to a new sequence: zeros, or the state it goes on from and the context it has."""
         ...
 
     def fork(self, rows: npt.NDArray[np.intp], parents: npt.NDArray[np.intp]) -> None:
         """Let each of `rows` go on from the state of the row in the same place of `parents`. [r] each
 
-        Rows may trade places. Memories stay: a sequence's rows all have the same.
+        Rows may trade places. Context stays: a sequence's rows all have the same.
         """
         ...
 
@@ -80,12 +80,12 @@ class StatePool(Protocol):
 
 
 class Buffers(Generic[Held]):
-    """What every StatePool holds: two arrays for each state, which change places, and one for each memory."""
+    """What every StatePool holds: two arrays for each state, which change places, and one for each part of context."""
 
-    def __init__(self, before: dict[str, Held], after: dict[str, Held], memories: dict[str, Held]) -> None:
+    def __init__(self, before: dict[str, Held], after: dict[str, Held], context: dict[str, Held]) -> None:
         self._before: dict[str, Held] = before
         self._after: dict[str, Held] = after
-        self._memories: dict[str, Held] = memories
+        self._context: dict[str, Held] = context
         self.swapped = False
 
     def before(self, rows: slice) -> dict[str, Held]:
@@ -96,9 +96,9 @@ class Buffers(Generic[Held]):
         """See StatePool."""
         return {name: array[rows] for name, array in self._after.items()}
 
-    def memories(self, rows: slice) -> dict[str, Held]:
+    def context(self, rows: slice) -> dict[str, Held]:
         """See StatePool."""
-        return {name: array[rows] for name, array in self._memories.items()}
+        return {name: array[rows] for name, array in self._context.items()}
 
     def swap(self) -> None:
         """See StatePool."""
@@ -109,17 +109,17 @@ class Buffers(Generic[Held]):
 class HostPool(Buffers[Array]):
     """A StatePool of numpy arrays."""
 
-    def __init__(self, states: Mapping[str, StateSpec], memories: Mapping[str, StateSpec], max_rows: int) -> None:
-        super().__init__(zeros(states, max_rows), zeros(states, max_rows), zeros(memories, max_rows))
+    def __init__(self, states: Mapping[str, StateSpec], context: Mapping[str, StateSpec], max_rows: int) -> None:
+        super().__init__(zeros(states, max_rows), zeros(states, max_rows), zeros(context, max_rows))
 
     def acquire(
-        self, row: int, initial: Mapping[str, Array] | None, memories: Mapping[str, Array] | None = None
+        self, row: int, initial: Mapping[str, Array] | None, context: Mapping[str, Array] | None = None
     ) -> None:
         """See StatePool."""
         for name, array in self._before.items():
             array[row] = 0 if initial is None else initial[name]
-        for name, array in self._memories.items():
-            array[row] = 0 if memories is None else memories[name]
+        for name, array in self._context.items():
+            array[row] = 0 if context is None else context[name]
 
     def fork(self, rows: npt.NDArray[np.intp], parents: npt.NDArray[np.intp]) -> None:
         """See StatePool."""
@@ -128,7 +128,7 @@ class HostPool(Buffers[Array]):
 
     def release(self, row: int, last: int) -> None:
         """See StatePool."""
-        for array in (*self._before.values(), *self._memories.values()):
+        for array in (*self._before.values(), *self._context.values()):
             if row != last:
                 array[row] = array[last]
             array[last] = 0
@@ -145,5 +145,5 @@ class HostPool(Buffers[Array]):
 
 
 def zeros(specs: Mapping[str, StateSpec], rows: int) -> dict[str, Array]:
-    """Rows of zeros of every state or memory. [rows, ...] each"""
+    """Rows of zeros of each. [rows, ...] each"""
     return {name: np.zeros((rows, *spec.shape), spec.dtype) for name, spec in specs.items()}

@@ -236,8 +236,8 @@ def test_prompt_that_failed_leaves_nothing(run_server, post, client):
 
             def run():
                 step()
-                if arrays.ids[0] == 5:
-                    arrays.outputs[:] = float("nan")
+                if arrays.inputs["token"][0] == 5:
+                    arrays.outputs["logits"][:] = float("nan")
 
             return run
 

@@ -67,7 +67,7 @@ def test_numbers_that_are_not_finite_fail_their_own_request(http, connect, monke
 
             def spoil() -> None:
                 step()
-                arrays.outputs[arrays.ids == 12] = np.nan  # 12 is 'k'
+                arrays.outputs["logits"][arrays.inputs["token"] == 12] = np.nan  # 12 is 'k'
 
             return spoil
 

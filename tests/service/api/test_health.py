@@ -134,7 +134,7 @@ def _fail_steps(monkeypatch, condition: Callable[[list[int]], bool], message: st
             step = super().bind(arrays)
 
             def step_or_fail() -> None:
-                if condition(arrays.ids.tolist()):
+                if condition(arrays.inputs["token"].tolist()):
                     raise RuntimeError(message)
                 step()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.device import CUDA, Device, DeviceArray, Tensor
-from carousel.service.engine.runner import Step, StepArrays
+from carousel.service.engine.runner import HeadPorts, Step, StepArrays, StepPorts
 from carousel.service.engine.sequence import Array, BeamParameters, FinishReason, Floats
 from carousel.service.engine.session import reason_against
 from carousel.service.engine.states.pool import StateSpec
@@ -77,16 +77,20 @@ def device(request: pytest.FixtureRequest) -> Device:
 class FakeRunner:
     """Rows are independent by construction; `fault` may raise or spoil logits, by the row's state before the step.
 
-    With `looks`, the model has memories, which are folded into the state, and an attention map.
+    With `looks`, the model has context, which is folded into the state, and an attention map.
     """
 
     def __init__(self, vocabulary: int = 23, *, levels: int = 0, looks: bool = False) -> None:
         self.output_size = vocabulary
-        self.states = {"state.a": StateSpec((1,), "float32"), "state.b": StateSpec((2, 3), "float32")}
-        self.memories = (
-            {"memory.a": StateSpec((7,), "float32"), "memory.b": StateSpec((1, 2), "int64")} if looks else {}
+        context = {"memory.a": StateSpec((7,), "float32"), "memory.b": StateSpec((1, 2), "int64")}
+        maps = {"attention": StateSpec((4, 5), "float32")}
+        self.ports = StepPorts(
+            inputs={"token": StateSpec((), "int64")},
+            outputs={"logits": StateSpec((vocabulary,), "float32"), **(maps if looks else {})},
+            states={"state.a": StateSpec((1,), "float32"), "state.b": StateSpec((2, 3), "float32")},
+            context=context if looks else {},
+            head=HeadPorts("token", "logits", "attention" if looks else None),
         )
-        self.attention = (4, 5) if looks else None
         self.levels = levels
         self.fault: Callable[[int, int], Exception | float | None] = lambda state, token: None
         self.steps = 0
@@ -102,21 +106,21 @@ class FakeRunner:
 
     def _step(self, arrays: StepArrays) -> None:
         self.steps += 1
-        before, after, memories = (
+        before, after, context = (
             {name: view_of(tensor) for name, tensor in part.items()}
-            for part in (arrays.before, arrays.after, arrays.memories)
+            for part in (arrays.before, arrays.after, arrays.context)
         )
-        logits = arrays.outputs
-        for row, token in enumerate(arrays.ids.tolist()):
+        logits = arrays.outputs["logits"]
+        for row, token in enumerate(arrays.inputs["token"].tolist()):
             state = int(before["state.a"][row, 0])
             assert (before["state.b"][row] == state).all(), "states of different rows were mixed"
             new = fold(state, token)
-            if memories:
-                context = int(memories["memory.a"][row, 0])
-                assert all((memory[row] == context).all() for memory in memories.values()), "memories were mixed"
-                new = fold(new, context)
-            if arrays.attention is not None:
-                arrays.attention[row] = attention_of(new)
+            if context:
+                value = int(context["memory.a"][row, 0])
+                assert all((part[row] == value).all() for part in context.values()), "contexts were mixed"
+                new = fold(new, value)
+            if "attention" in arrays.outputs:
+                arrays.outputs["attention"][row] = attention_of(new)
             after["state.a"][row], after["state.b"][row] = new, new
             logits[row] = self.logits_of(new)
             fault = self.fault(state, token)
@@ -133,7 +137,7 @@ def runner() -> FakeRunner:
 
 @pytest.fixture
 def make_runner() -> Callable[..., FakeRunner]:
-    """Runners with a vocabulary, ties, memories and attention as one likes."""
+    """Runners with a vocabulary, ties, context and attention as one likes."""
     return FakeRunner
 
 

@@ -61,7 +61,7 @@ def assert_clean(core):
     assert not core.scheduler.waiting
     assert not core._beams
     everything = slice(core.scheduler.max_rows)
-    for arrays in (core._pool.before(everything), core._pool.memories(everything)):
+    for arrays in (core._pool.before(everything), core._pool.context(everything)):
         assert not any(array.any() for array in arrays.values())
 
 
@@ -191,10 +191,10 @@ def test_fail_all_ends_beams_too(runner):
     assert_clean(listener.core)
 
 
-def test_beam_starts_from_states_and_memories(make_runner, beam_oracle):
+def test_beam_starts_from_states_and_context(make_runner, beam_oracle):
     listener = Listener(make_runner(looks=True), max_rows=16)
     start = Snapshot({"state.a": np.full(1, 77.0), "state.b": np.full((2, 3), 77.0)}, np.zeros(0, np.int64))
-    beams = [listener.beam([i], 3 + i, snapshot=start, memories=context_of(100 + i)) for i in range(5)]
+    beams = [listener.beam([i], 3 + i, snapshot=start, context=context_of(100 + i)) for i in range(5)]
     listener.run()
     for i, sequence in enumerate(beams):
         assert listener.found(sequence) == beam_oracle([i], sequence.beam, context=100 + i, start=77)
@@ -204,8 +204,8 @@ def test_beam_starts_from_states_and_memories(make_runner, beam_oracle):
 def test_hypotheses_tell_where_each_word_was_seen(make_runner, states_after, map_of):
     runner = make_runner(looks=True)
     listener = Listener(runner, max_rows=16)
-    asks = [listener.beam([i], 3, memories=context_of(i), attention=True) for i in range(4)]
-    quiet = listener.beam([1], 3, memories=context_of(1))
+    asks = [listener.beam([i], 3, context=context_of(i), attention=True) for i in range(4)]
+    quiet = listener.beam([1], 3, context=context_of(1))
     listener.run()
     for i, sequence in enumerate(asks):
         for hypothesis in listener.ends[sequence].hypotheses:
@@ -216,8 +216,8 @@ def test_hypotheses_tell_where_each_word_was_seen(make_runner, states_after, map
 
 def test_tokens_tell_where_they_were_seen_to_those_who_ask(make_runner, states_after, map_of):
     listener = Listener(make_runner(looks=True))
-    asks = listener.greedy([1, 2], 9, memories=context_of(5), attention=True)
-    quiet = listener.greedy([1, 2], 9, memories=context_of(5))
+    asks = listener.greedy([1, 2], 9, context=context_of(5), attention=True)
+    quiet = listener.greedy([1, 2], 9, context=context_of(5))
     listener.run()
     tokens, maps = zip(*listener.tokens[asks], strict=True)
     states = states_after([1, 2, *tokens[:-1]], context=5)
@@ -238,9 +238,9 @@ def test_caption_of_given_states_stops_at_its_end(make_runner, states_after):
     runner = make_runner(11, looks=True)
     start = Snapshot({"state.a": np.full(1, 5.0), "state.b": np.full((2, 3), 5.0)}, np.zeros(0, np.int64))
     listener = Listener(runner)
-    fields = {"snapshot": start, "memories": context_of(9), "stop": lambda token: token == END}
+    fields = {"snapshot": start, "context": context_of(9), "stop": lambda token: token == END}
     sequence = listener.greedy([1], 500, **fields)
-    beam = listener.beam([1], 1, 500, snapshot=start, memories=context_of(9))
+    beam = listener.beam([1], 1, 500, snapshot=start, context=context_of(9))
     listener.run()
     tokens = [token for token, _ in listener.tokens[sequence]]
     assert listener.ends[sequence].reason is FinishReason.STOP
@@ -264,9 +264,9 @@ def test_random_churn_of_beams_and_others_leaves_no_row_and_changes_nobody(make_
             prompt = random.integers(0, 23, random.integers(1, 4)).tolist()
             context, count = int(random.integers(0, 50)), int(random.integers(1, 20))
             if random.random() < 0.5:
-                sequence = listener.beam(prompt, int(random.integers(1, 8)), count, memories=context_of(context))
+                sequence = listener.beam(prompt, int(random.integers(1, 8)), count, context=context_of(context))
             else:
-                sequence = listener.greedy(prompt, count, memories=context_of(context))
+                sequence = listener.greedy(prompt, count, context=context_of(context))
             wanted[sequence] = (prompt, count, context)
         if random.random() < 0.05 and listener.core.scheduler.running:
             listener.core.cancel(random.choice(np.array(listener.core.scheduler.running, object)))

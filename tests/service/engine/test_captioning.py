@@ -1,4 +1,4 @@
-"""Encoder, memories, attention, greedy and beams on onnxruntime and real graphs, against numpy."""
+"""Encoder, context, attention, greedy and beams on onnxruntime and real graphs, against numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.encoder.encoder import Encoder
-from carousel.service.engine.runner import OnnxEncoder, OnnxRunner
+from carousel.service.engine.runner import HeadPorts, OnnxEncoder, OnnxRunner, StepPorts
 from carousel.service.engine.sequence import BeamParameters, FinishReason, SamplingParameters, Sequence, TokenEvent
 from carousel.service.engine.session import RunnerBroken
 from carousel.service.engine.states.pool import StateSpec
@@ -134,12 +134,17 @@ def images():
 def runner(step_graph):
     return OnnxRunner(
         step_graph,
-        "captioning",
-        {"state.h": StateSpec((SIZE,), "float32")},
-        VOCABULARY,
+        StepPorts(
+            inputs={"token": StateSpec((), "int64")},
+            outputs={
+                "logits": StateSpec((VOCABULARY,), "float32"),
+                "attention": StateSpec((ROWS, COLUMNS), "float32"),
+            },
+            states={"state.h": StateSpec((SIZE,), "float32")},
+            context={"memory.map": StateSpec((ROWS * COLUMNS, SIZE), "float32")},
+            head=HeadPorts("token", "logits", "attention"),
+        ),
         1,
-        memories={"memory.map": StateSpec((ROWS * COLUMNS, SIZE), "float32")},
-        attention=(ROWS, COLUMNS),
     )
 
 
@@ -177,7 +182,7 @@ async def test_captions_of_many_images_at_once_are_those_of_numpy(runner, make_e
                 beam=BeamParameters(width, MAX_TOKENS, END, 0.7, best=width) if width else None,
                 end=END,
                 snapshot=encoding.snapshot,
-                memories=encoding.memories,
+                context=encoding.context,
                 attention=True,
             )
             stream, events = place.start(sequence), []

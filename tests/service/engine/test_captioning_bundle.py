@@ -87,7 +87,7 @@ async def test_captions_of_a_served_bundle_are_those_of_the_offline_decoder(repo
                 beam=BeamParameters(width, MAX_TOKENS, codec.end_id, 0.7, best=width) if width else None,
                 end=codec.end_id,
                 snapshot=encoding.snapshot,
-                memories=encoding.memories,
+                context=encoding.context,
                 attention=True,
             )
             if width:

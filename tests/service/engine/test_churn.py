@@ -1,7 +1,7 @@
 """Many operations in any order: no row ever meets another's numbers, and all rows are free at the end.
 
 The fake runner's rows are stamped: a row's state is its whole history folded into one number, and it is checked at each
-step that all parts of a row's state, and its memories, carry the same one.
+step that all parts of a row's state, and its context, carry the same one.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Churn:
         random = self.random
         length = int(random.integers(20, LONG)) if random.random() < 0.1 else int(random.integers(2, 9))
         prompt = random.integers(0, VOCABULARY, length)
-        context = int(random.integers(0, 50)) if self.runner.memories else None
+        context = int(random.integers(0, 50)) if self.runner.ports.context else None
         kind = random.choice(["sample", "score", "read", "beam"], p=[0.6, 0.15, 0.15, 0.1])
         options, history = {}, prompt.tolist()
         if self.snapshots and random.random() < 0.3:
@@ -69,7 +69,7 @@ class Churn:
             prompt = np.concatenate([snapshot.pending, prompt])
             self.resumed += 1
         if context is not None:
-            options["memories"] = {
+            options["context"] = {
                 "memory.a": np.full(7, context, np.float32),
                 "memory.b": np.full((1, 2), context, np.int64),
             }
@@ -166,7 +166,7 @@ class Churn:
         """No row is taken, and none holds what somebody left."""
         scheduler, pool = self.core.scheduler, self.core._pool
         everything = slice(MAX_ROWS)
-        arrays = [*pool.before(everything).values(), *pool.memories(everything).values()]
+        arrays = [*pool.before(everything).values(), *pool.context(everything).values()]
         return not (scheduler.running or scheduler.waiting or scheduler.waiting_batch) and not any(
             array.any() for array in arrays
         )
@@ -194,7 +194,7 @@ class FoldingPrefill:
         return {"state.a": folded[:, None], "state.b": np.broadcast_to(folded[:, None, None], (len(ids), 2, 3))}
 
 
-@pytest.mark.parametrize("prefilled", [False, True], ids=["memories", "prefill"])
+@pytest.mark.parametrize("prefilled", [False, True], ids=["context", "prefill"])
 @pytest.mark.parametrize("operations", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_random_joins_leaves_cancels_and_faults_never_mix_rows(
     make_runner, states_after, beam_oracle, operations, prefilled

@@ -98,7 +98,7 @@ def test_captions_score_what_they_score_on_the_cpu(captioner, tmp_path, cuda):
                 np.array([1]),
                 None,
                 beam=BeamParameters(3, 8, 0, 0.7, 3),
-                memories={
+                context={
                     spec.name: random.standard_normal(spec.shape[1:]).astype(spec.dtype)
                     for spec in bundle.step.memories
                 },

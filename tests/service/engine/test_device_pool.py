@@ -6,7 +6,7 @@ The device's memory here is the host's, so that no GPU is needed; test_cuda.py h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +125,7 @@ def test_pools_agree_after_any_moves(cpu_device, view, seed):
             looks = [pool.snapshot(int(some[0])) for pool in pools]
             for name in STATES:
                 assert looks[0][name].tobytes() == looks[1][name].tobytes()
-        for part in ("before", "after", "memories"):
+        for part in ("before", "after", "context"):
             host, device = (getattr(pool, part)(slice(max_rows)) for pool in pools)
             assert all(view(device[name]).tobytes() == array.tobytes() for name, array in host.items()), move
         assert pools[0].swapped == pools[1].swapped
@@ -172,7 +172,7 @@ def run(core, sequences, cancelled=()):
     return told
 
 
-def traffic(vocabulary, states=None, memories=None):
+def traffic(vocabulary, states=None, context=None):
     """Sequences of every kind that a language or captioning model knows."""
     random = np.random.default_rng(11)
 
@@ -182,9 +182,9 @@ def traffic(vocabulary, states=None, memories=None):
     for place in range(24):
         prompt = random.integers(0, vocabulary, int(random.choice([1, 3, 40, 150])))
         fields = {}
-        if memories:
+        if context:
             value = int(random.integers(1, 99))
-            fields["memories"] = {name: np.full(spec.shape, value, spec.dtype) for name, spec in memories.items()}
+            fields["context"] = {name: np.full(spec.shape, value, spec.dtype) for name, spec in context.items()}
         if place % 4 == 3:
             beam = BeamParameters(2 + place % 2, 7, 0, 0.7, 2)
             yield Sequence(prompt[:3], None, beam=beam, **fields)
@@ -220,10 +220,10 @@ def test_engine_on_a_device_tells_what_it_tells_on_the_host(make_runner, cpu_dev
             runner.fault = lambda state, token: (
                 ValueError("fault") if state % 97 == 3 else np.nan if state % 91 == 5 else None
             )
-        pool = DevicePool(cpu_device, runner.states, runner.memories, 5) if on_device else None
+        pool = DevicePool(cpu_device, runner.ports.states, runner.ports.context, 5) if on_device else None
         prefill = None if looks else FakePrefill()
         core = EngineCore(runner, 5, prefill=prefill, pool=pool)
-        told.append(run(core, list(traffic(23, memories=runner.memories)), cancelled={0, 5, 13}))
+        told.append(run(core, list(traffic(23, context=runner.ports.context)), cancelled={0, 5, 13}))
         calls.append((runner.steps, prefill and prefill.calls))
     assert told[0] == told[1]
     assert calls[0] == calls[1]
@@ -254,12 +254,12 @@ def test_captions_on_a_device_are_those_of_the_host(captioner, tmp_path, cpu_dev
     for device in (None, cpu_device):
         core = open_core(bundle, 1, 6, device)
         random = np.random.default_rng(13)
-        memories = {spec.name: StateSpec(tuple(spec.shape[1:]), spec.dtype) for spec in bundle.step.memories}
-        assert memories
-        sequences = list(traffic(bundle.output_size, memories=memories))
+        context = {spec.name: StateSpec(tuple(spec.shape[1:]), spec.dtype) for spec in bundle.step.memories}
+        assert context
+        sequences = list(traffic(bundle.output_size, context=context))
         for sequence in sequences:
-            for memory in sequence.memories.values():
-                memory[:] = random.standard_normal(memory.shape)
+            for part in sequence.context.values():
+                part[:] = random.standard_normal(part.shape)
         told.append(run(core, sequences))
     assert told[0] == told[1]
 
@@ -303,12 +303,12 @@ def test_states_of_the_host_are_good_for_one_run_on_a_device(tiny_bundle, cpu_de
     bundle, random = open_bundle(tiny_bundle), np.random.default_rng(3)
     runners = [open_runner(bundle, 1, device) for device in (None, cpu_device)]
     before = {
-        name: random.standard_normal((3, *spec.shape)).astype(spec.dtype) for name, spec in runners[0].states.items()
+        name: random.standard_normal((3, *spec.shape)).astype(spec.dtype)
+        for name, spec in runners[0].ports.states.items()
     }
     found = []
     for runner in runners:
-        after = {name: np.zeros_like(array) for name, array in before.items()}
-        outputs = np.zeros((3, runner.output_size), np.float32)
-        runner.bind(StepArrays(np.array([4, 1, 2]), before, {}, after, outputs, None))()
-        found.append((outputs.tobytes(), bits(after)))
+        arrays = replace(StepArrays.of(runner.ports, 3), inputs={"token": np.array([4, 1, 2])}, before=before)
+        runner.bind(arrays)()
+        found.append((bits(arrays.outputs), bits(arrays.after)))
     assert found[0] == found[1]

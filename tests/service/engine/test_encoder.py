@@ -105,9 +105,9 @@ async def waiting(encoder, *values):
 def assert_encoding(encoding, value):
     assert list(encoding.states) == ["state.h"]
     np.testing.assert_array_equal(encoding.states["state.h"], np.full((2, 5), 2 * value))
-    np.testing.assert_array_equal(encoding.memories["memory.map"], np.full((2, 5), value + 1))
-    assert encoding.memories["memory.count"].tolist() == [value]
-    assert all(row.base is None for row in (*encoding.states.values(), *encoding.memories.values()))
+    np.testing.assert_array_equal(encoding.context["memory.map"], np.full((2, 5), value + 1))
+    assert encoding.context["memory.count"].tolist() == [value]
+    assert all(row.base is None for row in (*encoding.states.values(), *encoding.context.values()))
     assert encoding.snapshot.state is encoding.states
     assert len(encoding.snapshot.pending) == 0
 

@@ -206,7 +206,7 @@ async def test_engine_closes_in_the_middle_of_a_prompt(runner, prefill):
 
 
 def test_thread_stops_when_the_engine_is_idle_and_goes_on_when_nudged(prefill, runner):
-    prompts, busy = Prefill(prefill, runner.states), threading.Event()
+    prompts, busy = Prefill(prefill, runner.ports.states), threading.Event()
     thread = PrefillThread(prompts, busy.is_set, "eats")
     thread.start()
     sequence = Sequence(ids(3 * MAX_TOKENS + 1), greedy(1))

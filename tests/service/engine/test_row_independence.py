@@ -9,7 +9,6 @@ import pytest
 
 from carousel.models.bundle import list_repository, open_bundle
 from carousel.service.engine.runner import StepArrays
-from carousel.service.engine.states.pool import zeros
 from carousel.service.served.repository import open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
@@ -21,15 +20,15 @@ PATHS = [
 ]
 
 
-def outputs_of(runner, ids, states, memories, n):
+def outputs_of(runner, ids, states, context, n):
     """What n rows of `states` become: outputs and states."""
-    after = zeros(runner.states, n)
-    outputs = np.zeros((n, runner.output_size), np.float32)
-    looked = None if runner.attention is None else np.zeros((n, *runner.attention), np.float32)
-    before = {name: array[:n].copy() for name, array in states.items()}
-    fixed = {name: array[:n].copy() for name, array in memories.items()}
-    runner.bind(StepArrays(ids[:n].copy(), before, fixed, after, outputs, looked))()
-    return {"outputs": outputs, **after}
+    arrays = StepArrays.of(runner.ports, n)
+    arrays.inputs[runner.ports.head.feeds][:] = ids[:n]
+    for of, given in ((arrays.before, states), (arrays.context, context)):
+        for name, array in of.items():
+            array[:] = given[name][:n]
+    runner.bind(arrays)()
+    return {**arrays.outputs, **arrays.after}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -38,13 +37,14 @@ def test_a_row_has_the_same_bits_in_every_batch_beside_any_neighbour(path, threa
     bundle = open_bundle(path)
     runner = open_runner(bundle, intra_op_threads=threads)
     random = np.random.default_rng(1)
-    ids = random.integers(0, runner.output_size, ROWS)
+    ids = random.integers(0, bundle.output_size, ROWS)
     states = {
         name: np.tanh(random.standard_normal((ROWS, *spec.shape))).astype(spec.dtype)
-        for name, spec in runner.states.items()
+        for name, spec in runner.ports.states.items()
     }
-    memories = {
-        name: random.standard_normal((ROWS, *spec.shape)).astype(spec.dtype) for name, spec in runner.memories.items()
+    context = {
+        name: random.standard_normal((ROWS, *spec.shape)).astype(spec.dtype)
+        for name, spec in runner.ports.context.items()
     }
     watched = 5
     for n in (watched + 1, 7, 16, 33, 64, 127, 128):
@@ -52,7 +52,7 @@ def test_a_row_has_the_same_bits_in_every_batch_beside_any_neighbour(path, threa
             runner,
             ids[watched:],
             {k: v[watched:] for k, v in states.items()},
-            {k: v[watched:] for k, v in memories.items()},
+            {k: v[watched:] for k, v in context.items()},
             1,
         )
         for poison in (None, np.nan, 3e38):
@@ -61,6 +61,6 @@ def test_a_row_has_the_same_bits_in_every_batch_beside_any_neighbour(path, threa
                 for array in troubled.values():
                     array[:watched] = poison
                     array[watched + 1 :] = poison
-            together = outputs_of(runner, ids, troubled, memories, n)
+            together = outputs_of(runner, ids, troubled, context, n)
             for name, array in alone.items():
                 assert together[name][watched].tobytes() == array[0].tobytes(), (n, poison, name)

@@ -25,16 +25,16 @@ def onnx_runner(tiny_bundle):
 
 
 def arrays(runner, n, seed):
-    random = np.random.default_rng(seed)
-    states = {name: random.standard_normal((n, *spec.shape)).astype(spec.dtype) for name, spec in runner.states.items()}
-    ids = random.integers(0, runner.output_size, n)
-    after = {name: np.zeros_like(array) for name, array in states.items()}
-    return StepArrays(ids, states, {}, after, np.zeros((n, runner.output_size), np.float32), None)
+    random, given = np.random.default_rng(seed), StepArrays.of(runner.ports, n)
+    for array in given.before.values():
+        array[:] = random.standard_normal(array.shape)
+    given.inputs["token"][:] = random.integers(0, given.outputs["logits"].shape[1], n)
+    return given
 
 
 def test_bound_step_keeps_its_memory_alive(onnx_runner):
     given = arrays(onnx_runner, 3, seed=1)
-    logits, step = given.outputs, onnx_runner.bind(given)
+    logits, step = given.outputs["logits"], onnx_runner.bind(given)
     del given
     gc.collect()
     litter = [np.full(3, -(10**9)) for _ in range(1000)]  # what takes the place of memory that was freed
@@ -46,10 +46,11 @@ def test_bound_step_keeps_its_memory_alive(onnx_runner):
 
 
 def test_bound_step_writes_where_it_was_told(onnx_runner):
-    given, logits = arrays(onnx_runner, 5, seed=2), np.zeros((7, onnx_runner.output_size), np.float32)
+    given = arrays(onnx_runner, 5, seed=2)
+    logits = np.zeros((7, given.outputs["logits"].shape[1]), np.float32)
     before, after = given.before, given.after
     kept = {name: array.copy() for name, array in before.items()}
-    onnx_runner.bind(replace(given, outputs=logits[1:6]))()
+    onnx_runner.bind(replace(given, outputs={"logits": logits[1:6]}))()
     assert not logits[[0, 6]].any()
     assert np.abs(logits[1:6]).sum(axis=1).all()
     assert all(np.abs(array).sum(axis=1).all() for array in after.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,8 @@ from carousel.models.manifest import Manifest, TextCodecSpec
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 from carousel.models.weights import WEIGHTS
 from carousel.service.engine.prefill.runner import OnnxPrefillRunner
-from carousel.service.engine.runner import OnnxRunner, StepArrays
+from carousel.service.engine.runner import OnnxRunner, Runner, StepArrays
 from carousel.service.engine.session import RunnerBroken, open_session
-from carousel.service.engine.states.pool import zeros
 from carousel.service.served.heap import give_back_freed
 from carousel.service.served.repository import open_core, open_prefill, open_runner
 
@@ -115,21 +115,21 @@ def test_a_bundle_of_shared_weights_gives_the_bits_of_whole_graphs(graphs: dict[
     assert bundle.step.weights
     runner, prefill = open_runner(bundle, 1), open_prefill(bundle)
     assert prefill is not None
-    whole = OnnxRunner(graphs["step.onnx"], "language", runner.states, WORDS, 1)
+    whole = OnnxRunner(graphs["step.onnx"], runner.ports, 1)
     apart = OnnxPrefillRunner([graphs["prefill.onnx"], graphs["prefill2.onnx"]], "language")
     random = np.random.default_rng(0)
     ids = random.integers(0, WORDS, (64, 70))
-    states = {name: np.tanh(random.standard_normal((64, UNITS))).astype(np.float32) for name in runner.states}
+    states = {name: np.tanh(random.standard_normal((64, UNITS))).astype(np.float32) for name in runner.ports.states}
 
-    def stepped(of: OnnxRunner, rows: slice) -> list[bytes]:
+    def stepped(of: Runner, rows: slice) -> list[bytes]:
         token = np.ascontiguousarray(ids[rows, 0])
         before = {name: np.ascontiguousarray(state[rows]) for name, state in states.items()}
-        after, logits = zeros(runner.states, len(token)), np.zeros((len(token), WORDS), np.float32)
-        of.bind(StepArrays(token, before, {}, after, logits, None))()
+        arrays = replace(StepArrays.of(runner.ports, len(token)), inputs={"token": token}, before=before)
+        of.bind(arrays)()
         return [
             part.tobytes()
             for row in range(len(token))
-            for part in (logits[row], *(each[row] for each in after.values()))
+            for part in (arrays.outputs["logits"][row], *(np.asarray(each)[row] for each in arrays.after.values()))
         ]
 
     together = stepped(runner, slice(None))

@@ -11,13 +11,13 @@ from carousel.service.engine.states.device_pool import DevicePool
 from carousel.service.engine.states.pool import HostPool, StateSpec
 
 STATES = {"state.h": StateSpec((3,), "float32"), "state.c": StateSpec((2, 5), "float32")}
-MEMORIES = {"memory.features": StateSpec((4, 6), "float32"), "memory.count": StateSpec((1,), "int64")}
+CONTEXT = {"memory.features": StateSpec((4, 6), "float32"), "memory.count": StateSpec((1,), "int64")}
 
 
 @pytest.fixture(params=["host", "device"])
 def make_pool(request, cpu_device):
     kind = HostPool if request.param == "host" else partial(DevicePool, cpu_device)
-    return lambda rows=4: kind(STATES, MEMORIES, rows)
+    return lambda rows=4: kind(STATES, CONTEXT, rows)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_snapshot_is_a_copy(make_pool, view):
     assert other["state.h"].tolist() == [5, 5, 5]
 
 
-def test_memories_are_set_once_moved_with_their_row_and_zeroed(make_pool, view):
+def test_context_is_set_once_moved_with_their_row_and_zeroed(make_pool, view):
     pool = make_pool()
     everything = slice(4)
     memory = {"memory.features": np.arange(24.0).reshape(4, 6), "memory.count": np.array([5])}
@@ -79,13 +79,13 @@ def test_memories_are_set_once_moved_with_their_row_and_zeroed(make_pool, view):
     pool.acquire(2, None, memory)
     pool.swap()
     pool.release(0, last=2)
-    seen = {name: view(array) for name, array in pool.memories(everything).items()}
+    seen = {name: view(array) for name, array in pool.context(everything).items()}
     np.testing.assert_array_equal(seen["memory.features"][0], memory["memory.features"])
     assert seen["memory.count"].tolist() == [[5], [0], [0], [0]]
     pool.release(0, last=0)
     pool.acquire(0, None)
     assert not any(array.any() for array in seen.values())
-    assert np.shares_memory(seen["memory.features"], view(pool.memories(slice(1))["memory.features"]))
+    assert np.shares_memory(seen["memory.features"], view(pool.context(slice(1))["memory.features"]))
 
 
 def test_fork_lets_rows_trade_places(make_pool, view):

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -30,19 +30,25 @@ class OutputError(CarouselError):
     """A path that nothing can be written to."""
 
 
-def check_output(path: Path, *, make_parents: bool = False) -> None:
+def check_output(path: Path, *, make_parents: bool = False, inputs: Iterable[Path] = ()) -> None:
     """See, before the work, that a result can be written to a path.
 
     Args:
         path: as open_output takes it.
         make_parents: make the directory that it is to lie in.
+        inputs: files that the command reads, or writes another result to: the result must not take their place.
 
     Raises:
-        OutputError: it is a directory, or its own directory is missing or cannot be written to.
+        OutputError: it is a directory or one of the inputs, or its own directory is missing or cannot be written to.
     """
+    if str(path) == "-":
+        raise OutputError("-: is no file; give /dev/stdout for standard output")
     if descriptor_of(path) is not None:
         return
     target = _target(path)
+    for other in inputs:
+        if _is_one_file(target, other):
+            raise OutputError(f"{path}: is {other}, which the result would replace; give another path")
     if target.is_dir():
         raise OutputError(f"{path}: is a directory; give the path of a file")
     if _is_special(target):
@@ -113,6 +119,15 @@ def _target(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError):  # of links that go in a circle
         raise OutputError(f"{path}: its links lead nowhere; give another path") from None
+
+
+def _is_one_file(target: Path, other: Path) -> bool:
+    """Whether two paths lead to one regular file, be it by links or by another name of it; or would, were it there."""
+    try:
+        found, wanted = target.stat(), other.stat()
+    except OSError:
+        return target == Path(os.path.realpath(other))
+    return stat.S_ISREG(found.st_mode) and os.path.samestat(found, wanted)
 
 
 def _is_special(target: Path) -> bool:

@@ -139,7 +139,7 @@ def _serve(settings: Settings) -> int:
 
 
 def _trace(settings: Settings, options: argparse.Namespace) -> int:
-    check_output(options.output)
+    check_output(options.output, inputs=[options.input])
     repository = settings.repository
     found = versions(repository, options.model)
     if not found:

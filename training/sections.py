@@ -144,6 +144,13 @@ class AnswerFiles(Section):
             raise ValueError(f"kind {self.kind} takes files; set corpus.train to one path or a list of them")
         if self.answer and self.ties != "one-answer":
             raise ValueError("answer says which rows are one answer, and so does ties; set one of them")
+        columns: dict[str, str] = {}
+        for name in ("user", "order", "skill", "correct"):
+            other = columns.setdefault(getattr(self, name), name)
+            if other != name:
+                raise ValueError(f"{name} and {other} are both column {getattr(self, name)!r}; each has one of its own")
+        if columns.get(self.answer, "order") != "order":
+            raise ValueError(f"answer and {columns[self.answer]} are both column {self.answer!r}; give another")
         return self
 
 

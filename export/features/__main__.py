@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = "size" if first["loc"][0] in ("width", "height") else first["loc"][0]
         parser.error(f"argument --{where}: {first['msg']}")
     try:
-        check_output(options.output, make_parents=True)
+        check_output(options.output, make_parents=True, inputs=[options.encoder, *options.images])
         extractor = open_extractor(
             options.encoder, preprocessing, input_name=options.input_name, feature=options.feature
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
+from carousel.models.codec.spelling import one_id
 from carousel.models.errors import UnknownSkill
 
 MAX_NAME_CHARACTERS = 500
@@ -80,11 +81,16 @@ class InteractionCodec:
     def skill_id(self, skill: str | int) -> int:
         """The id of a skill, in [0, S), given its name or the id itself.
 
+        A name that is not known as it stands is read as a corpus's is (spelling.one_id): blanks around it, `33.0` and
+        `é` of two characters are no other name, nor is `Perimeter & Area` for what is called "Area & Perimeter".
+
         Raises:
             UnknownSkill: the model has no such skill.
         """
         if isinstance(skill, str):
             found = self._ids.get(skill)
+            if found is None:
+                found = self._ids.get(combined_skill(map(one_id, skill.split(COMBINED))))
             if found is not None:
                 return found
             shown = skill if len(skill) <= MAX_NAME_CHARACTERS else skill[:MAX_NAME_CHARACTERS] + "..."

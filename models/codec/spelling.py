@@ -14,7 +14,9 @@ from decimal import Decimal
 
 _POINT_ZERO = re.compile(r"([+-]?[0-9]+)\.0*")
 _FRACTION = re.compile(r"[+-]?[0-9]*\.0*[1-9][0-9]*")
-_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-][0-9]{1,3})?")
+_NUMBER = re.compile(r"[+-]?([0-9]+(e[+-][0-9]{1,3})?|([0-9]+\.[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?)")
+"""Java writes 1.5E18, others 1.5e+18 and 1e+18; 1e18 alone may be a name."""
+_DECIMAL_COMMA = re.compile(r"([+-]?[0-9]+),([0-9]+)")
 EXACT_BELOW = 1 << 53
 """A float64 tells all whole numbers below it apart."""
 
@@ -48,7 +50,7 @@ def may_be_rounded(text: str) -> bool:
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
-    """Groups of different names that a person might take for one: other case, blanks, dashes, leading zeros."""
+    """Groups of different names that a person might take for one: other case, blanks, dashes, zeros, unseen signs."""
     groups: dict[str, list[str]] = {}
     for name in sorted(set(names)):
         groups.setdefault(_outline(name), []).append(name)
@@ -56,7 +58,9 @@ def look_alikes(names: Iterable[str]) -> list[list[str]]:
 
 
 def _outline(name: str) -> str:
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).strip()
+    seen = "".join(char for char in name if unicodedata.category(char) != "Cf")  # zero-width blanks, soft hyphens
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()).strip()
+    plain = _DECIMAL_COMMA.sub(r"\1.\2", plain) if _DECIMAL_COMMA.fullmatch(plain) else plain
     if _NUMBER.fullmatch(plain):
         return str(Decimal(plain).normalize())
     return _BETWEEN.sub(" ", plain)

@@ -8,8 +8,10 @@ took several skills: an attempt at a combined skill, as training makes of it (mo
 from __future__ import annotations
 
 import csv
+import re
 from array import array
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 from carousel.models.codec.interaction import InteractionCodec, combined_skill
@@ -19,7 +21,12 @@ from carousel.models.errors import CarouselError, UnknownSkill
 COLUMNS = ("learner", "skill", "correct")
 ORDERS = ("answer_id", "order_id", "order")
 """What columns are called in which rows of one answer are alike; looked at where no column of answers is named."""
+TIMES = ("order_id", "order", "timestamp", "time", "start_time")
+"""What columns are called by which a learner's rows should ascend."""
 CORRECT = {"0": 0, "1": 1, "false": 0, "true": 1}
+
+
+_NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{0,40})?")
 
 
 class CohortError(CarouselError):
@@ -102,6 +109,7 @@ class _Reading:
         self._cohort = Cohort()
         self._unknown: dict[str, int] = {}
         self._known: dict[str, int] = {}
+        self._read_as: dict[str, str] = {}  # skills in another spelling than the model's
         self._spelled: dict[str, str] = {}  # as written -> as first written
         self._ids: dict[str, str] = {}  # as one_id has it -> as first written
         self._open: dict[str, _Answer] = {}  # by learner, where there is a column of answers
@@ -110,10 +118,17 @@ class _Reading:
         self._order_place: int | None = None
         self._last_orders: dict[str, tuple[str, str]] = {}  # order and skill of a learner's last row
         self._alike = 0
+        self._time_place: int | None = None
+        self._last_times: dict[str, tuple[int, Decimal | str]] = {}
+        self._back = self._passed_over = 0
 
     def begin(self, first: list[str]) -> None:
         """Take the header."""
         header = [name.strip().lower() for name in first]
+        if self._answer_column in COLUMNS:
+            raise CohortError(
+                f"{self._source}: {self._answer_column} cannot say which rows are one answer; name another column"
+            )
         needed = [*COLUMNS, *([self._answer_column] if self._answer_column is not None else [])]
         missing = [name for name in needed if name not in header]
         if missing:
@@ -124,6 +139,7 @@ class _Reading:
         self._header = header
         self._places = [header.index(name) for name in COLUMNS]
         self._answer_place = header.index(self._answer_column) if self._answer_column is not None else None
+        self._time_place = next((header.index(name) for name in TIMES if header.count(name) == 1), None)
         if self._answer_place is None:
             self._order_place = next((header.index(name) for name in ORDERS if header.count(name) == 1), None)
 
@@ -140,6 +156,7 @@ class _Reading:
         learner = self._spelled.get(written)
         if learner is None:
             learner = self._spelled[written] = self._ids.setdefault(one_id(written), written)
+        self._look_at_time(learner, row)
         if self._answer_place is None:
             self._take(learner, skill, answer, where)
             self._look_at_order(learner, skill, row)
@@ -194,10 +211,14 @@ class _Reading:
         if place is None and skill not in self._unknown:
             try:
                 place = self._known[skill] = self._codec.skill_id(_id(skill) if self._by_id else skill)
+                called = str(place) if self._by_id else self._codec.skills[place]
+                if called != skill:
+                    self._read_as[skill] = called
             except UnknownSkill:
                 if not self._ignore_unknown:
                     raise CohortError(f"{where}: {_refusal(skill, self._codec, self._by_id)}") from None
                 self._unknown[skill] = len(self._unknown)
+        self._passed_over += place is None
         code = 2 * place + correct if place is not None else -1 - (2 * self._unknown[skill] + correct)
         answers = self._cohort.learners.get(learner)
         if answers is None:
@@ -210,6 +231,15 @@ class _Reading:
         order, before = row[self._order_place], self._last_orders.get(learner)
         self._alike += before is not None and before[0] == order and before[1] != skill
         self._last_orders[learner] = order, skill
+
+    def _look_at_time(self, learner: str, row: list[str]) -> None:
+        """Count what stands in the file before what came before it."""
+        if self._time_place is None:
+            return
+        time = _time(row[self._time_place].strip())
+        before = self._last_times.get(learner)
+        self._back += before is not None and before[0] == time[0] and before[1] > time[1]  # type: ignore[operator]
+        self._last_times[learner] = time
 
     def cohort(self) -> Cohort:
         """What has been read."""
@@ -227,6 +257,20 @@ class _Reading:
                 f"{self._alike:,} rows are at another skill than the row of the learner before, but have its {column}; "
                 f"if they are one answer, say so with --answer {column}: as it is, each is predicted from the other"
             )
+        if self._back and self._time_place is not None:
+            cohort.remarks.append(
+                f"{self._back:,} rows have a smaller {self._header[self._time_place]} than the row of the learner "
+                "before; the order that counts is that of the rows: sort the file if it is another"
+            )
+        if self._passed_over:
+            shown = ", ".join(repr(name[:40]) for name in cohort.unknown[:3])
+            cohort.remarks.append(
+                f"{self._passed_over:,} of {cohort.answers:,} answers are at {len(cohort.unknown):,} skills that the "
+                f"model does not know, and are passed over: {shown}{', ...' if len(cohort.unknown) > 3 else ''}"
+            )
+        if self._read_as:
+            shown = ", ".join(f"{name[:40]!r} as {called[:40]!r}" for name, called in list(self._read_as.items())[:3])
+            cohort.remarks.append(f"skills in another spelling, {len(self._read_as):,} of them, are read: {shown}")
         again = [written for written, first in self._spelled.items() if written != first]
         if again:
             shown = ", ".join(f"{written[:40]!r} is {self._spelled[written][:40]!r}" for written in again[:3])
@@ -235,8 +279,14 @@ class _Reading:
         return cohort
 
 
+def _time(text: str) -> tuple[int, Decimal | str]:
+    """What a time compares by, and with which others it does: numbers, or texts of one length (ISO 8601's)."""
+    return (0, Decimal(text)) if _NUMBER.fullmatch(text) else (len(text), text)
+
+
 def _id(skill: str) -> int:
     """The id that a field spells; -1, which is nobody's, where it spells none."""
+    skill = one_id(skill)  # a data frame's 33.0
     return int(skill) if skill.isascii() and skill.isdecimal() and len(skill) < 10 else -1
 
 

@@ -27,13 +27,21 @@ def test_codec_takes_a_skill_by_name_or_by_position() -> None:
     assert codec.decode(5) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("skill", "id_"),
+    [("addition ", 0), ("Bru\u0308che", 1), ("12.0", 2), ("perimeter & area", 3), ("area & perimeter\n", 3), (" ", 4)],
+)
+def test_codec_takes_a_skill_in_the_spellings_that_training_does(skill: str, id_: int) -> None:
+    assert InteractionCodec(NAMES).skill_id(skill) == id_
+
+
 def test_codec_reads_what_it_wrote() -> None:
     codec = InteractionCodec(NAMES)
     assert json.loads(codec.to_json()) == list(NAMES)
     assert InteractionCodec.from_json(codec.to_json()).skills == NAMES
 
 
-@pytest.mark.parametrize("skill", ["subtraction", "", "ADDITION", "addition ", "0", 5, -1, True, 1.0, None, [1]])
+@pytest.mark.parametrize("skill", ["subtraction", "", "ADDITION", "addition &", "0", 5, -1, True, 1.0, None, [1]])
 def test_codec_refuses_a_skill_that_it_does_not_have(skill: object) -> None:
     message = r"^there is no skill .*; this model knows 5 skills, ids 0 to 4, the first called 'addition'$"
     with pytest.raises(UnknownSkill, match=message):

@@ -106,3 +106,20 @@ def test_outputs_that_cannot_be_are_refused_beforehand(tmp_path: Path) -> None:
         check_output(tmp_path / "file" / "deep" / "out", make_parents=True)
     check_output(tmp_path / "a" / "b" / "out", make_parents=True)
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_output_does_not_take_the_place_of_what_is_read(tmp_path: Path) -> None:
+    read = tmp_path / "in"
+    read.write_text("what must stay")
+    (tmp_path / "link").symlink_to(read)
+    (tmp_path / "hard").hardlink_to(read)
+    (tmp_path / "back").symlink_to(tmp_path)
+    for name in ("in", "link", "hard", "back/in", "back/../" + tmp_path.name + "/in"):
+        with pytest.raises(OutputError, match=r"is .*/in, which the result would replace; give another path"):
+            check_output(tmp_path / name, inputs=[tmp_path / "missing", read])
+    with pytest.raises(OutputError, match="which the result would replace"):
+        check_output(tmp_path / "new", inputs=[tmp_path / "back" / "new"])  # two results that are yet to be
+    check_output(tmp_path / "new", inputs=[read, tmp_path])
+    check_output(Path("/dev/null"), inputs=[Path("/dev/null")])
+    with pytest.raises(OutputError, match="-: is no file; give /dev/stdout for standard output"):
+        check_output(Path("-"))

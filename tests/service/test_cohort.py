@@ -156,6 +156,9 @@ def test_cohort_of_answers_passes_over_unknown_combinations_where_told(combined,
     source = write(tmp_path / "in.csv", [("a", 1, "magic", 1), ("a", 1, "area", 1), ("a", 2, "area", 0)], ANSWERS)
     cohort = read_cohort(source, combined, ignore_unknown=True, answer_column="ANSWER_ID")
     assert (list(cohort.learners["a"]), cohort.unknown) == ([-2, 0], ["area & magic"])
+    assert cohort.remarks[-1] == (
+        "1 of 2 answers are at 1 skills that the model does not know, and are passed over: 'area & magic'"
+    )
     with pytest.raises(CohortError, match="line 2: skill is 'area & magic'; allowed are the 4 names"):
         read_cohort(source, combined, answer_column="answer_id")
 
@@ -210,7 +213,47 @@ def test_cohort_of_learners_in_two_spellings_has_one(combined, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("skill", ["5", "-1", "counting", "\u0664", "1.0", "9" * 5000, ""])
+@pytest.mark.parametrize(
+    ("skills", "by_id", "read"),
+    [
+        (["1.0", "2.", "3"], True, [3, 5, 7]),
+        (["counting & area", "area & counting", "magic"], False, [3, 3, 7]),
+    ],
+)
+def test_cohort_reads_skills_in_other_spellings_and_says_so(combined, tmp_path, skills, by_id, read):
+    source = write(tmp_path / "in.csv", [("a", skill, 1) for skill in skills])
+    cohort = read_cohort(source, combined, by_id=by_id)
+    assert cohort.learners["a"].tolist() == read
+    (remark,) = cohort.remarks
+    assert remark.startswith("skills in another spelling, ")
+    assert f"{skills[0]!r} as " in remark
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("order_id", ["10", "9", "11"], 1),  # as numbers, not as texts
+        ("timestamp", ["2017-03-02", "2017-03-01", "2017-02-01"], 2),
+        ("order", ["1789012345678901251", "1789012345678901250", "1e3"], 1),
+        ("time", ["1", "1", "2"], 0),
+        ("start", ["3", "2", "1"], 0),
+    ],
+)
+def test_cohort_says_where_rows_go_back_in_time(combined, tmp_path, column, values, told):
+    rows = [row for value in values for row in (("a", value, "magic", 1), ("b", 0, "magic", 1))]
+    cohort = read_cohort(write(tmp_path / "in.csv", rows, ("learner", column, "skill", "correct")), combined)
+    assert [remark.partition(";")[0] for remark in cohort.remarks] == [
+        f"{told} rows have a smaller {column} than the row of the learner before"
+    ][: min(told, 1)]
+
+
+@pytest.mark.parametrize("column", ["learner", "Skill", "correct"])
+def test_cohort_of_answers_wants_a_column_of_their_own(combined, tmp_path, column):
+    with pytest.raises(CohortError, match=f"{column.lower()} cannot say which rows are one answer"):
+        read_cohort(write(tmp_path / "in.csv", [("a", "magic", 1)]), combined, answer_column=column)
+
+
+@pytest.mark.parametrize("skill", ["5", "-1", "counting", "\u0664", "1.5", "9" * 5000, ""])
 def test_cohort_of_ids_refuses_what_is_none_and_says_which_there_are(bundle, tmp_path, skill):
     source = write(tmp_path / "in.csv", [("a", 4, 1), ("a", skill, 1)])
     with pytest.raises(CohortError) as error:
@@ -328,6 +371,16 @@ def test_command_line_refuses_a_directory_before_the_work(command, tmp_path, cap
     monkeypatch.setattr("carousel.service.__main__.read_cohort", lambda *_, **__: pytest.fail("read the answers"))
     assert main([*command, "--output", str(tmp_path)]) == 1
     assert f"{tmp_path}: is a directory; give the path of a file" in capsys.readouterr().err
+
+
+def test_command_line_does_not_write_over_its_input(command, tmp_path, capsys):
+    source = Path(command[command.index("--input") + 1])
+    before = source.read_bytes()
+    (tmp_path / "link.csv").symlink_to(source)
+    for output in (source, tmp_path / "link.csv"):
+        assert main([*command, "--output", str(output)]) == 1
+        assert "which the result would replace" in capsys.readouterr().err
+    assert source.read_bytes() == before
 
 
 def test_command_line_joins_rows_of_one_answer(command, tiny_tracing_bundle, tmp_path, capsys):

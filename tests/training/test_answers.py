@@ -150,13 +150,15 @@ def test_skills_composed_otherwise_are_one(tmp_path: Path) -> None:
         (["33.5", "33", "33.0"], "'33' and '33.0'"),
         (["Area", "area", "AREA "], "'AREA' and 'Area' and 'area'"),
         (["Word-problems", "Word problems"], "'Word problems' and 'Word-problems'"),
+        (["Area", "Ar\u00adea", "Area\u200b"], "'Area' and 'Area\\u200b' and 'Ar\\xadea'"),
+        (['"33,0"', "33"], "'33' and '33,0'"),
         (["\u2460", "1"], "'1' and '\u2460'"),
     ],
 )
 def test_skills_that_only_look_alike_are_kept_apart_and_said(tmp_path: Path, skills: list[str], told: str) -> None:
     text = HEADER + "".join(f"{user},{order},{skill},1\n" for user in "ab" for order, skill in enumerate(skills))
     seen = corpus(tmp_path / "a.csv", text, kind="rows")
-    assert seen.codec.skills == tuple(sorted(skill.strip() for skill in skills))
+    assert seen.codec.skills == tuple(sorted(skill.strip('" ') for skill in skills))
     assert f"kept apart, 1 groups: {told};" in remark(seen, "look alike")
 
 
@@ -176,6 +178,9 @@ def test_three_lines_and_pykt_spell_skills_alike_too(tmp_path: Path) -> None:
 def test_missing_values_and_names_like_combinations_are_said(tmp_path: Path) -> None:
     seen = corpus(tmp_path / "a.csv", HEADER + "a,1,NaN,1\na,2,x & y,1\na,3,x,0\na,3,y,0\nb,1,x,1\n", kind="rows")
     assert remark(seen, "NaN").startswith("corpus: 1 answers are at a skill called 'NaN', kept as a name;")
+    seen = corpus(tmp_path / "b.csv", HEADER + "a,1,-,1\na,1,y,1\na,3,NULL,0\na,4,x,0\nb,1,x,1\n", kind="rows")
+    assert remark(seen, "NULL").startswith("corpus: 2 answers are at a skill called '-' or 'NULL', kept as a name;")
+    seen = corpus(tmp_path / "a.csv", HEADER + "a,1,NaN,1\na,2,x & y,1\na,3,x,0\na,3,y,0\nb,1,x,1\n", kind="rows")
     assert remark(seen, "one skill here").startswith("corpus: skill 'x & y' is a name, and what answers that took both")
 
 
@@ -218,3 +223,19 @@ def test_files_of_answers_may_begin_with_a_byte_order_mark(tmp_path: Path, kind:
         (tmp_path / "a.csv").write_bytes(content.encode())
         seen = read_answers(AnswerFiles(kind=kind, train=str(tmp_path / "a.csv")), 0)
         assert sorted(history.tolist() for history in [*seen.train, *seen.validation]) == [[3], [3, 2]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"skill": "correct"}, "correct and skill are both column 'correct'"),
+        ({"order": "user_id"}, "order and user are both column 'user_id'"),
+        ({"answer": "user_id"}, "answer and user are both column 'user_id'"),
+        ({"answer": "skill_name"}, "answer and skill are both column 'skill_name'"),
+    ],
+)
+def test_one_column_does_not_stand_for_two(tmp_path: Path, columns: dict[str, str], sentence: str) -> None:
+    """A skill that is the answer itself would be foretold without a fault."""
+    with pytest.raises(ValueError, match=sentence):
+        corpus(tmp_path / "a.csv", HEADER + "a,1,x,1\nb,1,x,0\n", kind="rows", **columns)
+    corpus(tmp_path / "a.csv", HEADER + "a,1,x,1\nb,1,x,0\n", kind="rows", answer="order_id")

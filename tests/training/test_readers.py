@@ -111,7 +111,12 @@ def test_answer_that_took_several_skills_does_not_predict_itself() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("user_id,skill_name,correct\n", "f: has no column 'order_id'; its columns are user_id, skill_name, correct"),
+        (
+            "user_id,skill_name,correct\n",
+            "f: has no column 'order_id'; its columns are 'user_id', 'skill_name', 'correct'",
+        ),
+        ("user_id, order_id\n", "f: has no column 'order_id'; its columns are 'user_id', ' order_id'"),
+        ("user_id;order_id\n", "f: has no column 'user_id'; its columns are 'user_id;order_id'; cells are to be sepa"),
         ("user_id,order_id,skill_name,correct\n1,2,x\n", "f, line 2: has not as many cells as the header, 4"),
         ("user_id,order_id,skill_name,correct\n1,2,x,1,9\n", "f, line 2: has not as many cells as the header, 4"),
         ("user_id,order_id,skill_name,correct\n ,2,x,1\n", "f, line 2: user_id is empty; allowed is what tells"),
@@ -140,6 +145,7 @@ ROWS = "user_id,order_id,skill_name,correct\n"
         ["1789012345678901248", "1789012345678901249", "1789012345678901250", "1789012345678901251"],
         ["0.12345678901234567890", "0.12345678901234567891", ".12345678901234567892", "12345678901234567893e-20"],
         ["-3", "-2.5", "0", "1E2"],
+        ["20170301T000000.5", "2017-03-01 00:00:01.25", "2017-03-01T000001.5", "2017-W09-3 00:00:02.0"],
         ["2017-03-01", "2017-03-01 00:00:00.000000001", "2017-03-01T00:00:00.000000002", "2017-03-01 00:01"],
         ["1969-12-31 23:59:59.5", "1969-12-31 23:59:59.75", "1970-01-01", "1970-01-01 00:00:00.25"],
         [
@@ -172,6 +178,8 @@ def test_orders_that_are_equal_however_written_are_one_answer() -> None:
         (["1e99999999999999999999"], "order_id is '1e99999999999999999999'; allowed is a number"),
         ([""], "order_id is ''; allowed is a number"),
         (["3/1/2017 9:30"], "order_id is '3/1/2017 9:30'; allowed is a number"),
+        (["2017-03-01 09:30.5"], "order_id is '2017-03-01 09:30.5'; allowed is a number"),  # minutes and a half
+        (["2017-03-01T09,5"], "order_id is '2017-03-01T09,5'; allowed is a number"),
         (["2017-13-01"], "order_id is '2017-13-01'; allowed is a number"),
         (["7", "2017-03-01"], "order_id is '2017-03-01', a time without a zone, but in f, line 2 it is a number;"),
         (["2017-03-01", "2017-03-01Z"], "order_id is '2017-03-01Z'; allowed is a number"),
@@ -268,6 +276,7 @@ def test_numbers_that_may_have_lost_digits_are_said() -> None:
         "learners are written as rounded numbers, 1 of them, such as '1.78901234567890e+18'; if they are ids, whoever "
         "wrote the file may have made several one",
     )
+    assert len(read_rows([("f", ROWS + "1,1.789012345678901E18,x,1\n")], ASSISTMENTS).remarks) == 2  # as Java writes
     assert len(read_rows([("f", ROWS + "9007199254740993,9007199254740992.5,x,1\n")], ASSISTMENTS).remarks) == 2
     assert len(read_rows([("f", ROWS + "9007199254740993,9007199254740991.0,x,1\n")], ASSISTMENTS).remarks) == 1
 
@@ -338,12 +347,13 @@ def test_pykt_window_that_ends_in_a_repeat_goes_on_with_the_answer_before() -> N
         ("uid,concepts,responses", '7,"1,2,3,4","1,0,1,0"\n7,"1,2,3,4","1,0,1,0"\n'),
         ("uid,concepts,responses", '7,"1,2,3,4,5,6","1,0,1,0,1,1"\n7,"4,5,6,7,8,9","0,1,1,0,0,0"\n'),
         ("uid,concepts,responses,selectmasks", '7,"1,2,3,4","1,0,1,0","1,1,1,1"\n7,"2,3,4,5","0,1,0,1","1,1,1,1"\n'),
+        ("uid,concepts,responses", '7,"1,2,3,4","1,0,1,0"\n7,"5,6","1,0"\n7,"1,2,3,4","1,0,1,0"\n'),
         ("uid,concepts,responses,timestamps", '7,"3,3,3","1,1,1","1,2,3"\n7,"3,3,3","1,1,1","2,3,4"\n'),
     ],
 )
 def test_pykt_pieces_that_overlap_unmarked_are_refused(header: str, rows: str) -> None:
     with pytest.raises(
-        CorpusError, match=r"^f, line 3: this piece of learner '7' overlaps the one before, and no select"
+        CorpusError, match=r"^f, line [34]: this piece of learner '7' overlaps one before, and no select"
     ):
         read_pykt([("f", f"{header}\n{rows}")])
 
@@ -359,7 +369,7 @@ def test_pykt_pieces_that_only_look_like_copies_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('uid,concepts\n5,"3,4"\n', "f: has no column 'responses'; its columns are uid, concepts"),
+        ('uid,concepts\n5,"3,4"\n', "f: has no column 'responses'; its columns are 'uid', 'concepts'"),
         (
             'uid,concepts,responses\n5,"3,4",1\n',
             "f, line 2: lists of one row differ in length (concepts 2, responses 1)",
@@ -369,6 +379,9 @@ def test_pykt_pieces_that_only_look_like_copies_are_read() -> None:
             "f, line 2: lists of one row differ in length (concepts 2, responses 1)",
         ),
         ('uid,concepts,responses\n5,"3_,4","1,1"\n', "f, line 2: a concept is '3_'; allowed is an id"),
+        ('uid,concepts,responses\n5,"3_-1,4","1,1"\n', "f, line 2: a concept is '3_-1'; allowed is an id"),
+        ('uid,concepts,responses,selectmasks\n5,3,1,1\n5,"3,4","1,1",\n', "f, line 3: selectmasks is empty; allowed"),
+        ('uid,concepts,responses,is_repeat\n5,"3,4","1,1"," "\n', "f, line 2: is_repeat is empty; allowed is a mark"),
         ("uid,concepts,responses\n5,3,2\n", "f, line 2: correct is '2'; allowed are 0 and 1"),
         ('uid,concepts,responses,is_repeat\n5,"3,4","1,0","0,1"\n', "f, line 2: a repeated entry is right where"),
         (

@@ -31,7 +31,7 @@ History = npt.NDArray[np.int64]
 MAX_SKILL_NUMBER = 9_999
 """Where every skill of a corpus is a number up to this, numbers are kept as ids."""
 
-MISSING = frozenset({"nan", "na", "n/a", "<na>", "nat", "null", "none"})
+MISSING = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none", "nil", "-", "--", "?", ".", "\\n"})
 """What other programs write where there is no value."""
 
 TELLING_ATTEMPTS = 20
@@ -171,9 +171,12 @@ def _skill_names(learners: Sequence[Transcript]) -> tuple[dict[Skills, str], lis
     remarks = spelling_remarks("skills", read_as)
     missing = sorted(name for name in read_as.values() if name.lower() in MISSING)
     if missing:
-        count = sum(count for skills, count in taken.items() if names[skills] in missing)
+        count = sum(
+            count for skills, count in taken.items() if not {read_as[name] for name in skills}.isdisjoint(missing)
+        )
+        called = " or ".join(map(repr, missing[:3])) + (" or another such" if len(missing) > 3 else "")
         remarks.append(
-            f"{count:,} answers are at a skill called {missing[0]!r}, kept as a name; where there is none, "
+            f"{count:,} answers are at a skill called {called}, kept as a name; where there is none, "
             "leave the cell empty"
         )
     combined = {name for skills, name in names.items() if len(skills) > 1}

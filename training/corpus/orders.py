@@ -19,7 +19,8 @@ Kind = Literal["a number", "a time without a zone", "a time with a zone"]
 
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _FRACTION = re.compile(r"[.,]([0-9]+)")
-_SHORTEST_BEFORE_FRACTION = len("20170301T093000")
+_SECONDS = re.compile(r".*([0-9]{2}:[0-9]{2}:[0-9]{2}|[T ][0-9]{6})")
+"""What a fraction stands behind: ISO 8601 knows fractions of minutes, too, which are not read."""
 _ZONE = re.compile(r" (UTC|[+-][0-9]{2}:?[0-9]{2})$")
 """As BigQuery and Ruby write it."""
 _START = datetime(1970, 1, 1, tzinfo=UTC)
@@ -83,9 +84,11 @@ def _time(text: str) -> tuple[Decimal, Kind] | None:
     if not text.isascii():
         return None
     text = _ZONE.sub(lambda zone: "Z" if zone[1] == "UTC" else zone[1], text)
-    fraction = _FRACTION.search(text, _SHORTEST_BEFORE_FRACTION)
+    fraction = _FRACTION.search(text)
     digits = ""
     if fraction is not None:
+        if not _SECONDS.fullmatch(text, 0, fraction.start()):
+            return None
         digits = fraction[1]
         text = text[: fraction.start()] + text[fraction.end() :]
     try:

@@ -26,6 +26,8 @@ PADDING = ("-1", "-1.0")
 GUARDS = ("timestamps", "cidxs")
 """Not read but to find copies by."""
 LISTS = ("concepts", "responses", "is_repeat", "selectmasks", *GUARDS)
+MARKS = ("is_repeat", "selectmasks")
+"""What an entry is, besides an answer: a file that says so of some says so of all."""
 QUESTION_COLUMNS = ("qidxs", "rest", "orirow")
 """Only `_question_` files have them."""
 
@@ -33,6 +35,9 @@ _YES_OR_NO = {"0": False, "0.0": False, "1": True, "1.0": True, "-1": False, "-1
 """is_repeat; -1 where it fills up."""
 SMALLEST_OVERLAP = 3
 """Entries alike at the edges of two pieces, and half a piece at least, that are taken for copies."""
+
+TELLING_PIECE = 4
+"""Entries of a piece that, all alike, are taken for a copy of an earlier one of the same learner."""
 
 _MARKS = {"1": True, "1.0": True, "-1": False, "-1.0": False}
 
@@ -45,6 +50,8 @@ class _Learner:
     correct: list[bool] = field(default_factory=list)
     piece: list[tuple[str, str]] = field(default_factory=list)
     """Concept and response of each entry of the last row."""
+    pieces: set[int] = field(default_factory=set)
+    """Of each row that may be no copy, its entries' hash."""
     time: float | None = None
     """Of the last entry read."""
     seen: set[str] = field(default_factory=set)
@@ -76,7 +83,7 @@ class _Pieces:
     def _take(self, learner: _Learner, entry: Entry, uid: str, where: str) -> None:
         concept = entry["concepts"]
         parts = {part.strip() for part in concept.split("_")}
-        if "" in parts:
+        if not parts.isdisjoint(("", *PADDING)):
             raise CorpusError(f"{where}: a concept is {concept!r}; allowed is an id, or several joined by '_'")
         right = read_correct(entry["responses"], where)
         repeated = _mark(entry, "is_repeat", _YES_OR_NO, "0", where) and bool(learner.skills)
@@ -103,7 +110,10 @@ class _Pieces:
             if learner.skills
         ]
         answers = sum(len(learner.correct) for learner in learners)
+        several = sum(len(parts) > 1 for learner in self._learners.values() for parts in learner.skills)
         remarks = [f"{answers:,} answers; {self._joined:,} entries were joined to the one that they repeat (is_repeat)"]
+        if several:
+            remarks.append(f"{several:,} of them took several skills (7_12), and are at one that is called after all")
         if self._unselected:
             remarks.append(f"{self._unselected:,} entries that selectmasks marks -1 were passed over")
         return Reading(learners, (*remarks, *spelling_remarks("learners", self._uids)))
@@ -137,6 +147,9 @@ def _entries(row: dict[str, str], where: str) -> list[Entry]:
     if not {"concepts", "responses"} & lists.keys():
         return []
     lists = {"concepts": [], "responses": [], **lists}
+    for marks in MARKS:
+        if marks in row and marks not in lists:
+            raise CorpusError(f"{where}: {marks} is empty; allowed is a mark for each entry, as in the other rows")
     for guard in GUARDS:
         if len(lists.get(guard, [])) != len(lists["concepts"]):
             lists.pop(guard, None)  # "NA", where a data set has none
@@ -157,16 +170,19 @@ def _mark(entry: Entry, column: str, values: dict[str, bool], default: str, wher
 
 
 def _refuse_overlap(learner: _Learner, entries: list[Entry], uid: str, where: str) -> None:
-    """See that a piece without marked copies has none: that it neither goes back in time nor repeats the one before."""
+    """See that a piece without marked copies has none: that it goes not back in time, nor repeats what went before."""
     piece = [(entry["concepts"], entry["responses"]) for entry in entries]
     sizes = range(max(SMALLEST_OVERLAP, -(-len(piece) // 2)), len(piece) + 1)
     shifted = any(piece[:size] == learner.piece[-size:] and len(set(piece[:size])) > 1 for size in sizes)
+    whole = hash(tuple(piece))
+    again = whole in learner.pieces and len(piece) >= TELLING_PIECE and len(set(piece)) > 1
+    learner.pieces.add(whole)
     times = [_seconds(entry.get("timestamps", "")) for entry in entries]
     known = [time for time in times if time is not None]
     back = learner.time is not None and bool(known) and known[0] < learner.time
-    if shifted or back:
+    if shifted or back or again:
         raise CorpusError(
-            f"{where}: this piece of learner {uid!r} overlaps the one before, and no selectmasks says what of it is a "
+            f"{where}: this piece of learner {uid!r} overlaps one before, and no selectmasks says what of it is a "
             "copy; give the file of sequences that do not overlap (train_valid_sequences.csv)"
         )
     learner.time = known[-1] if known else learner.time

@@ -10,6 +10,11 @@ from carousel.training.errors import CorpusError
 
 csv.field_size_limit(1 << 24)  # pyKT keeps a whole history in one cell
 
+SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
+"""What other files of rows have between their cells."""
+
+MAX_SHOWN = 40
+
 
 def table(
     file: str, text: str, columns: Sequence[str], optional: Sequence[str] = ()
@@ -30,7 +35,7 @@ def table(
         header = list(reader.fieldnames or [])
         for column in columns:
             if column not in header:
-                raise CorpusError(f"{file}: has no column {column!r}; its columns are {', '.join(header)}")
+                raise CorpusError(_lacking(file, column, header))
         for column in (*columns, *optional):
             if header.count(column) > 1:
                 raise CorpusError(
@@ -43,3 +48,11 @@ def table(
             yield where, row
     except csv.Error as error:
         raise CorpusError(f"{file}, line {reader.reader.line_num}: is not CSV ({error})") from None
+
+
+def _lacking(file: str, column: str, header: Sequence[str]) -> str:
+    """What to say of a column that is not there: with quotes, as blanks around a name are seen by nobody else."""
+    shown = ", ".join(map(repr, header[:MAX_SHOWN])) + (", ..." if len(header) > MAX_SHOWN else "")
+    told = f"{file}: has no column {column!r}; its columns are {shown or 'none'}"
+    other = next((mark for mark in SEPARATORS if len(header) == 1 and mark in header[0]), None)
+    return told if other is None else f"{told}; cells are to be separated by commas, not by {SEPARATORS[other]}"

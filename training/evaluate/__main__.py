@@ -15,6 +15,7 @@ from carousel.models.output_file import STDOUT, check_output, descriptor_of, ope
 from carousel.training.errors import RunError
 from carousel.training.evaluate.sheet import picture_sheet
 from carousel.training.evaluate.split import Split
+from carousel.training.trainer import BEST
 
 LABELS = {
     "bleu_1": "BLEU-1",
@@ -41,8 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    read = [options.checkpoint, options.checkpoint / BEST]
     for output in filter(None, (options.captions, options.sheet)):
-        check_output(output)
+        check_output(output, inputs=read)
+        read.append(output)
     split = Split(options.checkpoint, options.overrides)
     if options.sheet and split.album.open_picture is None:
         raise RunError("a sheet shows pictures; say where they are with corpus.validation_pictures=PATH")

@@ -38,7 +38,7 @@ from carousel.models.errors import CarouselError
 from carousel.models.manifest import Precision
 from carousel.service.engine.device import CUDA
 from carousel.service.engine.session import RunnerBroken, reason_against
-from carousel.service.served.repository import open_core
+from carousel.service.served.opening import open_core
 
 PEERS: tuple[Side, ...] = ("torch", "litserve", "bentoml")
 """Beside the naive one. They run in fp32, as they come."""

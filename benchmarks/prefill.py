@@ -137,7 +137,7 @@ class Benchmark:
         runner = OnnxRunner(self._step, ports, 1)
         many = OnnxPrefillRunner(self._prefill, "language") if prefill else None
         core = EngineCore(runner, 64, prefill=many)
-        core.warm_up()
+        core.prefill.check(runner)
         return core
 
 

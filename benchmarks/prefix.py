@@ -21,13 +21,12 @@ import numpy as np
 
 from carousel.benchmarks.report import Machine
 from carousel.models.bundle import open_bundle
-from carousel.service.engine.core import EngineCore
 from carousel.service.engine.sequence import Array, Ids, SamplingParameters, Sequence, TokenEvent
 from carousel.service.engine.states.pool import zeros
 from carousel.service.engine.threads.async_engine import AsyncEngine
 from carousel.service.prefixes.cache import PrefixCache
 from carousel.service.prefixes.prefixes import Prefixes
-from carousel.service.served.repository import open_prefill, open_runner
+from carousel.service.served.opening import open_core
 from carousel.service.sessions.memory import ModelIdentity
 
 LENGTHS = (16, 128, 1024)
@@ -64,8 +63,7 @@ def loop_seconds(prefixes: Prefixes, prompt: Ids, state: dict[str, Array]) -> fl
 async def measure(path: Path) -> dict[str, Any]:
     """Print one line a length. The medians, for benchmarks.plots."""
     bundle, machine = open_bundle(path), Machine.this()
-    core = EngineCore(open_runner(bundle, 1), 1, prefill=open_prefill(bundle))
-    core.warm_up()
+    core = open_core(bundle, 1, 1)
     engine = AsyncEngine(core, max_waiting=1, on_steps=lambda _: None)
     engine.start()
     cache = PrefixCache(CACHE_BYTES)

@@ -19,7 +19,7 @@ from carousel.models.bundle import open_bundle
 from carousel.service.engine.sequence import SamplingParameters, Sequence
 from carousel.service.engine.threads.async_engine import MAX_HELD_REPORTS
 from carousel.service.observability.metrics import Metrics, ModelMetrics
-from carousel.service.served.repository import open_core
+from carousel.service.served.opening import open_core
 from carousel.service.work.tracing import trace_sequence
 
 BUNDLES = ("bundles/shakespeare/2", "bundles/tutor/2")

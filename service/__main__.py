@@ -24,7 +24,7 @@ from carousel.service.engine.session import RunnerBroken
 from carousel.service.keys.key_file import KeyFileError, key_line, new_key
 from carousel.service.observability import logs
 from carousel.service.served.heap import keep_large_pieces_apart, share_arenas
-from carousel.service.served.repository import step_threads
+from carousel.service.served.opening import step_threads
 from carousel.service.server.server import create_server
 from carousel.service.settings import PREFIX, Settings, unknown_variables
 from carousel.service.work.cohort import trace_cohort

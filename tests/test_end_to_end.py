@@ -12,7 +12,7 @@ import pytest
 from carousel.models.bundle import open_bundle
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.sequence import Sequence
-from carousel.service.served.repository import open_runner
+from carousel.service.served.opening import open_runner
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from carousel.models.step import ATTENTION
 from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.head_route import HeadRoute
-from carousel.service.api.wire.catalogue_messages import ModelInfo, ModelList, StateInfo
+from carousel.service.api.wire.catalogue_messages import ModelInfo, ModelList, ServingInfo, StateInfo
 from carousel.service.api.wire.messages import OpenAIErrorBody
 from carousel.service.served.repository import ServedModel
 
@@ -23,13 +23,13 @@ router = APIRouter(tags=["models"], route_class=HeadRoute)
 
 @router.get("/v1/models", summary="All served models", responses=ERRORS)
 async def list_models(request: Request) -> ModelList:
-    """Each with its task, version, states, limits, validation figures and digest."""
+    """Each with its task, version, states, limits, validation figures, digest, and how it is run here."""
     return ModelList(data=[_info(model) for model in context_of(request).repository.models.values()])
 
 
 @router.get("/v1/models/{model}", summary="One served model", responses={404: {"model": OpenAIErrorBody}, **ERRORS})
 async def get_model(request: Request, model: str) -> ModelInfo:
-    """Its task, version, states, limits, validation figures and digest."""
+    """Its task, version, states, limits, validation figures, digest, and how it is run here."""
     return _info(find_model(request, model))
 
 
@@ -47,6 +47,7 @@ def _info(model: ServedModel) -> ModelInfo:
         skills=list(bundle.interaction_codec.skills) if tracing else None,
         preprocessing=bundle.image_codec.preprocessing.model_dump() if captioning else None,
         attention=None if attention is None else [size or 0 for size in attention.shape[1:]],
+        serving=ServingInfo(**model.serving.labels, reasons=dict(model.serving.reasons)),
         states=[
             StateInfo(name=spec.name, shape=[size or 0 for size in spec.shape[1:]], dtype=spec.dtype)
             for spec in bundle.step.states

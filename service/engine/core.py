@@ -17,7 +17,7 @@ from carousel.service.engine.heads.quiet_rows import QuietRows
 from carousel.service.engine.prefill.prefill import Prefill
 from carousel.service.engine.rows.plan import Mask, Rows
 from carousel.service.engine.rows.table import CHUNK, NOT_FINITE, Ended, RowTable
-from carousel.service.engine.runner import PrefillRunner, Runner, Step, StepArrays, probe
+from carousel.service.engine.runner import PrefillRunner, Runner, Step, StepArrays, run_zeros
 from carousel.service.engine.sampling.sampler import Sampler, Samples
 from carousel.service.engine.scheduler import Scheduler
 from carousel.service.engine.sequence import (
@@ -74,16 +74,6 @@ class EngineCore:
         self._bound: dict[tuple[int, bool], Step] = {}
         """Steps by number of rows and by which of the pool's two arrays is read."""
         self._finished: list[tuple[Sequence, FinishEvent]] = []
-
-    def warm_up(self) -> None:
-        """Run one row and all rows once, so that no client pays for the runtime's first allocations.
-
-        Raises:
-            RunnerBroken: the runner fails on rows of zeros, or the prefill graph does not run.
-        """
-        for n in (1, self.scheduler.max_rows):
-            probe(self._runner, n)
-        self.prefill.check(self._runner)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it joins at the next step with a free row, or with as many as its beam is wide.
@@ -186,7 +176,7 @@ class EngineCore:
                 except Exception as error:
                     failures[row] = (FinishReason.FAILED, f"{type(error).__name__}: {error}")
             if len(failures) == n:
-                probe(self._runner, 1)
+                run_zeros(self._runner, 1)
         self._pool.swap()
         return failures
 

@@ -116,7 +116,7 @@ class PrefillRunner(Protocol):
         ...
 
 
-def probe(runner: Runner, n: int) -> None:
+def run_zeros(runner: Runner, n: int) -> None:
     """Run n rows of zeros.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
@@ -35,6 +35,9 @@ SHED_REASONS = ("full", "wait", "deadline", "slow_reader")
 """No place was free; a row would have come too late; the request's time was over; events were not read fast enough."""
 
 _MODEL = ("model", "version")
+
+SERVING = ("rows", "provider", "prefill", "encoder", "encoder_provider")
+"""How a model is run on this machine: the labels that `served.serving` has words for."""
 
 
 class Metrics:
@@ -116,8 +119,8 @@ class Metrics:
         )  # fmt: skip
         ProcessCollector(registry=registry)
         self.model_info = Gauge(
-            "carousel_model_info", "1 for each model served, with its task, precision and digest.",
-            (*_MODEL, "task", "precision", "digest"), registry=registry,
+            "carousel_model_info", "1 for each model served, with its task, precision, digest, and how it is run here.",
+            (*_MODEL, "task", "precision", "digest", *SERVING), registry=registry,
         )  # fmt: skip
         self.model_load_seconds = Gauge(
             "carousel_model_load_seconds", "Time to verify, open and warm a model up.", _MODEL, registry=registry
@@ -246,14 +249,22 @@ class ModelMetrics:
         self._encoder_images = metrics.encoder_images.labels(*labels)
         self.shed = {reason: metrics.shed.labels(*labels, reason) for reason in SHED_REASONS}
 
-    def begin(self, engine: AsyncEngine, bundle: Bundle, load_seconds: float) -> None:
-        """The model is served from now on."""
+    def begin(self, engine: AsyncEngine, bundle: Bundle, serving: Mapping[str, str], load_seconds: float) -> None:
+        """The model is served from now on.
+
+        Args:
+            engine: runs it.
+            bundle: what it is.
+            serving: how it is run, by SERVING.
+            load_seconds: what it took until now.
+        """
         metrics, manifest = self._metrics, bundle.manifest
         metrics.expect(self._labels, manifest.task)
         metrics.watch(self._labels, engine)
         metrics.model_load_seconds.labels(*self._labels).set(load_seconds)
         metrics.model_info.remove_by_labels(_named(self._labels))  # the same version may have had other bytes
-        metrics.model_info.labels(*self._labels, manifest.task, manifest.precision, bundle.digest).set(1)
+        what = (manifest.task, manifest.precision, bundle.digest)
+        metrics.model_info.labels(*self._labels, *what, *(serving[name] for name in SERVING)).set(1)
 
     def end(self, engine: AsyncEngine) -> None:
         """The model is served no more, and nothing of it runs."""

@@ -18,8 +18,9 @@ import numpy as np
 from carousel.models.bundle import Bundle
 from carousel.models.output_file import open_output
 from carousel.service.engine.core import EngineCore
+from carousel.service.engine.probe import check_rows
 from carousel.service.engine.sequence import FinishEvent, FinishReason, Ids, Sequence
-from carousel.service.served.repository import open_runner
+from carousel.service.served.opening import open_runner
 from carousel.service.work.cohort_file import Cohort, CohortError
 from carousel.service.work.tracing import trace_sequence, traced
 
@@ -58,7 +59,7 @@ def trace_cohort(
         OutputError: the target is a directory, or has none to lie in.
         RunnerBroken, OSError
     """
-    core = EngineCore(open_runner(bundle, intra_op_threads), max_rows)
+    core = EngineCore(check_rows(open_runner(bundle, intra_op_threads), max_rows).runner, max_rows)
     names = [str(skill) for skill in range(bundle.output_size)] if by_id else list(bundle.interaction_codec.skills)
     with open_output(target) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")

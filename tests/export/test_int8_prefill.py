@@ -23,7 +23,7 @@ from carousel.models.nn.validation import VALIDATION, ValidationData, write_vali
 from carousel.models.prefill import check_prefill
 from carousel.models.weights import WEIGHTS
 from carousel.service.engine.sequence import SamplingParameters, Sequence
-from carousel.service.served.repository import open_core
+from carousel.service.served.opening import open_core
 
 SIZES = [
     ("lstm", 7, 9, 1, False),

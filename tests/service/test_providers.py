@@ -29,6 +29,7 @@ def warnings_of(all_models, caplog):
         with caplog.at_level(logging.WARNING, "carousel.repository"):
             repository = Repository(Settings(repository=all_models, max_rows=2, providers=providers), Metrics())
         assert {"tiny", "tutor", "scenes"} <= set(repository.models)
+        open_all.serving = {name: model.serving for name, model in repository.models.items()}
         return [record.getMessage() for record in caplog.records]
 
     return open_all
@@ -36,17 +37,24 @@ def warnings_of(all_models, caplog):
 
 def test_cpu_asks_for_no_device_and_logs_nothing(warnings_of):
     assert warnings_of("cpu") == []
+    assert all(serving.provider == "cpu" and not serving.reasons for serving in warnings_of.serving.values())
 
 
 def test_device_that_is_missing_is_told_once(warnings_of, monkeypatch):
-    monkeypatch.setattr("carousel.service.served.repository.CUDA", Device("cuda", "NoExecutionProvider"))
+    monkeypatch.setattr("carousel.service.served.opening.CUDA", Device("cuda", "NoExecutionProvider"))
     (message,) = warnings_of("cuda")
-    assert message.startswith("CAROUSEL_PROVIDERS is cuda, but models run on the CPU: the installed onnxruntime has no")
+    reason = "the installed onnxruntime has no NoExecutionProvider; it has "
+    assert message.startswith(f"CAROUSEL_PROVIDERS is cuda, but models run on the CPU: {reason}")
+    for name, serving in warnings_of.serving.items():
+        assert serving.provider == "cpu"
+        parts = {"provider", "encoder_provider"} if serving.encoder != "none" else {"provider"}
+        assert set(serving.reasons) == parts, name
+        assert all(serving.reasons[part].startswith(reason) for part in parts)
 
 
 @pytest.mark.skipif(IDLE.missing is not None, reason=str(IDLE.missing))
 def test_graphs_that_the_device_has_no_kernels_for_run_on_the_cpu(warnings_of, monkeypatch, all_models):
-    monkeypatch.setattr("carousel.service.served.repository.CUDA", IDLE)
+    monkeypatch.setattr("carousel.service.served.opening.CUDA", IDLE)
     messages = warnings_of("cuda")
     assert len(messages) == sum(1 for _ in all_models.iterdir())  # and not one of encoders, which may use both
     assert all(
@@ -59,10 +67,13 @@ def test_what_fails_on_the_device_alone_runs_on_the_cpu(warnings_of, monkeypatch
     def refuse(self, device):
         raise RunnerBroken("no memory")
 
-    monkeypatch.setattr("carousel.service.served.repository.CUDA", HOST_MEMORY)
+    monkeypatch.setattr("carousel.service.served.opening.CUDA", HOST_MEMORY)
     monkeypatch.setattr(RowMover, "__init__", refuse)
     messages = warnings_of("cuda")
     assert "the steps of tiny version 1 cannot run on CPUExecutionProvider and runs on the CPU: no memory" in messages
+    assert warnings_of.serving["tiny"].reasons == {
+        "provider": "the steps cannot run on CPUExecutionProvider: no memory"
+    }
 
 
 def test_encoder_that_fails_on_the_device_alone_runs_on_the_cpu(warnings_of, monkeypatch):
@@ -72,17 +83,20 @@ def test_encoder_that_fails_on_the_device_alone_runs_on_the_cpu(warnings_of, mon
             if given[-1] is not None:
                 raise RunnerBroken("no convolutions")
 
-    monkeypatch.setattr("carousel.service.served.repository.CUDA", HOST_MEMORY)
-    monkeypatch.setattr("carousel.service.served.repository.OnnxEncoder", Encoder)
+    monkeypatch.setattr("carousel.service.served.opening.CUDA", HOST_MEMORY)
+    monkeypatch.setattr("carousel.service.served.opening.OnnxEncoder", Encoder)
     expected = "the encoder of scenes version 1 cannot run on CPUExecutionProvider and runs on the CPU: no convolutions"
     assert expected in warnings_of("cuda")
+    assert warnings_of.serving["scenes"].reasons == {
+        "encoder_provider": "the encoder cannot run on CPUExecutionProvider: no convolutions"
+    }
 
 
 def test_server_answers_from_a_device_what_it_answers_from_the_host(run_server, monkeypatch, picture):
     moved = []
     move = RowMover.__call__
     monkeypatch.setattr(RowMover, "__call__", lambda *a: moved.append(1) or move(*a))
-    monkeypatch.setattr("carousel.service.served.repository.CUDA", HOST_MEMORY)
+    monkeypatch.setattr("carousel.service.served.opening.CUDA", HOST_MEMORY)
     answers = []
     for providers in ("cpu", "cuda"):
         with run_server(providers=providers) as server, httpx.Client(base_url=server.url, timeout=20) as client:

@@ -15,6 +15,30 @@ class StateInfo(BaseModel):
     dtype: str
 
 
+class ServingInfo(BaseModel):
+    """How a model is run on this machine."""
+
+    rows: Annotated[
+        Literal["together", "padded", "alone"],
+        Field(
+            description="`together`: all that run share a step. `padded`: likewise, and one that runs alone is run "
+            "twice. `alone`: each has steps of its own, because its result would depend on the others."
+        ),
+    ]
+    provider: Annotated[str, Field(description="Where steps run: `cpu` or `cuda`.")]
+    prefill: Annotated[
+        Literal["graphs", "steps", "none"],
+        Field(description="How long prompts are eaten: many tokens a call, or one a step; `none`: it has no graph."),
+    ]
+    encoder: Annotated[
+        Literal["together", "alone", "none"], Field(description="Whether images share a call of the encoder.")
+    ]
+    encoder_provider: Annotated[str, Field(description="Where the encoder runs: `cpu`, `cuda` or `none`.")]
+    reasons: Annotated[
+        dict[str, str], Field(description="Why a part is not as it might be, by the names above; empty if all are.")
+    ]
+
+
 class ModelInfo(BaseModel):
     """A served model."""
 
@@ -32,6 +56,7 @@ class ModelInfo(BaseModel):
     attention: Annotated[
         list[int] | None, Field(description="Rows and columns of the maps of a model that says where it looks.")
     ]
+    serving: ServingInfo
     states: list[StateInfo]
     limits: dict[str, Any]
     decoding: Annotated[

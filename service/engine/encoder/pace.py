@@ -22,9 +22,14 @@ RECENT_CALLS = 32
 
 
 class Pace:
-    """What an encoder's calls have taken of late. Any thread may note one."""
+    """What an encoder's calls have taken of late. Any thread may note one.
 
-    def __init__(self) -> None:
+    Args:
+        most: images of a call, however quick it is.
+    """
+
+    def __init__(self, most: int = MAX_BATCH) -> None:
+        self._most = most
         self._seconds: deque[float] = deque([CALL_SECONDS], RECENT_CALLS)
         """Of an image, in each of the last calls; before the first, one image a call."""
 
@@ -35,7 +40,7 @@ class Pace:
     @property
     def max_batch(self) -> int:
         """Images of a call, at most."""
-        return max(1, min(MAX_BATCH, int(CALL_SECONDS / max(self._quickest, 1e-9))))
+        return max(1, min(self._most, int(CALL_SECONDS / max(self._quickest, 1e-9))))
 
     @property
     def in_turns(self) -> bool:

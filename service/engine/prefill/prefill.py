@@ -51,6 +51,8 @@ class Prefill:
     def __init__(self, runner: PrefillRunner | None, states: Mapping[str, StateSpec]) -> None:
         self._runner = runner
         self._states = states
+        self.refusal: str | None = None
+        """Why `check` has done without the prefill graph."""
         self._turn = threading.Lock()
         """Held during a call of the runner."""
         self._lock = threading.Lock()
@@ -81,7 +83,8 @@ class Prefill:
         except Exception as error:
             raise RunnerBroken(f"the prefill graph fails ({type(error).__name__}: {error})") from error
         if not same:
-            logger.warning("the prefill graph and the step graph differ on this machine; prompts are fed step by step")
+            self.refusal = "the prefill graph and the step graph differ on this machine; prompts are fed step by step"
+            logger.warning("%s", self.refusal)
             self._runner = None
 
     def begin(self, sequence: Sequence) -> None:
@@ -203,17 +206,20 @@ def _left_to_steps(sequence: Sequence) -> int | None:
 def _same_states(prefill: PrefillRunner, runner: Runner, *, seed: int = 0) -> bool:
     """Whether both leave the same bits after random ids. It raises whatever the runtime raises."""
     random, ports = np.random.default_rng(seed), runner.ports
-    rows, lengths = 3, (1, 2, MIN_PIECES * PIECE + 3)  # the last one by several graphs at once
     (size,) = ports.outputs[ports.head.reads].shape
-    ids = random.integers(0, size, (rows, sum(lengths)))
-    arrays = StepArrays.of(ports, rows)
-    many: Mapping[str, Tensor] = arrays.before
-    start = 0
-    for length in lengths:
-        many = prefill(ids[:, start : start + length], many)
-        start += length
-    for column in ids.T:
-        arrays.inputs[ports.head.feeds][:] = column
-        runner.bind(arrays)()
-        arrays = replace(arrays, before=arrays.after, after=arrays.before)
-    return all(np.asarray(many[name]).tobytes() == np.asarray(part).tobytes() for name, part in arrays.before.items())
+    # One sequence alone, as many as there may be, and some whose ids several graphs eat at once.
+    for rows, lengths in ((1, (1, 2)), (MAX_ROWS, (1, 2)), (3, (1, 2, MIN_PIECES * PIECE + 3))):
+        ids = random.integers(0, size, (rows, sum(lengths)))
+        arrays = StepArrays.of(ports, rows)
+        many: Mapping[str, Tensor] = arrays.before
+        start = 0
+        for length in lengths:
+            many = prefill(ids[:, start : start + length], many)
+            start += length
+        for column in ids.T:
+            arrays.inputs[ports.head.feeds][:] = column
+            runner.bind(arrays)()
+            arrays = replace(arrays, before=arrays.after, after=arrays.before)
+        if any(np.asarray(many[name]).tobytes() != np.asarray(part).tobytes() for name, part in arrays.before.items()):
+            return False
+    return True

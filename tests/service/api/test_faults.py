@@ -71,7 +71,7 @@ def test_numbers_that_are_not_finite_fail_their_own_request(http, connect, monke
 
             return spoil
 
-    monkeypatch.setattr("carousel.service.served.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.served.opening.OnnxRunner", Runner)
     server, client = http()
     fields = {"max_tokens": 600, "temperature": 0}  # which never samples 'k'
     expected = connect(server).generate("abc", **fields)[1:]
@@ -125,7 +125,7 @@ def slow_steps(monkeypatch):
 
             return wait
 
-    monkeypatch.setattr("carousel.service.served.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.served.opening.OnnxRunner", Runner)
 
 
 def test_event_loop_that_is_blocked_holds_the_engine_back_and_loses_nothing(slow_steps, http, connect, eventually):

@@ -140,7 +140,7 @@ def _fail_steps(monkeypatch, condition: Callable[[list[int]], bool], message: st
 
             return step_or_fail
 
-    monkeypatch.setattr("carousel.service.served.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.served.opening.OnnxRunner", Runner)
 
 
 def _metrics(client: httpx.Client) -> list[Sample]:

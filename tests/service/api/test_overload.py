@@ -131,7 +131,7 @@ def test_stream_that_ends_before_its_first_event_has_a_status_of_its_own(run_ser
 
             return held
 
-    monkeypatch.setattr("carousel.service.served.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.served.opening.OnnxRunner", Runner)
     goes_on.set()
     with ExitStack() as stack:
         server = stack.enter_context(run_server(max_rows=1))

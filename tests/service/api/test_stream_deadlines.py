@@ -30,7 +30,7 @@ def held_after(run_server, monkeypatch):
 
             return held
 
-    monkeypatch.setattr("carousel.service.served.repository.OnnxRunner", Runner)
+    monkeypatch.setattr("carousel.service.served.opening.OnnxRunner", Runner)
 
     @contextmanager
     def run(steps):

@@ -167,7 +167,6 @@ def greedy_caption(oracle):
 async def test_captions_of_many_images_at_once_are_those_of_numpy(runner, make_encoder, images, slow_search):
     batches = []
     core = EngineCore(runner, 32)
-    core.warm_up()
     engine = AsyncEngine(core, max_waiting=100, on_steps=lambda reports: None)
     encoder = make_encoder(batches.append)
     encoder.warm_up()

@@ -292,12 +292,6 @@ def test_a_runner_that_fails_on_everything_is_broken(runner):
     assert listener.ends[sequence].detail == "broken"
 
 
-def test_warm_up_refuses_a_runner_that_cannot_run(runner):
-    runner.fault = lambda state, token: ValueError("no such kernel")
-    with pytest.raises(RunnerBroken, match="no such kernel"):
-        EngineCore(runner, 2).warm_up()
-
-
 def test_a_step_that_fails_for_every_sequence_does_not_break_a_sound_runner(runner, greedy_oracle):
     runner.fault = lambda state, token: ValueError("bad") if token == 11 else None
     listener = Listener(runner)

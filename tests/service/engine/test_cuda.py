@@ -11,7 +11,8 @@ import pytest
 from carousel.models.bundle import open_bundle
 from carousel.service.engine.sequence import BeamParameters, Readout, SamplingParameters, Sequence, Snapshot
 from carousel.service.observability.metrics import Metrics
-from carousel.service.served.repository import Repository, open_core
+from carousel.service.served.opening import open_core
+from carousel.service.served.repository import Repository
 from carousel.service.settings import Settings
 
 pytestmark = pytest.mark.cuda

@@ -22,7 +22,7 @@ from carousel.service.engine.sequence import BeamParameters, Readout, SamplingPa
 from carousel.service.engine.session import RunnerBroken
 from carousel.service.engine.states.device_pool import MOVE_GRAPH, DevicePool, RowMover
 from carousel.service.engine.states.pool import HostPool, StateSpec
-from carousel.service.served.repository import open_core, open_runner
+from carousel.service.served.opening import open_core, open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
 STATES = {"state.h": StateSpec((3,), "float32"), "state.c": StateSpec((2, 5), "int64")}

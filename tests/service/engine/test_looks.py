@@ -11,7 +11,7 @@ from carousel.models.bundle import open_bundle
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.rows.table import CHUNK
 from carousel.service.engine.sequence import FinishReason, Readout, SamplingParameters, Sequence, Snapshot
-from carousel.service.served.repository import open_runner
+from carousel.service.served.opening import open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
 SAMPLING = SamplingParameters(max_tokens=20, temperature=0.9, top_p=0.9, repetition_penalty=1.7, seed=5)

@@ -265,35 +265,36 @@ def test_report_counts_prefill_as_prompt_and_as_runner(runner, prefill):
     assert (second.prompt_tokens, second.phase, second.runner_seconds) == (0, "decode", 1.0)
 
 
-def test_warm_up_keeps_a_prefill_that_agrees(runner, prefill, greedy_oracle):
+def test_check_keeps_a_prefill_that_agrees(runner, prefill, greedy_oracle):
     listener = Listener(runner, prefill)
-    listener.core.warm_up()
+    listener.core.prefill.check(runner)
     prefill.calls.clear()
     assert listener.one([3] * 90, greedy(4))[0] == greedy_oracle([3] * 90, 4)
     assert prefill.calls
 
 
-def test_warm_up_does_without_a_prefill_that_differs(runner, prefill, greedy_oracle, caplog):
+def test_check_does_without_a_prefill_that_differs(runner, prefill, greedy_oracle, caplog):
     def nearly(ids, states):
         after = prefill(ids, states)
         return {**after, "state.a": np.nextafter(after["state.a"], np.float32(np.inf))}
 
     listener = Listener(runner, nearly)
     with caplog.at_level(logging.WARNING, "carousel.engine"):
-        listener.core.warm_up()
+        listener.core.prefill.check(runner)
+    assert listener.core.prefill.refusal == caplog.messages[0]
     assert "prompts are fed step by step" in caplog.text
     prefill.calls.clear()
     assert listener.one([3] * 90, greedy(4))[0] == greedy_oracle([3] * 90, 4)
     assert not prefill.calls
 
 
-def test_warm_up_refuses_a_prefill_that_cannot_run(runner, prefill):
+def test_check_refuses_a_prefill_that_cannot_run(runner, prefill):
     def fault(ids):
         raise ValueError("no such kernel")
 
     prefill.fault = fault
     with pytest.raises(RunnerBroken, match="no such kernel"):
-        EngineCore(runner, 2, prefill=prefill).warm_up()
+        EngineCore(runner, 2, prefill=prefill).prefill.check(runner)
 
 
 def test_prompts_that_come_after_prefill_was_given_up_take_steps(runner, prefill, greedy_oracle):

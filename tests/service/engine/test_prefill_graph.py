@@ -10,7 +10,7 @@ import pytest
 from carousel.models.bundle import open_bundle
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.sequence import Readout, SamplingParameters, Sequence
-from carousel.service.served.repository import open_prefill, open_runner
+from carousel.service.served.opening import open_prefill, open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
 LENGTHS = (300, 1, 140, 129, 9, 77)
@@ -52,7 +52,8 @@ def test_prefilled_sequences_end_with_the_bits_of_single_steps(bundle):
     runner, prefill = open_runner(bundle, 1), open_prefill(bundle)
     assert prefill is not None
     core = EngineCore(runner, 4, prefill=prefill)
-    core.warm_up()
+    core.prefill.check(runner)
+    assert core.prefill.refusal is None
     together = run(core, list(sequences_of(bundle)))
     for (tokens, end), sequence in zip(together, sequences_of(bundle), strict=True):
         ((expected, alone),) = run(EngineCore(runner, 1), [sequence])

@@ -9,7 +9,7 @@ import pytest
 
 from carousel.models.bundle import list_repository, open_bundle
 from carousel.service.engine.runner import StepArrays
-from carousel.service.served.repository import open_runner
+from carousel.service.served.opening import open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
 ROWS = 128

@@ -15,7 +15,7 @@ from carousel.service.engine.runner import StepArrays
 from carousel.service.engine.sampling.softmax import Softmax
 from carousel.service.engine.sequence import Readout, SamplingParameters, Sequence
 from carousel.service.engine.session import SOFTMAX_GRAPH
-from carousel.service.served.repository import open_runner
+from carousel.service.served.opening import open_runner
 
 
 @pytest.fixture
@@ -64,7 +64,6 @@ def test_engine_generates_what_torch_generates(tiny_bundle, onnx_runner, tmp_pat
 
     model, _ = load_language_model(read_checkpoint(make_checkpoint(tmp_path / "tiny.safetensors")))  # tiny_bundle's own
     core = EngineCore(onnx_runner, 8)
-    core.warm_up()
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12]]
     sampling = SamplingParameters(max_tokens=30, temperature=0.0)
     sequences = [Sequence(np.array(prompt), sampling) for prompt in prompts]

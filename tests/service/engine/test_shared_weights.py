@@ -25,7 +25,7 @@ from carousel.service.engine.prefill.runner import OnnxPrefillRunner
 from carousel.service.engine.runner import OnnxRunner, Runner, StepArrays
 from carousel.service.engine.session import RunnerBroken, open_session
 from carousel.service.served.heap import give_back_freed
-from carousel.service.served.repository import open_core, open_prefill, open_runner
+from carousel.service.served.opening import open_core, open_prefill, open_runner
 
 UNITS, WORDS = 80, 301
 

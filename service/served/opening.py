@@ -1,0 +1,183 @@
+"""Opens what runs a bundle: its graphs in sessions, each tried on this machine before anybody is served."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle
+from carousel.models.cores import usable_cores
+from carousel.models.prefill import prefill_names
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.device import CUDA, Device
+from carousel.service.engine.encoder.encoder import Encoder, EncoderReport
+from carousel.service.engine.encoder.pace import Pace
+from carousel.service.engine.prefill.runner import OnnxPrefillRunner
+from carousel.service.engine.probe import Found, check_encoder, check_rows, require_company
+from carousel.service.engine.runner import AttemptRunner, OnnxEncoder, OnnxRunner, Runner
+from carousel.service.engine.session import RunnerBroken, reason_against
+from carousel.service.engine.states.device_pool import DevicePool
+from carousel.service.served.ports import step_ports
+from carousel.service.served.serving import Prefilled, Serving
+from carousel.service.settings import Providers
+
+logger = logging.getLogger("carousel.repository")
+
+Part = TypeVar("Part")
+
+ENCODER_THREADS = 1
+"""Of one call. Cores are used by as many calls side by side: more threads in a call cost more than they bring, and the
+last bits of some operators depend on how a batch is split among threads (service/README.md has figures)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where graphs run.
+
+    Args:
+        device: a device; None is the CPU.
+        reason: why it is the CPU although a device was asked for.
+    """
+
+    device: Device | None = None
+    reason: str | None = None
+
+    @property
+    def provider(self) -> str:
+        """As CAROUSEL_PROVIDERS calls it."""
+        return "cpu" if self.device is None else self.device.memory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """What runs a bundle, warm and not yet started, and how."""
+
+    core: EngineCore
+    encoder: Encoder | None
+    serving: Serving
+
+
+def find_place(providers: Providers) -> Place:
+    """What CAROUSEL_PROVIDERS asks for; the CPU, with the reason in the log, where that is not there."""
+    if providers == "cpu":
+        return Place()
+    reason = reason_against(CUDA)
+    if reason is not None:
+        logger.warning("CAROUSEL_PROVIDERS is cuda, but models run on the CPU: %s", reason)
+        return Place(None, reason)
+    return Place(CUDA)
+
+
+def open_parts(
+    bundle: Bundle, place: Place, threads: int, max_rows: int, on_batch: Callable[[EncoderReport], None]
+) -> Opened:
+    """A bundle's graphs, opened at a place, or on the CPU where they cannot run there.
+
+    Args:
+        bundle: with its files, which open_bundle has checked.
+        place: where to.
+        threads: of one operator of a step.
+        max_rows: of a step, at most.
+        on_batch: see Encoder.
+
+    Raises:
+        RunnerBroken: a graph does not run.
+    """
+    (core, found), at = _open_at(place, bundle, "steps", partial(_open_steps, bundle, threads, max_rows))
+    refusal = core.prefill.refusal
+    reasons = {"rows": found.reason, "provider": at.reason, "prefill": refusal}
+    prefill: Prefilled = "none" if not bundle.prefill else "graphs" if refusal is None else "steps"
+    serving = Serving(found.company, at.provider, prefill)
+    encoder = None
+    if bundle.encoder is not None:
+        (encoder, apart), at = _open_at(place, bundle, "encoder", partial(_open_encoder, bundle, on_batch))
+        reasons |= {"encoder": apart, "encoder_provider": at.reason}
+        serving = replace(serving, encoder="alone" if apart else "together", encoder_provider=at.provider)
+    for part in ("rows", "encoder"):  # of the others the log has been told where they were found
+        if reasons.get(part):
+            how = getattr(serving, part)
+            logger.warning("%s version %d: its %s run %s: %s", bundle.model, bundle.version, part, how, reasons[part])
+    return Opened(core, encoder, replace(serving, reasons={part: why for part, why in reasons.items() if why}))
+
+
+def open_core(bundle: Bundle, intra_op_threads: int, max_rows: int, device: Device | None = None) -> EngineCore:
+    """The engine's loop body for a bundle, warm. Its states live on the device, where one is given.
+
+    Raises:
+        RunnerBroken: a graph does not run, or not there.
+    """
+    return _open_steps(bundle, intra_op_threads, max_rows, device)[0]
+
+
+def open_runner(bundle: Bundle, intra_op_threads: int, device: Device | None = None) -> Runner:
+    """The runner of a bundle's step graph, which open_bundle has checked."""
+    ports = step_ports(bundle.step, bundle.manifest.task)
+    weights = bundle.weights(bundle.step)
+    runner = OnnxRunner(bundle.files[STEP_GRAPH], ports, intra_op_threads, device=device, weights=weights)
+    return AttemptRunner(runner, *ports.inputs) if bundle.manifest.task == "tracing" else runner
+
+
+def open_prefill(bundle: Bundle, device: Device | None = None) -> OnnxPrefillRunner | None:
+    """The runner of a bundle's prefill graphs; None where it has none."""
+    graphs = [bundle.files[name] for name in prefill_names(bundle.files)]
+    weights = [bundle.weights(graph) for graph in bundle.prefill]
+    return OnnxPrefillRunner(graphs, bundle.manifest.task, device, weights=weights) if graphs else None
+
+
+def step_threads(bundle: Bundle, cores: int) -> int:
+    """Threads of one operator of a step.
+
+    In fp32 a step reads all weights, which several threads do faster. In int8 it is so short that it gains less from
+    the last core than the event loop does, which has the tokens of the step before to send. Beside an encoder, which
+    has a call on every core, a second thread would do little but wait.
+    """
+    if bundle.encoder is not None:
+        return 1
+    return max(1, cores - 1) if bundle.manifest.precision == "int8" else cores
+
+
+def _open_at(place: Place, bundle: Bundle, part: str, open_on: Callable[[Device | None], Part]) -> tuple[Part, Place]:
+    """A part of a model, and where it runs."""
+    if place.device is not None:
+        try:
+            return open_on(place.device), place
+        except RunnerBroken as error:
+            name, provider = f"{bundle.model} version {bundle.version}", place.device.provider
+            logger.warning("the %s of %s cannot run on %s and runs on the CPU: %s", part, name, provider, error)
+            place = Place(None, f"the {part} cannot run on {provider}: {error}")
+    return open_on(None), place
+
+
+def _open_steps(
+    bundle: Bundle, intra_op_threads: int, max_rows: int, device: Device | None
+) -> tuple[EngineCore, Found]:
+    runner = open_runner(bundle, intra_op_threads, device)
+    pool = None
+    if device is None:
+        found = check_rows(runner, max_rows)
+    else:
+        found = require_company(runner, max_rows)
+        pool = DevicePool(device, runner.ports.states, runner.ports.context, max_rows)
+    core = EngineCore(found.runner, max_rows, prefill=open_prefill(bundle, device), pool=pool)
+    core.prefill.check(found.runner)
+    return core, found
+
+
+def _open_encoder(
+    bundle: Bundle, on_batch: Callable[[EncoderReport], None], device: Device | None
+) -> tuple[Encoder, str | None]:
+    """The encoder, and why it is given one image a call; None where it is given several."""
+    assert bundle.encoder is not None
+    states = frozenset(spec.name for spec in bundle.step.states)
+    outputs = [*states, *(spec.name for spec in bundle.step.memories)]
+    weights, shape = bundle.weights(bundle.encoder), bundle.image_codec.preprocessing.shape
+    graph = OnnxEncoder(bundle.files[ENCODER_GRAPH], outputs, ENCODER_THREADS, device, weights=weights)
+    apart = check_encoder(graph, shape, on_device=device is not None)
+    pace = Pace() if apart is None else Pace(1)
+    name = f"encoder-{bundle.model}"
+    encoder = Encoder(graph, shape, states, workers=usable_cores(), on_batch=on_batch, name=name, pace=pace)
+    encoder.warm_up()
+    return encoder, apart

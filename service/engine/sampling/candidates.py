@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from carousel.service.engine.rows.plan import Mask
+from carousel.service.engine.rows.plan import Mask, Rows
 from carousel.service.engine.sequence import Floats, Ids
 
-GROUP = 32
-"""Tokens of a group at most. Its largest value is cheap to have, and k groups hold k tokens that are as large."""
+GROUPS = 512
+"""Groups at most, where that is twice as many as the tokens that are asked for: numpy puts so few in order at once."""
 
 LEAST = np.finfo(np.float32).min
 """No logit of a possible token is below."""
@@ -27,30 +27,31 @@ class Candidates:
 
     def __init__(self, chosen: Mask) -> None:
         r, self._size = chosen.shape
-        self._flat = _places(chosen)
-        ends = self._flat.searchsorted(np.arange(1, r + 1) * self._size)
-        self._counts = np.diff(ends, prepend=0)
-        self._starts = ends - self._counts
+        self.flat: Rows = np.flatnonzero(chosen)
+        """Where in all rows each lies. <intp>[n]"""
+        ends = self.flat.searchsorted(np.arange(1, r + 1) * self._size)
+        self._starts = np.zeros_like(ends)
+        self._starts[1:] = ends[:-1]
+        self.counts: Rows = ends - self._starts
+        """How many each row has. <intp>[r]"""
 
     def of(self, values: Floats) -> Floats:
-        """What each candidate has of `values` <float32>[r, V]."""
-        return values.reshape(-1)[self._flat]
+        """What each candidate has of `values` <float32>[r, V]. <float32>[n]"""
+        return values.reshape(-1)[self.flat]
 
     def spread(self, values: Floats, fill: float) -> Floats:
         """`values`, one of each candidate, as rows filled up to the longest. <float32>[r, C]"""
-        width = max(1, int(self._counts.max()))
-        spread = np.full((len(self._counts), width), fill, np.float32)
-        spread[np.arange(width) < self._counts[:, None]] = values
-        return spread
+        width = max(1, int(self.counts.max()))
+        rows = np.full((len(self.counts), width), fill, np.float32)
+        rows[np.arange(width) < self.counts[:, None]] = values
+        return rows
 
     def tokens(self, places: Ids) -> Ids:
-        """The tokens at some places of each row of what was spread, 0 where there is none. <int64>[r, ...]"""
-        along = (slice(None),) + (None,) * (places.ndim - 1)
-        there = places < self._counts[along]
-        if not len(self._flat):
+        """The tokens at some places of each row of what was spread; some token where there is none. <int64>[r, ...]"""
+        if not len(self.flat):
             return np.zeros_like(places)
-        flat = self._flat[np.where(there, self._starts[along] + places, 0)]
-        return np.where(there, flat % self._size, 0)
+        flat = self._starts.reshape(-1, *[1] * (places.ndim - 1)) + places
+        return np.asarray(self.flat.take(flat, mode="clip") % self._size)
 
 
 def bounds_of_largest(values: Floats, counts: Ids) -> Floats:
@@ -63,11 +64,18 @@ def bounds_of_largest(values: Floats, counts: Ids) -> Floats:
         values: <float32>[r, V]
         counts: each from 1 to V. <int64>[r]
     """
-    size = values.shape[1]
-    group = min(GROUP, size // (2 * int(counts.max())))
-    part = _maxima(values, size // group) if group > 1 else values
-    places = part.shape[1] - counts
-    return np.asarray(np.partition(part, np.unique(places), axis=1)[np.arange(len(values)), places])
+    r, size = values.shape
+    members, groups = grouping(size, int(counts.max()))
+    part = values
+    if members > 1:  # group g has g, g + G, g + 2 G, ...; a few tokens at the end are in none
+        part = np.maximum.reduce(values[:, : members * groups].reshape(r, members, groups), axis=1)
+    return np.asarray(np.sort(part, axis=1)[np.arange(r), groups - counts])
+
+
+def grouping(size: int, count: int) -> tuple[int, int]:
+    """Of so many tokens, how many make a group, and how many groups there are: enough to bound the `count` largest."""
+    members = max(1, min(-(-size // GROUPS), size // (2 * count)))
+    return members, size // members
 
 
 def largest(values: Floats, counts: Ids) -> tuple[Ids, Floats]:
@@ -81,27 +89,6 @@ def largest(values: Floats, counts: Ids) -> tuple[Ids, Floats]:
         Tokens <int64>[r, m] and their values <float32>[r, m], m being at most max(counts); -inf where a row has fewer.
     """
     found = Candidates(values >= np.maximum(bounds_of_largest(values, counts), LEAST)[:, None])
-    spread = found.spread(found.of(values), -np.inf)
-    order = np.argsort(-spread, axis=1, kind="stable")[:, : int(counts.max())]
-    return found.tokens(order), np.take_along_axis(spread, order, axis=1)
-
-
-def _maxima(values: Floats, groups: int) -> Floats:
-    """The largest value of each group. Group g is made of the tokens g, g + G, g + 2 G, ... <float32>[r, G]"""
-    size = values.shape[1]
-    whole = size - size % groups
-    maxima: Floats = values[:, :whole].reshape(len(values), -1, groups).max(axis=1)
-    rest = size - whole
-    if rest:
-        np.maximum(maxima[:, :rest], values[:, whole:], out=maxima[:, :rest])
-    return maxima
-
-
-def _places(chosen: Mask) -> Ids:
-    """np.flatnonzero, in half of its time where a few of a hundred are true: words of eight are told apart first."""
-    if chosen.size % 8 or not chosen.flags.c_contiguous:
-        return np.flatnonzero(chosen)
-    words = chosen.reshape(-1).view(np.uint64)
-    some = np.flatnonzero(words != 0)
-    within = np.flatnonzero(words[some].view(np.bool_))
-    return np.asarray((some << 3)[within >> 3] + (within & 7))
+    among = found.spread(found.of(values), -np.inf)
+    order = np.argsort(-among, axis=1, kind="stable")[:, : int(counts.max())]
+    return found.tokens(order), np.take_along_axis(among, order, axis=1)

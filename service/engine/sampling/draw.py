@@ -54,7 +54,7 @@ class Draw:
         self._sample = open_session(SAMPLE_GRAPH.read_bytes(), "sample", 1)
         self._draw = open_session(DRAW_GRAPH.read_bytes(), "draw", 1)
         self._probabilities = probabilities
-        self._calls: dict[tuple[bool, int, int], _Call] = {}
+        self._calls: dict[tuple[bool, tuple[int, bool], int], _Call] = {}
         """By whether the softmax is in it, where it reads, and the number of rows: an engine has few of each."""
         width = bucket_width(size)
         buckets = -(-size // width)
@@ -92,7 +92,7 @@ class Draw:
 
     def _call(self, read: Floats, *, softmax: bool) -> _Call:
         rows = len(read)
-        key = softmax, read.ctypes.data, rows
+        key = softmax, read.__array_interface__["data"], rows
         call = self._calls.get(key)
         if call is None:  # binding takes longer than a row does
             binding = (self._sample if softmax else self._draw).io_binding()

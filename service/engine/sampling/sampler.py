@@ -16,8 +16,9 @@ from carousel.service.engine.rows.plan import BlockPlan, Doubles, Mask, Rows, bl
 from carousel.service.engine.rows.table import RowTable
 from carousel.service.engine.sampling.candidates import largest
 from carousel.service.engine.sampling.draw import Draw
+from carousel.service.engine.sampling.nucleus import NucleusDraw
 from carousel.service.engine.sampling.softmax import Softmax
-from carousel.service.engine.sampling.truncation import MassTruncator, draw_from_largest
+from carousel.service.engine.sampling.truncation import draw_from_largest
 from carousel.service.engine.sequence import Alternative, Floats, Ids
 
 TINY = np.float32(1e-30)
@@ -47,7 +48,7 @@ class Sampler:
         self._weights = np.zeros((self._block, vocabulary_size), np.float32)
         """Probabilities, where they cannot take the place of logits."""
         self._draw = Draw(vocabulary_size, None if self._softmax.in_place else self._weights)
-        self._by_mass = MassTruncator()
+        self._nucleus = NucleusDraw(vocabulary_size)
 
     def sample(self, logits: Floats, table: RowTable, emits: Mask) -> Samples:
         """Choose the next token of each row as its parameters in `table` say.
@@ -133,7 +134,7 @@ class Sampler:
             tokens[plan.all.rows] = self._draw.draw(weights, uniforms[plan.all.rows])
         if plan.mass is not None:
             weights = self._probabilities(_part(logits, plan.mass.rows), plan.mass.inverse_temperature)
-            tokens[plan.mass.rows] = self._by_mass.draw(weights, plan.mass, uniforms[plan.mass.rows])
+            tokens[plan.mass.rows] = self._nucleus(weights, plan.mass, uniforms[plan.mass.rows])
         if plan.largest is not None:
             part = _part(logits, plan.largest.rows)
             tokens[plan.largest.rows] = draw_from_largest(part, plan.largest, uniforms[plan.largest.rows])

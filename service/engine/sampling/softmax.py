@@ -17,13 +17,13 @@ class Softmax:
 
     def __init__(self) -> None:
         self._session = open_session(SOFTMAX_GRAPH.read_bytes(), "softmax", intra_op_threads=1)
-        self._bound: dict[tuple[int, int, tuple[int, ...]], Binding] = {}
+        self._bound: dict[tuple[tuple[int, bool], tuple[int, bool], tuple[int, ...]], Binding] = {}
         self.in_place = self._same_in_place()
         """Whether `probabilities` may be `logits`: onnxruntime does not promise it."""
 
     def __call__(self, logits: Floats, probabilities: Floats) -> None:
         """Read logits and write probabilities, both <float32>[b, V] and contiguous."""
-        place = (logits.ctypes.data, probabilities.ctypes.data, logits.shape)
+        place = (logits.__array_interface__["data"], probabilities.__array_interface__["data"], logits.shape)
         binding = self._bound.get(place)
         if binding is None:  # which takes longer than one row does
             if len(self._bound) >= MAX_BOUND:

@@ -65,7 +65,16 @@ class ImageTooLarge(ImageRejected):
 
 
 class UnknownSkill(CarouselError):
-    """A skill that a model does not have."""
+    """A model has no such skill.
+
+    Args:
+        seen: what was asked for.
+        known: what there is.
+    """
+
+    def __init__(self, seen: str, known: str) -> None:
+        super().__init__(f"{seen}; {known}")
+        self.seen, self.known = seen, known
 
 
 class ShapeMismatch(CarouselError):

@@ -94,10 +94,10 @@ class InteractionCodec:
             if found is not None:
                 return found
             shown = skill if len(skill) <= MAX_NAME_CHARACTERS else skill[:MAX_NAME_CHARACTERS] + "..."
-            raise UnknownSkill(f"there is no skill {shown!r}; this model knows {self._known()}")
+            raise UnknownSkill(f"there is no skill {shown!r}", self._known())
         if isinstance(skill, int) and not isinstance(skill, bool) and 0 <= skill < len(self.skills):
             return skill
-        raise UnknownSkill(f"there is no skill {skill!r}; this model knows {self._known()}")
+        raise UnknownSkill(f"there is no skill {skill!r}", self._known())
 
     def encode(self, skill: str | int, correct: bool) -> int:
         """The id of an attempt at a skill, given by name or id.
@@ -119,7 +119,7 @@ class InteractionCodec:
 
     def _known(self) -> str:
         last = len(self.skills) - 1
-        return f"{len(self.skills):,} skills, ids 0 to {last:,}, the first called {self.skills[0]!r}"
+        return f"this model knows {len(self.skills):,} skills, ids 0 to {last:,}, the first called {self.skills[0]!r}"
 
 
 def _check_name(name: object, position: int) -> None:

@@ -33,7 +33,7 @@ def _ids(model: ServedModel, prompt: str | list[int]) -> Ids:
         try:
             tokens = codec.encode(prompt, longest)
         except UnencodableText as error:
-            raise RequestError("invalid_request", f"prompt: {error}") from None
+            raise RequestError("invalid_request", f"prompt: {error}", param="prompt") from None
         except TextTooLong as error:
             raise _too_long(model, error.count) from None
     else:

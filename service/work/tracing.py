@@ -19,6 +19,12 @@ from carousel.service.served.repository import ServedModel
 from carousel.service.sessions.memory import OUTPUT
 from carousel.service.work.prompt import as_array
 
+MAX_TOLD, MAX_LOOKED_AT = 8, 1000
+"""Unknown skills of one list that are told, and up to which they are counted."""
+
+MAX_SHOWN = 100
+"""Characters of one of them."""
+
 MAX_CURVE_VALUES = 250_000
 """Attempts times skills of one curve: about 5 MB of JSON."""
 
@@ -60,6 +66,44 @@ class Traced:
     cached: int
 
 
+class _Known:
+    """The skills of one list: their ids, and which of them a model does not know."""
+
+    def __init__(self, codec: InteractionCodec) -> None:
+        self._codec = codec
+        self._ids: dict[str | int, int | None] = {}
+        self._told: list[str] = []
+        self._known = ""
+        self.missed = 0
+
+    def skill_id(self, skill: str | int) -> int | None:
+        """The id of a skill, None where there is none."""
+        found = self._ids.get(skill, -1)
+        if found == -1:
+            try:
+                found = self._codec.skill_id(skill)
+            except UnknownSkill as error:
+                found, self._known = None, error.known
+            self._ids[skill] = found
+        return found
+
+    def miss(self, where: str, skill: str | int) -> None:
+        """Note a skill that is not known."""
+        self.missed += 1
+        if len(self._told) < MAX_TOLD:
+            shown = repr(skill) if len(repr(skill)) <= MAX_SHOWN else f"{repr(skill)[:MAX_SHOWN]}..."
+            self._told.append(f"{where}: there is no skill {shown}")
+
+    def refuse_missed(self) -> None:
+        """Raise RequestError where there are any."""
+        if not self.missed:
+            return
+        more = self.missed - len(self._told)
+        least = "at least " if self.missed >= MAX_LOOKED_AT else ""
+        told = "; ".join(self._told) + (f" (and {least}{more:,} more)" if more else "")
+        raise RequestError("unknown_skill", f"{told}; {self._known}")
+
+
 def encode_history(
     model: ServedModel, attempts: Iterable[tuple[str | int, bool]], *, ignore_unknown: bool, where: str = ""
 ) -> History:
@@ -74,21 +118,20 @@ def encode_history(
     Raises:
         RequestError: unknown_skill, no_attempts or prompt_too_long.
     """
-    codec = model.bundle.interaction_codec
-    known: dict[str | int, int] = {}
+    known = _Known(model.bundle.interaction_codec)
     ids, places, count = [], [], 0
     for place, (skill, correct) in enumerate(attempts):
         count += 1
-        found = known.get(skill)
+        found = known.skill_id(skill)
         if found is None:
-            try:
-                found = known[skill] = codec.skill_id(skill)
-            except UnknownSkill as error:
-                if not ignore_unknown:
-                    raise RequestError("unknown_skill", _brief(f"{where}attempts.{place}: {error}")) from None
-                continue
+            if not ignore_unknown:
+                known.miss(f"{where}attempts.{place}", skill)
+                if known.missed >= MAX_LOOKED_AT:
+                    break
+            continue
         ids.append(2 * found + correct)
         places.append(place)
+    known.refuse_missed()
     if not ids:
         seen = (
             f"none of the {count:,} attempts is at a skill that {model.name} knows" if count else "there is no attempt"
@@ -110,10 +153,16 @@ def skill_ids(codec: InteractionCodec, skills: Iterable[str | int], where: str) 
     Raises:
         RequestError: unknown_skill.
     """
-    try:
-        return np.array([codec.skill_id(skill) for skill in skills], np.int64)
-    except UnknownSkill as error:
-        raise RequestError("unknown_skill", _brief(f"{where}: {error}")) from None
+    known = _Known(codec)
+    ids = []
+    for place, skill in enumerate(skills):
+        found = known.skill_id(skill)
+        if found is None:
+            known.miss(f"{where}.{place}", skill)
+        else:
+            ids.append(found)
+    known.refuse_missed()
+    return np.array(ids, np.int64)
 
 
 def trace_sequence(
@@ -177,7 +226,3 @@ def _first(sequence: Sequence) -> Floats:
 def without_output(snapshot: Snapshot) -> Snapshot:
     """The memory with nothing but the states: the shortest that a token can be."""
     return Snapshot({name: row for name, row in snapshot.state.items() if name != OUTPUT}, snapshot.pending)
-
-
-def _brief(message: str) -> str:
-    return message if len(message) <= 400 else message[:400] + "..."

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from carousel.service.api.routes.disconnect import ClientGone
 from carousel.service.api.routes.multipart import read_form
 from carousel.service.api.wire.caption_messages import MAX_IMAGES, CaptionFields, CaptionsRequest
-from carousel.service.api.wire.slices import LARGE, loads
+from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
 from carousel.service.api.wire.validation import invalid, parsed, printable
 from carousel.service.errors import RequestError
 from carousel.service.pictures.images import ImageFile
@@ -71,6 +71,8 @@ def _from_large_json(content: bytes) -> Asked:
     """The same in slices."""
     try:
         value = loads(content)
+    except TooManyLists as error:
+        raise RequestError("invalid_request", f"the body holds {error}") from None
     except (ValueError, RecursionError) as error:
         raise _malformed(getattr(error, "msg", "it could not be parsed")) from None
     try:

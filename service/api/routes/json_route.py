@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from carousel.service.api.routes.context import Context, context_of, note_model
 from carousel.service.api.routes.disconnect import ClientGone
 from carousel.service.api.routes.head_route import HeadRoute
-from carousel.service.api.wire.slices import LARGE, loads
+from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
 from carousel.service.api.wire.validation import invalid
 from carousel.service.errors import RequestError
 
@@ -90,6 +90,8 @@ def _value(content: bytes, parse: Callable[[bytes], Any]) -> Any:
         return parse(content)
     except json.JSONDecodeError as error:
         raise RequestError("malformed_json", f"the body is not JSON: {error.msg}") from None
+    except TooManyLists as error:
+        raise RequestError("invalid_request", f"the body holds {error}") from None
     except (ValueError, RecursionError):  # no UTF-8, a number of thousands of digits, a depth of thousands
         raise RequestError("malformed_json", "the body could not be parsed as JSON") from None
 

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from carousel.models.step import Task
 from carousel.service.api.routes.context import Context
 from carousel.service.api.wire import frames
-from carousel.service.api.wire.slices import LARGE, loads
+from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
 from carousel.service.api.wire.stream_messages import Cancel
 from carousel.service.api.wire.validation import invalid, parsed
 from carousel.service.engine.admission.admission import Admission
@@ -181,6 +181,8 @@ class Connection(ABC):
             if errors[0]["type"] == "json_invalid":
                 self.refuse("malformed_json", f"the frame is not JSON: {errors[0]['ctx']['error']}")
             self.refuse("invalid_request", invalid(errors, parsed(text) if value is None else value).message)
+        except TooManyLists as error:
+            self.refuse("invalid_request", f"the frame holds {error}")
         except (ValueError, RecursionError) as error:
             self.refuse("malformed_json", f"the frame is not JSON: {getattr(error, 'msg', 'it could not be parsed')}")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, WrapValidator, model_validator
 
 from carousel.models.manifest import MAX_LENGTH_PENALTY
+from carousel.service.api.wire.lists import few_told
 from carousel.service.api.wire.messages import SamplingFields, Temperature, UrgencyFields, check_top_k
 from carousel.service.api.wire.stream_messages import Cancel
 from carousel.service.engine.sequence import BeamParameters
@@ -93,7 +94,10 @@ class CaptionsRequest(CaptionFields):
     """Ask for captions of one image or of many: all are captioned, or none is."""
 
     image: Base64 | None = None
-    images: Annotated[list[Base64] | None, Field(min_length=1, max_length=MAX_IMAGES, fail_fast=True)] = None
+    images: (
+        Annotated[list[Base64], Field(min_length=1, max_length=MAX_IMAGES, fail_fast=True), WrapValidator(few_told)]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

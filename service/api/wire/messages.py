@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from carousel.models.manifest import MAX_TEMPERATURE, Manifest
-from carousel.service.api.wire.slices import in_slices
+from carousel.service.api.wire.lists import few_told, in_slices
 from carousel.service.engine.admission.queue_time import Urgency
 from carousel.service.engine.sequence import SamplingParameters
 from carousel.service.work.memories import MemoryChoice
@@ -46,7 +46,7 @@ INSTEAD = {
 # The first wrong element is enough: a list of a million would make a million errors and hold everybody up.
 TokenIds = Annotated[list[int], Field(fail_fast=True), WrapValidator(in_slices)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True), WrapValidator(few_told)]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 
 
@@ -87,7 +87,7 @@ class MemoryFields(Message):
     @model_validator(mode="after")
     def _one_memory(self) -> Self:
         if self.session is not None and self.state is not None:
-            raise ValueError("give either session or state")
+            raise NotAllowed("state", "give either session or state")
         return self
 
     @property
@@ -266,8 +266,15 @@ def _kind_of_prompts(value: Any) -> str | None:
 Prompts = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[TokenIds, Tag("tokens")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("texts")]
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("lists")],
+    | Annotated[
+        list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), WrapValidator(few_told), Tag("texts")
+    ]
+    | Annotated[
+        list[TokenIds],
+        Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
+        WrapValidator(few_told),
+        Tag("lists"),
+    ],
     Discriminator(
         _kind_of_prompts,
         custom_error_type="prompts",
@@ -315,22 +322,29 @@ class CompletionsRequest(SamplingFields, MemoryFields, CacheFields, UrgencyField
     @model_validator(mode="after")
     def _samples_something(self) -> Self:
         if self.max_tokens == 0 and (not self.echo or self.memory.keeps):
-            raise ValueError("max_tokens is 0; allowed is at least 1, and 0 with echo and without a memory to keep")
+            raise NotAllowed(
+                "max_tokens", "max_tokens is 0; allowed is at least 1, and 0 with echo and without a memory to keep"
+            )
         return self
 
     @model_validator(mode="after")
     def _best_of_at_least_n(self) -> Self:
         n, best_of = self.n or 1, self.best_of or self.n or 1
         if best_of < n:
-            raise ValueError(f"best_of is {best_of}; allowed are n, which is {n}, to {MAX_COPIES}")
+            raise NotAllowed("best_of", f"best_of is {best_of}; allowed are n, which is {n}, to {MAX_COPIES}")
         if self.stream and best_of > n:
-            raise ValueError(f"stream tells choices as they come: best_of must be n, which is {n}, or left out")
+            raise NotAllowed(
+                "best_of", f"stream tells choices as they come: best_of must be n, which is {n}, or left out"
+            )
         return self
 
     @model_validator(mode="after")
     def _one_text_per_memory(self) -> Self:
         if (self.memory.keeps or self.memory.resumes) and len(self.prompts) * self.copies > 1:
-            raise ValueError("session, state and return_state are for one prompt and n of 1: a memory is of one text")
+            named = next(name for name in ("session", "state", "return_state") if getattr(self, name))
+            raise NotAllowed(
+                named, "session, state and return_state are for one prompt and n of 1: a memory is of one text"
+            )
         return self
 
     @field_validator("presence_penalty", "frequency_penalty", "suffix", "logit_bias")

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import InitErrorDetails
-
 SLICE = 1 << 14
 """Characters that are parsed in one piece: a tenth of a millisecond, for attempts of a learner."""
-
-ENTRIES = 1000
-"""Of a list that are validated in one piece."""
 
 LARGE = 1 << 15
 """Bytes of a message from which on it is taken in slices, on a thread: what is shorter is through in a millisecond."""
@@ -30,20 +24,58 @@ LARGE_ANSWER = 2000
 MAX_DEPTH = 900
 """Lists and objects within one another; Python's own parser gives up a little above."""
 
+MAX_LISTS = 20_000
+"""Lists, and objects that hold others, in one message: five times as many as the largest that is allowed holds.
+
+The search for garbage looks at each of them, in one piece that stops every thread: 70 ms for a million.
+"""
+
+FEW_LISTS = 64
+"""In a slice, which are not worth counting."""
+
 _SPACE = re.compile(r"[ \t\n\r]*")
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 _SCAN = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+
+
+class TooManyLists(ValueError):
+    """A message holds more lists than any that is allowed."""
+
+    def __init__(self) -> None:
+        super().__init__(f"more than {MAX_LISTS:,} lists, or objects that hold others; no message needs as many")
+
+
+@dataclass(slots=True)
+class _Lists:
+    """How many lists, and objects that hold others, have been parsed."""
+
+    count: int = 0
+
+    def add(self, value: Any, text: str, start: int, end: int) -> None:
+        """Count those of what was parsed from here to there."""
+        plain = len(value) if type(value) is list else 1  # flat objects, such as attempts, are not looked at
+        most = text.count("[", start, end) + max(0, text.count("{", start, end) - plain)
+        below = [value] if most > FEW_LISTS else []
+        self.count += 0 if below else most
+        while below and self.count <= MAX_LISTS:
+            one = below.pop()
+            held = [part for part in (one if type(one) is list else one.values()) if type(part) in (list, dict)]
+            self.count += type(one) is list or bool(held)
+            below += held
+        if self.count > MAX_LISTS:
+            raise TooManyLists
 
 
 def loads(content: bytes | str) -> Any:
     """What `json.loads` makes of it, in slices.
 
     Raises:
+        TooManyLists
         ValueError, RecursionError: as `json.loads`.
     """
     encoding = json.detect_encoding(content) if isinstance(content, bytes) else ""
     text = content.decode(encoding, "surrogatepass") if isinstance(content, bytes) else content
-    value, end = _value(text, _skip(text, 0), 0)
+    value, end = _value(text, _skip(text, 0), 0, _Lists())
     end = _skip(text, end)
     if end != len(text):
         raise JSONDecodeError("Extra data", text, end)
@@ -60,7 +92,7 @@ def _skip(text: str, start: int) -> int:
         start = match.end()
 
 
-def _value(text: str, start: int, depth: int) -> tuple[Any, int]:
+def _value(text: str, start: int, depth: int, lists: _Lists) -> tuple[Any, int]:
     """The value that begins here, and where it ends."""
     first = text[start : start + 1]
     if first == '"':
@@ -73,7 +105,8 @@ def _value(text: str, start: int, depth: int) -> tuple[Any, int]:
     except (StopIteration, ValueError, RecursionError):  # it is longer than that, or wrong: who looks closer will tell
         if depth >= MAX_DEPTH:
             raise RecursionError from None
-        return (_object if first == "{" else _array)(text, start + 1, depth + 1)
+        return (_object if first == "{" else _array)(text, start + 1, depth + 1, lists)
+    lists.add(value, text, start, start + end)
     return value, start + end
 
 
@@ -85,7 +118,7 @@ def _whole(text: str, start: int) -> tuple[Any, int]:
     return value, end
 
 
-def _object(text: str, start: int, depth: int) -> tuple[dict[str, Any], int]:
+def _object(text: str, start: int, depth: int, lists: _Lists) -> tuple[dict[str, Any], int]:
     """The object whose brace has come."""
     found: dict[str, Any] = {}
     at = _skip(text, start)
@@ -98,7 +131,7 @@ def _object(text: str, start: int, depth: int) -> tuple[dict[str, Any], int]:
         at = _skip(text, at)
         if text[at : at + 1] != ":":
             raise JSONDecodeError("Expecting ':' delimiter", text, at)
-        found[key], at = _value(text, _skip(text, at + 1), depth)
+        found[key], at = _value(text, _skip(text, at + 1), depth, lists)
         at = _skip(text, at)
         mark = text[at : at + 1]
         if mark == "}":
@@ -108,16 +141,16 @@ def _object(text: str, start: int, depth: int) -> tuple[dict[str, Any], int]:
         at = _skip(text, at + 1)
 
 
-def _array(text: str, start: int, depth: int) -> tuple[list[Any], int]:
+def _array(text: str, start: int, depth: int, lists: _Lists) -> tuple[list[Any], int]:
     """The array whose bracket has come."""
     found: list[Any] = []
     at = _skip(text, start)
     if text[at : at + 1] == "]":
         return found, at + 1
     while True:
-        entries, at = _entries(text, at)
+        entries, at = _entries(text, at, lists)
         if not entries:
-            entry, at = _value(text, at, depth)
+            entry, at = _value(text, at, depth, lists)
             entries = [entry]
         found += entries
         at = _skip(text, at)
@@ -129,7 +162,7 @@ def _array(text: str, start: int, depth: int) -> tuple[list[Any], int]:
         at = _skip(text, at + 1)
 
 
-def _entries(text: str, start: int) -> tuple[list[Any], int]:
+def _entries(text: str, start: int, lists: _Lists) -> tuple[list[Any], int]:
     """As many whole entries of an array as a slice holds, and where they end; none where that is not easily told.
 
     If what lies before a comma is JSON between brackets, it is whole entries and the comma is the array's own: what a
@@ -143,6 +176,7 @@ def _entries(text: str, start: int) -> tuple[list[Any], int]:
                 entries, length = _SCAN(f"[{text[start:cut]}]", 0)
             except (StopIteration, ValueError, RecursionError):
                 continue
+            lists.add(entries, text, start, cut)
             return entries, start + length - 2
     return [], start
 
@@ -194,30 +228,6 @@ def _between_escapes(text: str, start: int) -> int:
 
 
 _HIGH = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}")
-
-
-def in_slices(value: Any, validate: Callable[[Any], Any]) -> Any:
-    """Validate a list some entries at a time: a pydantic.WrapValidator for entries that validation does not change.
-
-    Errors are what they are in one piece. What pydantic makes of entries is not kept: a hundred thousand new objects
-    are as many for the search for garbage to look at, which stops every thread.
-    """
-    if not isinstance(value, list) or len(value) <= ENTRIES:
-        return validate(value)
-    for start in range(0, len(value), ENTRIES):
-        try:
-            validate(value[start : start + ENTRIES])
-        except ValidationError as error:
-            errors = [_moved(one, start) for one in error.errors()]
-            raise ValidationError.from_exception_data(error.title, errors) from None
-    return value
-
-
-def _moved(error: Any, start: int) -> InitErrorDetails:
-    """An error of a slice, in the whole list."""
-    first, *rest = error["loc"]
-    place = (first + start, *rest)
-    return InitErrorDetails(type=error["type"], loc=place, input=error["input"], ctx=error.get("ctx", {}))
 
 
 def dumps(value: Any) -> str:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, WrapValidator, with_config
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    Tag,
+    WrapValidator,
+    model_validator,
+    with_config,
+)
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from carousel.service.api.wire.lists import each_told, few_told, in_slices
 from carousel.service.api.wire.messages import CacheFields, MemoryFields, MemoryTold, UrgencyFields
-from carousel.service.api.wire.slices import in_slices
 
 MAX_LEARNERS = 1000
 MAX_SKILLS = 10_000
 
 Skill = Annotated[str | int, Field(description="A skill's name, or its id: its place in the model's list.")]
-Skills = Annotated[list[Skill], Field(min_length=1, max_length=MAX_SKILLS, fail_fast=True)]
+Skills = Annotated[list[Skill], Field(min_length=1, max_length=MAX_SKILLS, fail_fast=True), WrapValidator(each_told)]
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -50,7 +60,16 @@ class Learner(TraceFields):
 class LearnersRequest(UrgencyFields):
     """A request for many learners: all are answered, or none is and nothing is kept."""
 
-    learners: Annotated[list[Learner], Field(min_length=1, max_length=MAX_LEARNERS, fail_fast=True)]
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_of_one(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (of_one := [name for name in TraceFields.model_fields if name in value]):
+            raise ValueError(f"{' and '.join(of_one)} stand beside learners; give them in each of learners instead")
+        return value
+
+    learners: Annotated[
+        list[Learner], Field(min_length=1, max_length=MAX_LEARNERS, fail_fast=True), WrapValidator(few_told)
+    ]
 
 
 def _kind(value: Any) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from carousel.service.api.wire.lists import MORE
 from carousel.service.errors import RequestError
 
 MAX_MISTAKES = 8
@@ -20,6 +21,8 @@ MAX_NAME_CHARACTERS = 100
 """A client's own field or tag may be as long as a body."""
 
 MAX_MISTAKE_CHARACTERS = 300
+
+MAX_NUMBER_CHARACTERS = 30
 
 UNKNOWN = "is no field that is known here; leave it out (/docs has all)"
 
@@ -52,6 +55,10 @@ class Mistake:
 
     field: str
     text: str
+    about: str = ""
+    """Of a mistake of the whole message, the field that it is about."""
+    more: int | None = None
+    """Of the mistake that there are more than are told: how many at least."""
 
     def __str__(self) -> str:
         told = f"{self.field}: {self.text}" if self.field else self.text
@@ -70,13 +77,18 @@ def mistakes(errors: Sequence[Error], value: Any) -> list[Mistake]:
     """By place, the types of a union's branches, of which none came."""
     found: dict[tuple[Place, str], Mistake] = {}
     for place, error in zip(places, errors, strict=True):
+        if error["type"] == MORE:
+            found[place, MORE] = Mistake(_field(place), "", more=error["ctx"]["count"])
+            continue
         if (kind := _wanted_type(error)) is None:
-            found.setdefault((place, error["type"]), Mistake(_field(place), _text(error)))
+            found.setdefault((place, error["type"]), Mistake(_field(place), _text(error), _about(error)))
         elif not any(_is_of_a_branch(other, one, place) for other, one in zip(places, errors, strict=True)):
             kinds = wanted.setdefault(place, [])
             if kind not in kinds:
                 kinds.append(kind)
-            text = f"must be {' or '.join(kinds)}, and is {_seen(error['input'])}"
+            read = error["type"].endswith("_parsing")  # a form's fields are texts, all of them
+            seen = "what came cannot be read as that" if read else f"is {_seen(error['input'])}"
+            text = f"must be {' or '.join(kinds)}, and {seen}"
             found[place, "type"] = Mistake(_field(place), text)
     return list(found.values())
 
@@ -84,14 +96,17 @@ def mistakes(errors: Sequence[Error], value: Any) -> list[Mistake]:
 def invalid(errors: Sequence[Error], value: Any) -> RequestError:
     """The refusal of a message that pydantic found these errors in."""
     found = mistakes(errors, value)
-    return RequestError("invalid_request", told(found), param=found[0].field or None)
+    return RequestError("invalid_request", told(found), param=found[0].field or found[0].about or None)
 
 
 def told(found: Sequence[Mistake]) -> str:
     """One sentence for all mistakes; of more than MAX_MISTAKES, the first, and how many more there are."""
-    text = "; ".join(map(str, found[:MAX_MISTAKES]))
-    more = len(found) - MAX_MISTAKES
-    return f"{text} (and {more:,} more)" if more > 0 else text
+    known = [mistake for mistake in found if mistake.more is None]
+    text = "; ".join(map(str, known[:MAX_MISTAKES]))
+    more = max(0, len(known) - MAX_MISTAKES) + sum(mistake.more or 0 for mistake in found)
+    if len(known) == len(found):
+        return f"{text} (and {more:,} more)" if more else text
+    return f"{text} (and at least {more:,} more)" if more else f"{text} (and perhaps more)"
 
 
 def parsed(text: str | bytes) -> Any:
@@ -132,6 +147,11 @@ def _lead(words: Sequence[str | int], value: Any, *, missing: bool) -> tuple[tup
     return best
 
 
+def _about(error: Error) -> str:
+    """The field that a validator of the whole message names (messages.NotAllowed)."""
+    return str(getattr(error.get("ctx", {}).get("error"), "field", ""))
+
+
 def _field(place: Sequence[str | int]) -> str:
     return ".".join(printable(str(word)) for word in place)
 
@@ -159,7 +179,12 @@ def _text(error: Error) -> str:
 
 
 def _bound(words: str, name: str) -> Callable[[Mapping[str, Any], Any], str]:
-    return lambda context, value: f"must be {words} {context[name]:,.12g}, and is {_seen(value)}"
+    def text(context: Mapping[str, Any], value: Any) -> str:
+        limit = context[name]
+        shown = f"{limit:,}" if isinstance(limit, int) else f"{limit:,.12g}"
+        return f"must be {words} {shown}, and is {_seen_number(value)}"
+
+    return text
 
 
 def _length(words: str, name: str) -> Callable[[Mapping[str, Any], Any], str]:
@@ -179,7 +204,7 @@ _TEXTS: dict[str, Callable[[Mapping[str, Any], Any], str]] = {
     "greater_than_equal": _bound("at least", "ge"),
     "less_than": _bound("below", "lt"),
     "less_than_equal": _bound("at most", "le"),
-    "finite_number": lambda _context, value: f"must be a finite number, and is {_seen(value)}",
+    "finite_number": lambda _context, value: f"must be a finite number, and is {_seen_number(value)}",
     "too_short": _length("at least", "min_length"),
     "too_long": _length("at most", "max_length"),
     "string_too_short": _length("at least", "min_length"),
@@ -194,6 +219,17 @@ _TEXTS: dict[str, Callable[[Mapping[str, Any], Any], str]] = {
 def _unquoted(context: Mapping[str, Any]) -> str:
     """The name of a discriminator, which pydantic puts in quotes."""
     return str(context["discriminator"]).strip("'")
+
+
+def _seen_number(value: Any) -> str:
+    """The same of a number, which in a form is a text that spells one."""
+    if isinstance(value, str) and len(value) <= MAX_NUMBER_CHARACTERS:
+        try:
+            float(value)
+        except ValueError:
+            return _seen(value)
+        return value.strip()
+    return _seen(value)
 
 
 def _seen(value: Any) -> str:

@@ -77,6 +77,72 @@ def test_all_mistakes_are_told(client):
     assert error["param"] == "temperature"
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (TRACE, {"attempts": [ATTEMPT, 3, {"skill": 1}]},
+         "attempts.1: must be an object, and is 3; attempts.2.correct: is missing"),
+        (TRACE, {"attempts": [ATTEMPT] * 5 + [{"skill": 1}] * 9},
+         "; ".join(f"attempts.{place}.correct: is missing" for place in range(5, 13)) + " (and at least 1 more)"),
+        (TRACE, {"attempts": [None] * 100_000},
+         "; ".join(f"attempts.{place}: must be an object, and is null" for place in range(8))
+         + " (and at least 992 more)"),
+        (TRACE, {"attempts": [ATTEMPT] * 60_000 + [3] + [ATTEMPT] * 50_000},
+         "attempts.60000: must be an object, and is 3 (and perhaps more)"),
+        (TRACE, {"attempts": [ATTEMPT, {"skill": "x", "correct": True}], "skills": [1]},
+         "attempts.1: there is no skill 'x'; this model"),
+        (TRACE, {"attempts": [{"skill": place % 7 + 90, "correct": True} for place in range(20)]},
+         "; ".join(f"attempts.{place}: there is no skill {place % 7 + 90}" for place in range(8))
+         + " (and 12 more); this model"),
+        (TRACE, {"attempts": [{"skill": "x" * 900, "correct": True}] * 2_000},
+         "; ".join(f"attempts.{place}: there is no skill '{'x' * 99}..." for place in range(8))
+         + " (and at least 992 more); this model"),
+        (TRACE, {"attempts": [ATTEMPT], "skills": [1, "x", 99]},
+         "skills.1: there is no skill 'x'; skills.2: there is no skill 99; this model"),
+        (TRACE, {"attempts": [ATTEMPT], "curve": [1, "x"]}, "curve.1: there is no skill 'x'; this model"),
+        (TRACE, {"attempts": [ATTEMPT], "skills": [1, None, 2.5]},
+         "skills.1: must be a string or a whole number, and is null; "
+         "skills.2: must be a string or a whole number, and is 2.5"),
+        (TRACE, {"attempts": [ATTEMPT], "skills": [0] * 10_001},
+         "skills: has 10,001 entries; allowed are at most 10,000"),
+        (TRACE, {"learners": [{"attempts": [ATTEMPT]}, 5, {"attempts": [3]}]},
+         "learners.1: must be an object, and is 5; learners.2.attempts.0: must be an object, and is 3"),
+        (TRACE, {"learners": [4] * 9}, "; ".join(f"learners.{place}: must be an object, and is 4" for place in range(8))
+         + " (and perhaps more)"),
+        (TRACE, {"learners": [{"attempts": [ATTEMPT]}], "attempts": [ATTEMPT], "skills": [1]},
+         "attempts and skills stand beside learners; give them in each of learners instead"),
+        (SCORE, {"tokens": [1, None, "a"]},
+         "tokens.1: must be a whole number, and is null; tokens.2: must be a whole number, and is a string"),
+        (COMPLETIONS, {"prompt": [[2, "a"], [3], ["b"]]},
+         "prompt.0.1: must be a whole number, and is a string; prompt.2.0: must be a whole number, and is a string"),
+        (COMPLETIONS, {"prompt": ["a", 1, None]},
+         "prompt.1: must be a string, and is 1; prompt.2: must be a string, and is null"),
+        (CAPTIONS, {"images": [1, "x", None]},
+         "images.0: must be a string, and is 1; images.2: must be a string, and is null"),
+    ],
+)  # fmt: skip
+def test_wrong_entries_of_a_list_are_told_up_to_a_number(client, path, body, message):
+    told = _told(client, path, body)["message"]
+    assert told == message or (message.endswith("this model") and told.startswith(f"{message} knows "))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2, "best_of": 1}, "best_of"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"session": "s", "n": 2}, "session"),
+        ({"return_state": True, "prompt": ["a", "b"]}, "return_state"),
+        ({"session": "s", "state": "t"}, "state"),
+        ({"seed": 2**63}, "seed"),
+    ],
+)
+def test_mistake_of_several_fields_names_one(client, fields, param):
+    error = _told(client, COMPLETIONS, fields)
+    assert error["param"] == param
+    assert "e+" not in error["message"]
+
+
 def test_many_mistakes_are_told_in_part(client):
     message = _told(client, SCORE, {"text": "abc"} | {f"field-{number}": 1 for number in range(20)})["message"]
     assert message.count(UNKNOWN) == 8
@@ -95,9 +161,11 @@ def test_name_is_told_as_it_can_be_printed(client):
     [
         (
             {"n": "0", "beam_width": "x"},
-            "beam_width: must be a whole number, and is a string; n: must be at least 1, and is a string",
+            "beam_width: must be a whole number, and what came cannot be read as that; "
+            "n: must be at least 1, and is 0",
         ),
-        ({"stream": "perhaps"}, "stream: must be true or false, and is a string"),
+        ({"stream": "perhaps"}, "stream: must be true or false, and what came cannot be read as that"),
+        ({"temperature": "nan"}, "temperature: must be a finite number, and is nan"),
         ({"foo": "1"}, f"foo: {UNKNOWN}"),
     ],
 )  # fmt: skip
@@ -116,7 +184,8 @@ def test_mistakes_of_a_form_are_told(client, picture, fields, message):
         (
             "tiny",
             {"type": "start", "prompt": "a", "sampling": {"top_k": -1, "stop": ["", ""]}},
-            "sampling.top_k: must be at least 0, and is -1; sampling.stop.0: has 0 characters; allowed are at least 1",
+            "sampling.top_k: must be at least 0, and is -1; sampling.stop.0: has 0 characters; allowed are at least 1; "
+            "sampling.stop.1: has 0 characters; allowed are at least 1",
         ),
         ("scenes", {"type": "start", "sampling": {"stop": ["a"]}}, f"sampling.stop: {UNKNOWN}"),
     ],

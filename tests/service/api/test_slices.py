@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import random
 import sys
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import strategies
 from pydantic import Field, TypeAdapter, ValidationError, WrapValidator
 
-from carousel.service.api.wire import frames, slices
+from carousel.service.api.wire import frames, lists, slices
 from carousel.service.api.wire.trace_messages import Attempt, TraceBody
 
 ATTEMPTS = [{"skill": place % 22, "correct": place % 3 == 0} for place in range(130_000)]
@@ -110,15 +111,41 @@ def test_surrogate_pair_is_never_cut(short_slices):
 
 def test_list_is_validated_in_slices_with_the_errors_of_one_piece():
     whole = TypeAdapter(Annotated[list[Attempt], Field(fail_fast=True)])
-    sliced = TypeAdapter(Annotated[list[Attempt], Field(fail_fast=True), WrapValidator(slices.in_slices)])
+    sliced = TypeAdapter(Annotated[list[Attempt], Field(fail_fast=True), WrapValidator(lists.in_slices)])
     assert sliced.validate_python(ATTEMPTS[:5_000]) == ATTEMPTS[:5_000]
     for wrong in ({"skill": 1}, {"skill": 1.5, "correct": True}, {"skill": 1, "correct": True, "x": 1}, 7):
         found = []
         for adapter in (whole, sliced):
             with pytest.raises(ValidationError) as refused:
-                adapter.validate_python([*ATTEMPTS[:4_321], wrong, wrong])
+                adapter.validate_python([*ATTEMPTS[:4_321], wrong])
             found.append([(error["type"], error["loc"], error["msg"]) for error in refused.value.errors()])
         assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"attempts":[' + ",".join(["[]"] * 1_000_000) + "]}",
+        '{"attempts":[' + ",".join(['{"a":{}}'] * 400_000) + "]}",
+        '{"attempts":[' + ",".join(["[[]]"] * 100_000) + "]}",
+        "{" + ",".join(f'"{place}":[]' for place in range(100_000)) + "}",
+        json.dumps([{"a": [[1]] * 9_000}] * 3),
+        "[" * 100 + ",".join(["[]"] * 100_000) + "]" * 100,
+    ],
+    ids=["lists", "objects", "lists of one", "values", "long", "deep"],
+)
+def test_lists_are_bounded_in_number(text):
+    """The search for garbage stops every thread for as long as there are lists to look at."""
+    began, at = time.perf_counter(), len(gc.get_objects())
+    with pytest.raises(slices.TooManyLists, match="more than 20,000 lists"):
+        slices.loads(text)
+    assert len(gc.get_objects()) - at < 1_000
+    assert time.perf_counter() - began < 5
+
+
+def test_brackets_in_texts_are_no_lists():
+    value = {"prompt": ["[{" * 100_000], "skills": ["[1] {x}"] * 100_000, "attempts": ATTEMPTS}
+    assert slices.loads(json.dumps(value)) == value
 
 
 def longest_gap(work):

@@ -67,9 +67,10 @@ async def measure(path: Path) -> dict[str, Any]:
     engine = AsyncEngine(core, max_waiting=1, on_steps=lambda _: None)
     engine.start()
     cache = PrefixCache(CACHE_BYTES)
-    prefixes = Prefixes(cache, bundle.digest, lambda *_: None)
+    identity = ModelIdentity.of(bundle)
+    prefixes = Prefixes(cache, bundle.digest, identity.state_bytes, lambda *_: None)
     random = np.random.default_rng(0)
-    state = {name: rows[0] for name, rows in zeros(ModelIdentity.of(bundle).states, 1).items()}
+    state = {name: rows[0] for name, rows in zeros(identity.states, 1).items()}
     while cache.bytes < 0.95 * CACHE_BYTES:
         loop_seconds(prefixes, random.integers(0, bundle.output_size, 40), state)
     print(f"machine  {machine}")

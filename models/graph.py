@@ -19,8 +19,12 @@ from google.protobuf.message import DecodeError
 from carousel.models.errors import GraphRejected
 from carousel.models.weights import WeightsFile, WeightSpec, read_weight
 
-ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
-"""TensorProto.DataType -> numpy name, for the types that a graph's input, output or shared weight may have."""
+ELEMENT_TYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
+    11: "float64", 12: "uint32", 13: "uint64",
+}  # fmt: skip
+"""TensorProto.DataType -> numpy name, for the types that a graph's input, output or shared weight may have: all numbers
+that numpy has."""
 
 STATE_PREFIX = "state."
 """What the step graph's inputs that are recurrent states begin with."""

@@ -32,6 +32,14 @@ class Settings(BaseSettings):
     max_rows: Annotated[
         int, Field(ge=1, le=4096, description="Sequences that one model runs at once: rows of a step.")
     ] = 128
+    max_rows_bytes: Annotated[
+        int,
+        Field(
+            ge=1024 * 1024,
+            description="Memory for the rows of one model, each with its states twice; where they are so large that "
+            "`CAROUSEL_MAX_ROWS` would take more, it runs fewer.",
+        ),
+    ] = 1024 * 1024 * 1024
     max_waiting: Annotated[
         int,
         Field(
@@ -119,10 +127,25 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=1,
-            description="Sessions kept in memory; beyond it, or beyond 1 GiB, the least recently used go. Not for "
-            "Redis.",
+            description="Sessions kept in memory; beyond it, or beyond `CAROUSEL_SESSION_STORE_BYTES`, the least "
+            "recently used go. Not for Redis.",
         ),
     ] = 100_000
+    session_store_bytes: Annotated[
+        int, Field(ge=1024 * 1024, description="Memory for the sessions kept there, with what they keep for pictures.")
+    ] = 1024 * 1024 * 1024
+    max_session_bytes: Annotated[
+        int,
+        Field(ge=1024, description="Longest state of one session, in memory or in Redis; a longer one is refused."),
+    ] = 16 * 1024 * 1024
+    max_state_token_bytes: Annotated[
+        int,
+        Field(
+            ge=1024,
+            description="Longest state in a token, which is a third longer as text and has to fit into a body; a "
+            "longer one is refused.",
+        ),
+    ] = 1024 * 1024
     api_keys_file: Annotated[
         Path | None,
         Field(description="API keys, hashed, with tenants and limits (`python -m service key`); none asks for no key."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter, Request
 
 from carousel.models.step import ATTENTION
@@ -47,7 +49,8 @@ def _info(model: ServedModel) -> ModelInfo:
         skills=list(bundle.interaction_codec.skills) if tracing else None,
         preprocessing=bundle.image_codec.preprocessing.model_dump() if captioning else None,
         attention=None if attention is None else [size or 0 for size in attention.shape[1:]],
-        serving=ServingInfo(**model.serving.labels, reasons=dict(model.serving.reasons)),
+        serving=ServingInfo(**asdict(model.serving)),
+        state_bytes=model.identity.state_bytes,
         states=[
             StateInfo(name=spec.name, shape=[size or 0 for size in spec.shape[1:]], dtype=spec.dtype)
             for spec in bundle.step.states

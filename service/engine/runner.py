@@ -57,6 +57,12 @@ class StepPorts:
     context: Mapping[str, StateSpec]
     head: HeadPorts
 
+    @property
+    def row_bytes(self) -> int:
+        """What a sequence's row takes: states are there twice."""
+        parts = (self.inputs, self.outputs, self.context, self.states, self.states)
+        return sum(spec.row_bytes for part in parts for spec in part.values())
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepArrays:

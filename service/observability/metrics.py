@@ -105,6 +105,10 @@ class Metrics:
         self.sessions = Gauge(
             "carousel_sessions", "Sessions in this process; 0 where Redis keeps them.", registry=registry
         )
+        self.sessions_bytes = Gauge(
+            "carousel_sessions_bytes", "Memory that sessions take in this process; 0 where Redis keeps them.",
+            registry=registry,
+        )  # fmt: skip
         self.sessions_evicted = Counter(
             "carousel_sessions_evicted_total",
             "Sessions that ended, by reason: ttl, lru or deleted (Redis counts its own ttl and lru).",

@@ -20,6 +20,10 @@ MIN_LENGTH = 4
 benchmarks.prefix`), which a small model's step of 64 rows takes for two of them. Below twice that, the room is worth
 more to longer ones."""
 
+SHARE = 8
+"""Looks on the way through one prompt take at most such a part of the cache: states may be large, and others have
+prompts too."""
+
 MAX_STRIDES = 16
 """Looks on the way through one prompt, so that the second which shares a beginning need not wait for a third. They are
 STRIDE ids apart, as often as the engine visits a row anyhow; in a longer prompt, further."""
@@ -65,12 +69,17 @@ class Prefixes:
     Args:
         cache: shared by all models.
         digest: the model's.
+        state_bytes: what a sequence's states take.
         on_lookup: called with the tokens of each prompt that is looked up, and how many need not be eaten.
     """
 
-    def __init__(self, cache: PrefixCache, digest: str, on_lookup: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, cache: PrefixCache, digest: str, state_bytes: int, on_lookup: Callable[[int, int], None]
+    ) -> None:
         self._cache = cache
         self._digest = digest
+        self._strides = min(MAX_STRIDES, cache.max_bytes // SHARE // max(1, state_bytes))
+        self._room = cache.max_bytes > state_bytes
         self._on_lookup = on_lookup
 
     def begin(self, prompt: Ids, salt: str | None) -> Beginning:
@@ -81,12 +90,12 @@ class Prefixes:
             salt: callers that give different ones never meet.
         """
         end = len(prompt) - 1
-        if end < MIN_LENGTH or not self._cache.max_bytes:
+        if end < MIN_LENGTH or not self._room:
             return FROM_ZEROS
         scope = Scope(self._digest, current_caller().tenant, salt)
         match = self._cache.find(scope, prompt)
         self._on_lookup(len(prompt), match.length)
-        stride = max(STRIDE, -(-end // MAX_STRIDES))
+        stride = max(STRIDE, -(-end // self._strides)) if self._strides else end
         looks = {*range(stride, end, stride), match.known, end}  # `known`: where prompts part, the next may meet
         return Beginning(
             length=match.length,

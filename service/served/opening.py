@@ -72,7 +72,12 @@ def find_place(providers: Providers) -> Place:
 
 
 def open_parts(
-    bundle: Bundle, place: Place, threads: int, max_rows: int, on_batch: Callable[[EncoderReport], None]
+    bundle: Bundle,
+    place: Place,
+    threads: int,
+    max_rows: int,
+    max_rows_bytes: int,
+    on_batch: Callable[[EncoderReport], None],
 ) -> Opened:
     """A bundle's graphs, opened at a place, or on the CPU where they cannot run there.
 
@@ -81,26 +86,40 @@ def open_parts(
         place: where to.
         threads: of one operator of a step.
         max_rows: of a step, at most.
+        max_rows_bytes: that they may take: where a row has much, there are fewer.
         on_batch: see Encoder.
 
     Raises:
         RunnerBroken: a graph does not run.
     """
-    (core, found), at = _open_at(place, bundle, "steps", partial(_open_steps, bundle, threads, max_rows))
+    rows, few = rows_that_fit(bundle, max_rows, max_rows_bytes)
+    (core, found), at = _open_at(place, bundle, "steps", partial(_open_steps, bundle, threads, rows))
     refusal = core.prefill.refusal
-    reasons = {"rows": found.reason, "provider": at.reason, "prefill": refusal}
+    reasons = {"rows": found.reason, "provider": at.reason, "prefill": refusal, "max_rows": few}
     prefill: Prefilled = "none" if not bundle.prefill else "graphs" if refusal is None else "steps"
-    serving = Serving(found.company, at.provider, prefill)
+    serving = Serving(found.company, at.provider, prefill, max_rows=rows)
     encoder = None
     if bundle.encoder is not None:
         (encoder, apart), at = _open_at(place, bundle, "encoder", partial(_open_encoder, bundle, on_batch))
         reasons |= {"encoder": apart, "encoder_provider": at.reason}
         serving = replace(serving, encoder="alone" if apart else "together", encoder_provider=at.provider)
-    for part in ("rows", "encoder"):  # of the others the log has been told where they were found
+    for part in ("rows", "encoder", "max_rows"):  # of the others the log has been told where they were found
         if reasons.get(part):
-            how = getattr(serving, part)
-            logger.warning("%s version %d: its %s run %s: %s", bundle.model, bundle.version, part, how, reasons[part])
+            name, how = f"{bundle.model} version {bundle.version}", getattr(serving, part)
+            logger.warning("%s is run with %s: %s (%s)", name, part, how, reasons[part])
     return Opened(core, encoder, replace(serving, reasons={part: why for part, why in reasons.items() if why}))
+
+
+def rows_that_fit(bundle: Bundle, max_rows: int, max_bytes: int) -> tuple[int, str | None]:
+    """Rows of so much memory, at least one; and why they are not `max_rows`."""
+    row_bytes = step_ports(bundle.step, bundle.manifest.task).row_bytes
+    rows = max(1, max_bytes // row_bytes)
+    if rows >= max_rows:
+        return max_rows, None
+    return rows, (
+        f"a row takes {row_bytes:,} bytes, and rows may take {max_bytes:,} (CAROUSEL_MAX_ROWS_BYTES): "
+        f"there are {rows:,} instead of {max_rows:,} (CAROUSEL_MAX_ROWS)"
+    )
 
 
 def open_core(bundle: Bundle, intra_op_threads: int, max_rows: int, device: Device | None = None) -> EngineCore:

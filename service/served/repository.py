@@ -189,7 +189,9 @@ class Repository:
         def encoded(report: EncoderReport) -> None:
             metrics.encoded(report)
 
-        opened = open_parts(bundle, self._place, threads, self._settings.max_rows, encoded)
+        opened = open_parts(
+            bundle, self._place, threads, self._settings.max_rows, self._settings.max_rows_bytes, encoded
+        )
         metrics = ModelMetrics(self._metrics, bundle.model, bundle.version)  # of what is refused nothing is measured
         engine = AsyncEngine(
             opened.core,
@@ -200,7 +202,7 @@ class Repository:
             deadline_seconds=self._settings.deadline_seconds,
         )
         identity = ModelIdentity.of(bundle)
-        prefixes = Prefixes(self._prefix_cache, identity.digest, metrics.looked_up)
+        prefixes = Prefixes(self._prefix_cache, identity.digest, identity.state_bytes, metrics.looked_up)
         seconds = time.perf_counter() - started
         logger.info("loaded %s version %d in %.2f s", bundle.model, bundle.version, seconds)
         bundle = replace(bundle, files={})  # onnxruntime has read them: there is no need to keep them twice

@@ -14,7 +14,7 @@ Prefilled = Literal["graphs", "steps", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How a model is run. Each part is a label of `carousel_model_info`, too.
+    """How a model is run. Each word is a label of `carousel_model_info`, too.
 
     Args:
         rows: how rows share calls of the step graph.
@@ -22,6 +22,7 @@ class Serving:
         prefill: how long prompts are eaten.
         encoder: how inputs share calls of the encoder graph.
         encoder_provider: where that runs.
+        max_rows: sequences that run at once.
         reasons: for each part that is not as it might be, a sentence why.
     """
 
@@ -30,9 +31,10 @@ class Serving:
     prefill: Prefilled = "none"
     encoder: Literal["together", "alone", "none"] = "none"
     encoder_provider: str = "none"
+    max_rows: int = 0
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def labels(self) -> dict[str, str]:
-        """All but the reasons."""
-        return {name: value for name, value in asdict(self).items() if name != "reasons"}
+        """The words among them."""
+        return {name: value for name, value in asdict(self).items() if isinstance(value, str)}

@@ -2,17 +2,19 @@
 
 Little-endian, nothing padded, nothing after the end:
 
-    magic "CRM" and format number 1                             4 bytes
+    magic "CRM" and format number                               4 bytes
     version u32, steps u64, created_at f64, updated_at f64     28 bytes
     digest                                                     32 bytes
     model                                                      text
-    states: u8 count, then each: name text, type u8, rank u8, rank sizes u32, the row's bytes
+    states: count, then each: name text, type u8, rank u8, rank sizes u32, the row's bytes
     pending: u32 count, then int64 each
     context: u32 count, then int64 each
 
-where text is a u16 length and that many bytes of UTF-8, and a type is ONNX's number for it (models.graph). Whoever
-changes the layout changes the format number. Bytes come from a network, so a reader believes no length before it has
-seen that so many bytes are there: it allocates no more than a small multiple of what it was given.
+where text is a u16 length and that many bytes of UTF-8, and a type is ONNX's number for it (models.graph). The count is
+a u8 in format 2; format 3 has a u32, and is written where there are more states than a u8 can count. Whoever changes
+the layout changes the format number. Bytes come from a network, so a reader believes no length before it has seen that
+so many bytes are there: it allocates no more than a small multiple of what it was given. How many bytes are too many, a
+store and a signer say.
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ import numpy as np
 
 from carousel.models.graph import ELEMENT_TYPES
 from carousel.service.engine.sequence import Array, Ids, Snapshot
-from carousel.service.sessions.errors import InvalidMemory, MemoryTooLarge
+from carousel.service.sessions.errors import InvalidMemory
 from carousel.service.sessions.memory import Memory
-
-MAX_MEMORY_BYTES = 1 << 20
-"""Longest encoding that is written or read: two layers of 1,024 units are 16 KiB."""
 
 MAX_RANK = 8
 
 _MAGIC = b"CRM\x02"
+_MAGIC_MANY = b"CRM\x03"
+"""Of what has more than _MAX_FEW states."""
+_MAX_FEW = 255
 _HEAD = struct.Struct("<IQdd32s")
 _U8, _U16, _U32 = struct.Struct("<B"), struct.Struct("<H"), struct.Struct("<I")
 _TYPES = {number: np.dtype(name).newbyteorder("<") for number, name in ELEMENT_TYPES.items()}
@@ -41,17 +43,14 @@ _TYPE_NUMBERS = {dtype: number for number, little in _TYPES.items() for dtype in
 
 
 def encode(memory: Memory) -> bytes:
-    """The bytes of a memory.
-
-    Raises:
-        MemoryTooLarge: it has more than MAX_MEMORY_BYTES.
-    """
+    """The bytes of a memory."""
     state = memory.snapshot.state
+    few = len(state) <= _MAX_FEW
     parts = [
-        _MAGIC,
+        _MAGIC if few else _MAGIC_MANY,
         _HEAD.pack(memory.version, memory.steps, memory.created_at, memory.updated_at, bytes.fromhex(memory.digest)),
         _text(memory.model.encode()),
-        _U8.pack(len(state)),
+        (_U8 if few else _U32).pack(len(state)),
     ]
     for name, row in state.items():
         number = _TYPE_NUMBERS[row.dtype]
@@ -63,12 +62,7 @@ def encode(memory: Memory) -> bytes:
         ]
     for ids in (memory.snapshot.pending, memory.context):
         parts += [_U32.pack(len(ids)), ids.astype("<i8", copy=False).tobytes()]
-    content = b"".join(parts)
-    if len(content) > MAX_MEMORY_BYTES:
-        raise MemoryTooLarge(
-            f"the memory is {len(content):,} bytes; at most {MAX_MEMORY_BYTES:,} can be kept or signed"
-        )
-    return content
+    return b"".join(parts)
 
 
 def decode(content: bytes) -> Memory:
@@ -78,16 +72,15 @@ def decode(content: bytes) -> Memory:
         InvalidMemory: they are the bytes of no memory, or of another format.
     """
     reader = _Reader(content)
-    if len(content) > MAX_MEMORY_BYTES:
-        reader.refuse(f"longer than the {MAX_MEMORY_BYTES:,} bytes allowed")
-    if reader.take(len(_MAGIC)) != _MAGIC:
+    magic = reader.take(len(_MAGIC))
+    if magic not in (_MAGIC, _MAGIC_MANY):
         reader.refuse("no memory, or one in another format")
     version, steps, created_at, updated_at, digest = _HEAD.unpack(reader.take(_HEAD.size))
     if not (math.isfinite(created_at) and math.isfinite(updated_at)):
         reader.refuse("holds a time that is no number")
     model = reader.text()
     state: dict[str, Array] = {}
-    for _ in range(reader.number(_U8)):
+    for _ in range(reader.number(_U8 if magic == _MAGIC else _U32)):
         name = reader.text()
         if name in state:
             reader.refuse("holds a state twice")

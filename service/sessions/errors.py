@@ -8,7 +8,7 @@
     ├── SessionBusy        409  another request holds it; retryable
     ├── LeaseLost          409  this request held it for longer than it could keep it; nothing was written; retryable
     ├── ModelMismatch      409  the memory is another model's
-    ├── MemoryTooLarge     413  the memory has more bytes than may be kept
+    ├── MemoryTooLarge     413  the memory has more bytes than may be kept or signed
     └── StoreUnavailable   503  the store does not answer; retryable
 
 Every message is one sentence: what was seen, what is allowed, what to do. InvalidMemory stands outside: it is what the

@@ -30,6 +30,11 @@ class ModelIdentity:
     digest: str
     states: Mapping[str, StateSpec]
 
+    @property
+    def state_bytes(self) -> int:
+        """What a sequence's states take."""
+        return sum(spec.row_bytes for spec in self.states.values())
+
     @classmethod
     def of(cls, bundle: Bundle) -> ModelIdentity:
         """The identity of an open bundle."""

@@ -78,6 +78,10 @@ class Sessions:
             if session is None or not session.committed:
                 await asyncio.shield(self._spawn(self._release(lease)))
 
+    def check_size(self, size: int) -> None:
+        """Hold that a memory of so many bytes can be kept. Raises MemoryTooLarge."""
+        self._store.retention.check_size(size)
+
     async def commit(self, *changes: Change) -> None:
         """Write the new memories and let the sessions go: all, or none is written. At most once for a session.
 

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from carousel.service.sessions.codec import MAX_MEMORY_BYTES
 from carousel.service.sessions.errors import MemoryTooLarge
 from carousel.service.sessions.key import SessionKey
 
@@ -51,14 +50,18 @@ class Retention:
     tombstone_seconds: float = 86400.0
     lease_seconds: float = 10.0
     max_marks: int = 1000
-    max_value_bytes: int = MAX_MEMORY_BYTES
+    max_value_bytes: int = 16 * 1024 * 1024
 
     def check_sizes(self, writings: Iterable[Writing]) -> None:
         """Raises MemoryTooLarge."""
-        longest = max((len(piece) for one in writings for piece in (one.value, *one.marks)), default=0)
-        if longest > self.max_value_bytes:
+        self.check_size(max((len(piece) for one in writings for piece in (one.value, *one.marks)), default=0))
+
+    def check_size(self, size: int) -> None:
+        """Hold that so many bytes may be kept in one piece. Raises MemoryTooLarge."""
+        if size > self.max_value_bytes:
             raise MemoryTooLarge(
-                f"a session would keep {longest:,} bytes in one piece; allowed are {self.max_value_bytes:,}"
+                f"a session would keep {size:,} bytes in one piece, and at most {self.max_value_bytes:,} are kept "
+                "(CAROUSEL_MAX_SESSION_BYTES): ask without a session, or have that raised"
             )
 
 

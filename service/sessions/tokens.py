@@ -13,12 +13,12 @@ import hmac
 import struct
 from collections.abc import Sequence
 
-from carousel.service.sessions.codec import MAX_MEMORY_BYTES, decode, encode
-from carousel.service.sessions.errors import InvalidMemory, InvalidToken
+from carousel.service.sessions.codec import decode, encode
+from carousel.service.sessions.errors import InvalidMemory, InvalidToken, MemoryTooLarge
 from carousel.service.sessions.memory import Memory, ModelIdentity, check_fit
 
 MIN_KEY_BYTES = 32
-MAX_TOKEN_CHARACTERS = -(-(MAX_MEMORY_BYTES + hashlib.sha256().digest_size) * 4 // 3)
+SIGNATURE_BYTES = hashlib.sha256().digest_size
 
 _PURPOSE = b"carousel state token 1\0"
 """Keeps a signature from meaning anything elsewhere, should the key be used for something else too."""
@@ -30,12 +30,13 @@ class TokenSigner:
     Args:
         keys: secrets of at least MIN_KEY_BYTES each. The first signs; a token signed with any of them is believed. To
             rotate, put the new key first and drop the old one when its tokens need not be honoured any more.
+        max_bytes: of a memory that is signed or believed.
 
     Raises:
         ValueError: there is no key, or a short one.
     """
 
-    def __init__(self, keys: Sequence[bytes]) -> None:
+    def __init__(self, keys: Sequence[bytes], max_bytes: int = 1024 * 1024) -> None:
         if not keys:
             raise ValueError("there is no key to sign state tokens with; give at least one")
         for key in keys:
@@ -45,6 +46,17 @@ class TokenSigner:
                     "(openssl rand -hex 32)"
                 )
         self._keys = list(keys)
+        self._max_bytes = max_bytes
+        self.max_characters = -(-(max_bytes + SIGNATURE_BYTES) * 4 // 3)
+        """Of the longest token."""
+
+    def check_size(self, size: int) -> None:
+        """Hold that a memory of so many bytes may be signed. Raises MemoryTooLarge."""
+        if size > self._max_bytes:
+            raise MemoryTooLarge(
+                f"a state token would hold {size:,} bytes, and at most {self._max_bytes:,} are signed "
+                "(CAROUSEL_MAX_STATE_TOKEN_BYTES): let a session keep the state, or have that raised"
+            )
 
     def sign(self, memory: Memory, tenant: str) -> str:
         """The token of a memory, good for this tenant only.
@@ -53,6 +65,7 @@ class TokenSigner:
             MemoryTooLarge
         """
         content = encode(memory)
+        self.check_size(len(content))
         return _to_text(content + _signature(self._keys[0], tenant, content))
 
     def open(self, token: str, tenant: str, model: ModelIdentity) -> Memory:
@@ -71,9 +84,13 @@ class TokenSigner:
         return memory
 
     def _verified(self, token: str, tenant: str) -> bytes:
+        if len(token) > self.max_characters:
+            raise InvalidToken(
+                f"the state token has {len(token):,} characters, and at most {self.max_characters:,} are read "
+                "(CAROUSEL_MAX_STATE_TOKEN_BYTES): send one back exactly as it was received, or start anew without it"
+            )
         raw = _to_bytes(token)
-        size = hashlib.sha256().digest_size
-        content, seen = raw[:-size], raw[-size:]
+        content, seen = raw[:-SIGNATURE_BYTES], raw[-SIGNATURE_BYTES:]
         genuine = [hmac.compare_digest(seen, _signature(key, tenant, content)) for key in self._keys]
         if not any(genuine):
             raise InvalidToken(
@@ -94,10 +111,6 @@ def _to_text(raw: bytes) -> str:
 
 def _to_bytes(token: str) -> bytes:
     """Raises InvalidToken. One token has one text: what decodes to the same bytes and reads differently is refused."""
-    if len(token) > MAX_TOKEN_CHARACTERS:
-        raise InvalidToken(
-            f"the state token has {len(token):,} characters; one of this service has at most {MAX_TOKEN_CHARACTERS:,}"
-        )
     try:
         raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))  # skips what is no base64: hence the way back
     except ValueError:

@@ -154,6 +154,11 @@ class Memories:
         """
         tenant = current_caller().tenant
         with _as_service_errors():
+            # What cannot be kept is not computed either. How much it is to the byte shows when it is encoded.
+            if choice.return_state:
+                self._signer.check_size(model.state_bytes)
+            if choice.session is not None:
+                self._sessions.check_size(model.state_bytes)
             before = None if choice.state is None else self._signer.open(choice.state, tenant, model)
             if choice.session is None:
                 yield Recall(model, choice, self._sessions, self._signer, before, None)
@@ -209,20 +214,25 @@ def open_memories(settings: Settings, metrics: Metrics) -> Memories:
     Raises:
         ValueError: a URL or a key that cannot be used.
     """
-    retention = Retention(ttl_seconds=settings.session_ttl_seconds, max_marks=MAX_MARKS)
+    retention = Retention(
+        ttl_seconds=settings.session_ttl_seconds, max_marks=MAX_MARKS, max_value_bytes=settings.max_session_bytes
+    )
 
     def count(reason: str) -> None:
         metrics.sessions_evicted.labels(reason).inc()
 
     store: SessionStore
     if settings.redis_url is None:
-        store = process_store = ProcessSessionStore(retention, max_sessions=settings.max_sessions, on_evicted=count)
+        store = process_store = ProcessSessionStore(
+            retention, max_sessions=settings.max_sessions, max_bytes=settings.session_store_bytes, on_evicted=count
+        )
         metrics.sessions.set_function(lambda: len(process_store))
+        metrics.sessions_bytes.set_function(lambda: process_store.size_bytes)
     else:
         from carousel.service.sessions.redis_store import RedisSessionStore  # here: its client is 7 MB, which few need
 
         store = RedisSessionStore(settings.redis_url.get_secret_value(), retention, on_evicted=count)
-    return Memories(Sessions(store), TokenSigner(_keys(settings)))
+    return Memories(Sessions(store), TokenSigner(_keys(settings), settings.max_state_token_bytes))
 
 
 def _keys(settings: Settings) -> list[bytes]:

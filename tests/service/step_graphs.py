@@ -83,6 +83,68 @@ SIX_ROWS = [
 """Fails from seven rows on."""
 
 
+TYPED = {
+    "float16": (3,),
+    "float32": (2, 3),
+    "float64": (1,),
+    "int8": (4,),
+    "int16": (2, 1, 2),
+    "int32": (5,),
+    "int64": (1, 1),
+    "uint8": (3,),
+    "uint16": (2,),
+    "uint32": (2, 2),
+    "uint64": (1,),
+    "bool": (3, 2),
+}
+"""States of every type that a graph may have, and their shapes."""
+
+
+def typed_graph() -> bytes:
+    """A state of every type: each becomes `(3 state + token + 1) mod 7` (of truth values, whether that is odd), and the
+    logits a row of the token and all that is in the states."""
+    random = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(random.standard_normal((VOCABULARY, VOCABULARY)).astype(np.float32), "embedding")
+    ]
+    for name, value in {"three": 3, "seven": 7, "two": 2, "one": 1, "tenth": 0.1}.items():
+        weights.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    nodes = [
+        node("Gather", ["embedding", "token"], ["sum_"]),
+        node("Cast", ["token"], ["number"], to=TensorProto.FLOAT),
+        node("Add", ["number", "one"], ["more"]),
+    ]
+    values = [helper.make_tensor_value_info("token", TensorProto.INT64, ["batch"])]
+    given = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", VOCABULARY])]
+    total = "sum_"
+    for dtype, shape in TYPED.items():
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        axes, flat = np.array([-1, *[1] * len(shape)]), np.array([0, -1])
+        weights += [numpy_helper.from_array(axes, f"axes_{dtype}"), numpy_helper.from_array(flat, f"flat_{dtype}")]
+        modulus = "two" if dtype == "bool" else "seven"
+        nodes += [
+            node("Cast", [f"state.{dtype}"], [f"s_{dtype}"], to=TensorProto.FLOAT),
+            node("Mul", [f"s_{dtype}", "three"], [f"m_{dtype}"]),
+            node("Reshape", ["more", f"axes_{dtype}"], [f"t_{dtype}"]),
+            node("Add", [f"m_{dtype}", f"t_{dtype}"], [f"a_{dtype}"]),
+            node("Mod", [f"a_{dtype}", modulus], [f"v_{dtype}"], fmod=1),
+            node("Cast", [f"v_{dtype}"], [f"next_state.{dtype}"], to=kind),
+            node("Reshape", [f"v_{dtype}", f"flat_{dtype}"], [f"f_{dtype}"]),
+            node("ReduceMax", [f"f_{dtype}"], [f"r_{dtype}"], axes=[1], keepdims=1),
+            node("Mul", [f"r_{dtype}", "tenth"], [f"w_{dtype}"]),
+            node("Mul", [f"w_{dtype}", total], [f"p_{dtype}"]),
+            node("Add", [f"p_{dtype}", total], [f"sum_{dtype}"]),
+        ]
+        total = f"sum_{dtype}"
+        values.append(helper.make_tensor_value_info(f"state.{dtype}", kind, ["batch", *shape]))
+        given.append(helper.make_tensor_value_info(f"next_state.{dtype}", kind, ["batch", *shape]))
+    nodes.append(node("Identity", [total], ["logits"]))
+    graph = helper.make_graph(nodes, "step", values, given, weights)
+    model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    content: bytes = model.SerializeToString()
+    return content
+
+
 def step_graph(nodes: Sequence[NodeProto], width: int = 33) -> bytes:
     """`next_state.h`[b, width] is `y` of `x`, which is `state.h` and a row of the token; `logits` are its product."""
     random = np.random.default_rng(0)
@@ -145,8 +207,8 @@ def runner_of(nodes: Sequence[NodeProto], width: int = 33, threads: int = 1) -> 
     return OnnxRunner(step_graph(nodes, width), ports, threads)
 
 
-def publish_graph(nodes: Sequence[NodeProto], repository: Path, name: str, like: Path, width: int = 33) -> Path:
+def publish_graph(graph: bytes, repository: Path, name: str, like: Path) -> Path:
     """Publishes such a graph under the manifest and with the codec of another bundle."""
     bundle: Bundle = open_bundle(like)
     files = {file: content for file, content in bundle.files.items() if file not in prefill_names(bundle.files)}
-    return publish(repository, name, bundle.manifest, {**files, "step.onnx": step_graph(nodes, width)})
+    return publish(repository, name, bundle.manifest, {**files, "step.onnx": graph})

@@ -9,6 +9,8 @@ from carousel.service.engine.sequence import SamplingParameters, Sequence
 from carousel.service.prefixes.cache import STRIDE, PrefixCache
 from carousel.service.prefixes.prefixes import FROM_ZEROS, MAX_STRIDES, MIN_LENGTH, Prefixes
 
+STATE_BYTES = 12
+
 
 class Asked(list):
     """What was looked up: (tokens, cached)."""
@@ -24,7 +26,7 @@ def asked():
 
 @pytest.fixture
 def prefixes(asked):
-    return Prefixes(PrefixCache(1 << 24), "digest", asked)
+    return Prefixes(PrefixCache(1 << 24), "digest", STATE_BYTES, asked)
 
 
 def eat(prefixes, prompt, salt=None, *, state=lambda length: np.float32(length), upto=None):
@@ -79,7 +81,7 @@ def test_salts_and_models_never_meet(prefixes, asked):
     eat(prefixes, range(50), "mine")
     assert eat(prefixes, range(50)) == 0
     assert eat(prefixes, range(50), "yours") == 0
-    other = Prefixes(prefixes._cache, "other digest", asked)
+    other = Prefixes(prefixes._cache, "other digest", STATE_BYTES, asked)
     assert eat(other, range(50), "mine") == 0
     assert eat(prefixes, range(50), "mine") == 49
     prefixes.drop()
@@ -101,6 +103,23 @@ def test_prompt_that_was_not_eaten_is_kept_as_far_as_it_was(prefixes):
 
 
 def test_nothing_is_looked_up_without_room(asked):
-    prefixes = Prefixes(PrefixCache(0), "digest", asked)
+    prefixes = Prefixes(PrefixCache(0), "digest", STATE_BYTES, asked)
     assert prefixes.begin(np.arange(100), None) is FROM_ZEROS
+    assert asked == []
+
+
+@pytest.mark.parametrize(("state_bytes", "strides"), [(12, 16), (2 << 20, 4), (8 << 20, 1), (9 << 20, 0)])
+def test_looks_on_the_way_take_no_more_than_a_part_of_the_cache(asked, state_bytes, strides):
+    prefixes = Prefixes(PrefixCache(64 << 20), "digest", state_bytes, asked)
+    prompt = np.arange(40 * STRIDE)
+    looks = prefixes.begin(prompt, None).looks
+    assert looks[-1] == len(prompt) - 1
+    assert len(looks) - 1 in (strides, strides - 1)
+    assert all(look % STRIDE == 0 or look == looks[-1] for look in looks) or strides
+    assert state_bytes * (len(looks) - 1) <= (64 << 20) // 8
+
+
+def test_state_larger_than_the_cache_is_not_even_looked_for(asked):
+    prefixes = Prefixes(PrefixCache(1 << 20), "digest", 2 << 20, asked)
+    assert prefixes.begin(np.arange(1000), None) is FROM_ZEROS
     assert asked == []

@@ -34,6 +34,7 @@ class ServingInfo(BaseModel):
         Literal["together", "alone", "none"], Field(description="Whether images share a call of the encoder.")
     ]
     encoder_provider: Annotated[str, Field(description="Where the encoder runs: `cpu`, `cuda` or `none`.")]
+    max_rows: Annotated[int, Field(description="Sequences that run at once.")]
     reasons: Annotated[
         dict[str, str], Field(description="Why a part is not as it might be, by the names above; empty if all are.")
     ]
@@ -57,6 +58,7 @@ class ModelInfo(BaseModel):
         list[int] | None, Field(description="Rows and columns of the maps of a model that says where it looks.")
     ]
     serving: ServingInfo
+    state_bytes: Annotated[int, Field(description="What the states of one sequence take.")]
     states: list[StateInfo]
     limits: dict[str, Any]
     decoding: Annotated[

@@ -57,10 +57,9 @@ class DevicePool(Buffers[DeviceArray]):
         self, device: Device, states: Mapping[str, StateSpec], context: Mapping[str, StateSpec], max_rows: int
     ) -> None:
         for name, spec in {**states, **context}.items():
-            size = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
-            if size % WORD.itemsize:
+            if spec.row_bytes % WORD.itemsize:
                 raise RunnerBroken(
-                    f"a row of {name} has {size} bytes; rows that are moved on a device have a multiple of "
+                    f"a row of {name} has {spec.row_bytes} bytes; rows that are moved on a device have a multiple of "
                     f"{WORD.itemsize}: pad the state, or serve the model on the CPU"
                 )
         self._states = states
@@ -109,7 +108,7 @@ class DevicePool(Buffers[DeviceArray]):
         """See StatePool."""
         for name, array in self._before.items():
             self._move(self._single[name], _places(0), array, _places(row))
-        return {name: np.asarray(array)[0] for name, array in self._single.items()}
+        return {name: np.array(np.asarray(array)[0]) for name, array in self._single.items()}
 
 
 def _filled(device: Device, arrays: Mapping[str, Array]) -> dict[str, DeviceArray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -26,6 +27,11 @@ class StateSpec:
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Length of a row."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class StatePool(Protocol):
@@ -141,7 +147,7 @@ class HostPool(Buffers[Array]):
 
     def snapshot(self, row: int) -> dict[str, Array]:
         """See StatePool."""
-        return {name: array[row].copy() for name, array in self._before.items()}
+        return {name: np.array(array[row]) for name, array in self._before.items()}  # a row may be a number
 
 
 def zeros(specs: Mapping[str, StateSpec], rows: int) -> dict[str, Array]:

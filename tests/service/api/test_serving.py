@@ -31,8 +31,8 @@ def bad_company(run_server, tiny_bundle, tmp_path_factory):
     repository = tmp_path_factory.mktemp("models")
     shutil.copytree(tiny_bundle.parent, repository / "tiny")
     for name, (nodes, _, _) in COMPANY.items():
-        graphs.publish_graph(nodes, repository, name, tiny_bundle)
-    graphs.publish_graph(graphs.THREE_ROWS, repository, "broken", tiny_bundle)
+        graphs.publish_graph(graphs.step_graph(nodes), repository, name, tiny_bundle)
+    graphs.publish_graph(graphs.step_graph(graphs.THREE_ROWS), repository, "broken", tiny_bundle)
     with run_server(repository=repository) as server:
         yield server
 
@@ -64,10 +64,11 @@ def test_models_that_run_as_they_might_say_so_and_give_no_reasons(client):
             "prefill": "none",
             "encoder": "together" if encoder else "none",
             "encoder_provider": "cpu" if encoder else "none",
+            "max_rows": 8,
             "reasons": {},
         }
     for name, labels in labels_of(client).items():
-        assert {part: labels[part] for part in SERVING} | {"reasons": {}} == told[name]
+        assert {part: labels[part] for part in SERVING} | {"max_rows": 8, "reasons": {}} == told[name]
 
 
 @pytest.mark.parametrize("name", COMPANY)

@@ -294,9 +294,21 @@ async def test_value_or_mark_that_is_too_large_is_refused_and_the_lease_holds(ha
     store = harness.store(max_value_bytes=100)
     lease = await store.acquire(KEY)
     for value, marks in ((b"x" * 101, []), (b"", [b"x" * 101])):
-        with pytest.raises(MemoryTooLarge, match="101 bytes"):
+        with pytest.raises(MemoryTooLarge, match=r"101 bytes in one piece, and at most 100 are kept \(CAROUSEL_MAX_"):
             await store.commit([Writing(lease, value, marks)])
     await store.commit([Writing(lease, b"x" * 100, [b"x" * 100])])
+
+
+async def test_state_of_megabytes_is_kept(harness):
+    store, value = harness.store(), bytes(range(256)) * 8 * 1024
+    await put(store, KEY, value, [b"mark"])
+    assert (await store.peek(KEY, trail=True)).value == value
+    lease = await store.acquire(KEY)
+    assert lease.value == value
+    with pytest.raises(MemoryTooLarge, match="16,777,217 bytes in one piece, and at most 16,777,216"):
+        await store.commit([Writing(lease, bytes(16 * 1024 * 1024 + 1))])
+    await store.commit([Writing(lease, bytes(16 * 1024 * 1024))])
+    assert len((await store.peek(KEY)).value) == 16 * 1024 * 1024
 
 
 async def test_store_serves_a_thousand_sessions_at_once(harness):

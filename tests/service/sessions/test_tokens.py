@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from carousel.service.engine.sequence import Snapshot
 from carousel.service.engine.states.pool import StateSpec
 from carousel.service.sessions.codec import encode
-from carousel.service.sessions.errors import InvalidToken, ModelMismatch
+from carousel.service.sessions.errors import InvalidToken, MemoryTooLarge, ModelMismatch
 from carousel.service.sessions.memory import ModelIdentity, remember
-from carousel.service.sessions.tokens import MAX_TOKEN_CHARACTERS, TokenSigner
+from carousel.service.sessions.tokens import SIGNATURE_BYTES, TokenSigner
 
 OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
 UNITS = 200
@@ -120,8 +120,36 @@ def test_token_in_another_spelling_is_invalid():
 
 
 def test_token_longer_than_any_is_refused_by_its_length():
-    with pytest.raises(InvalidToken, match="at most"):
-        SIGNER.open("A" * (MAX_TOKEN_CHARACTERS + 1), "school", LSTM)
+    with pytest.raises(InvalidToken, match=r"has 1,398,145 characters, and at most 1,398,144 are read .*start anew"):
+        SIGNER.open("A" * (SIGNER.max_characters + 1), "school", LSTM)
+
+
+def test_memory_is_signed_up_to_the_limit_and_not_beyond():
+    size = len(encode(lstm_memory()))
+    exact, short = TokenSigner([NEW], size), TokenSigner([NEW], size - 1)
+    token = exact.sign(lstm_memory(), "school")
+    assert exact.open(token, "school", LSTM).steps == 10**6
+    assert len(token) in (exact.max_characters, exact.max_characters - 1)
+    assert len(base64.urlsafe_b64decode(token + "==")) == size + SIGNATURE_BYTES
+    with pytest.raises(
+        MemoryTooLarge, match=rf"would hold {size:,} bytes, and at most {size - 1:,} are signed .*session"
+    ):
+        short.sign(lstm_memory(), "school")
+    with pytest.raises(MemoryTooLarge, match="would hold"):
+        short.check_size(size)
+    exact.check_size(size)
+
+
+def test_token_of_megabytes_comes_back_where_it_may_be_signed():
+    large = ModelIdentity("voice", 1, "34" * 32, {"state.carry": StateSpec((512, 1024), "float32")})
+    row = np.random.default_rng(0).standard_normal((512, 1024)).astype(np.float32)
+    memory = remember(large, Snapshot({"state.carry": row}, np.zeros(0, np.int64)), eaten=1, now=1.7e9)
+    assert large.state_bytes == row.nbytes == 2 * 1024 * 1024
+    with pytest.raises(MemoryTooLarge, match="2,097,"):
+        SIGNER.sign(memory, "school")
+    signer = TokenSigner([NEW], 4 * 1024 * 1024)
+    back = signer.open(signer.sign(memory, "school"), "school", large)
+    assert back.snapshot.state["state.carry"].tobytes() == row.tobytes()
 
 
 def test_signer_refuses_no_keys_and_short_keys():

@@ -18,14 +18,14 @@ from starlette.responses import Response
 
 from carousel.models.codec.text import TextCodec
 from carousel.service.api.routes.context import context_of, find_model
-from carousel.service.api.routes.direct_frames import TokenFrames, token_frames
+from carousel.service.api.routes.direct_frames import token_frames
 from carousel.service.api.routes.disconnect import all_or_none, while_connected
 from carousel.service.api.routes.event_stream import EventStream, LastEvents, note, sse
 from carousel.service.api.routes.json_route import JsonRoute
 from carousel.service.api.routes.responses import EVENTS
 from carousel.service.api.wire import frames, slices
 from carousel.service.api.wire.completion_answers import CompletionResponse
-from carousel.service.api.wire.completion_logprobs import Logprobs, logprobs_of, sampled_logprobs
+from carousel.service.api.wire.completion_logprobs import Logprobs, logprobs_json, logprobs_of, sampled_logprobs
 from carousel.service.api.wire.echo import Echo, echo_of
 from carousel.service.api.wire.error_bodies import openai_body
 from carousel.service.api.wire.messages import CompletionsRequest, NotAllowed, OpenAIErrorBody, check_top_k
@@ -40,8 +40,8 @@ from carousel.service.work.memories import Memories, Recall
 from carousel.service.work.prompt import check_uneaten, prompt_ids, unknown_tokens
 from carousel.service.work.weighing import Weighed
 
-TEXT = "\0the text\0"
-"""Marks a place in JSON: no model's name holds it."""
+TEXT, LOGPROBS = "\0the text\0", "\0the logprobs\0"
+"""Mark places in JSON: no model's name holds them."""
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -199,10 +199,10 @@ class Completion:
         usages: dict[int, Usage] = {}
         end = b""
         echoes = {index: echo for index in range(self._count) if (echo := self._echo(index)) is not None}
-        shown = [len(echoes[index].text) if index in echoes else 0 for index in range(self._count)]
+        tellers = [self._teller(index) for index in range(self._count)]
         drain, cut_off = context_of(request).drain, False
         places.enter_context(drain.ending(self._cancel))
-        taker = self._taker(request) if self._count == 1 and self._body.logprobs is None else None
+        taker = token_frames(request.scope, tellers[0]) if self._count == 1 else None
         try:
             async for index, event in _merge([self._events(index, taker) for index in range(self._count)]):
                 if (echo := echoes.pop(index, None)) is not None:
@@ -218,10 +218,8 @@ class Completion:
                     end = self._event([self._choice(index, "", None, event.reason)], **self._told)
                     if len(usages) < self._count:
                         yield end
-                elif isinstance(event, Token) and (event.text or self._body.logprobs is not None):
-                    logprobs = self._logprobs([event], shown[index])
-                    shown[index] += len(event.text)
-                    yield self._event([self._choice(index, event.text, logprobs, None)])
+                elif isinstance(event, Token) and (told := tellers[index](event)):
+                    yield told.encode()
             await places.aclose()  # whoever reads the end may ask again at once
             if cut_off:  # nobody else cancels it
                 yield end
@@ -240,15 +238,27 @@ class Completion:
         for choices in self._choices:
             choices.cancel()
 
-    def _taker(self, request: Request) -> TokenFrames | None:
-        """What sends the tokens of a single choice as they come: the event of a text, written around it."""
-        event = self._event([self._choice(0, TEXT, None, None)]).decode()
-        before, after = event.split(frames.quote(TEXT))
+    def _teller(self, index: int) -> Callable[[Token], str]:
+        """Makes the event of each token of a choice, in their order; nothing of a token that says nothing.
+
+        Put together around what differs, as `_event` would: it is done once per token.
+        """
+        event = self._event([self._choice(index, TEXT, LOGPROBS, None)]).decode()
+        before, rest = event.split(frames.quote(TEXT))
+        between, after = rest.split(frames.quote(LOGPROBS))
+        if self._body.logprobs is None:
+            after = f"{between}null{after}"
+            return lambda token: f"{before}{frames.quote(token.text)}{after}" if token.text else ""
+        echo, codec = self._echo(index), self._codec
+        shown = 0 if echo is None else len(echo.text)
 
         def tell(token: Token) -> str:
-            return f"{before}{frames.quote(token.text)}{after}" if token.text else ""
+            nonlocal shown
+            logprobs = logprobs_json(codec, token, shown)
+            shown += len(token.text)
+            return f"{before}{frames.quote(token.text)}{between}{logprobs}{after}"
 
-        return token_frames(request.scope, tell)
+        return tell
 
     async def _collect(self, index: int) -> _Text:
         tokens: list[Token] = []
@@ -281,7 +291,7 @@ class Completion:
         return f"data: {dumps(event)}\n\n".encode()
 
     def _choice(
-        self, index: int, text: str, logprobs: dict[str, Any] | None, reason: FinishReason | None
+        self, index: int, text: str, logprobs: Logprobs | str | None, reason: FinishReason | None
     ) -> dict[str, Any]:
         return {
             "index": index,

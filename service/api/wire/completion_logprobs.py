@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from carousel.models.codec.text import TextCodec
+from carousel.service.api.wire.frames import quote
 from carousel.service.engine.sequence import Alternative
 from carousel.service.work.generation import Token
 
@@ -52,6 +53,20 @@ def sampled_logprobs(codec: TextCodec, tokens: Sequence[Token], offset: int) -> 
     )
 
 
+def logprobs_json(codec: TextCodec, token: Token, offset: int) -> str:
+    """`sampled_logprobs` of one token as JSON."""
+
+    def name(one: int) -> str:
+        return quote(codec.token_name(one))
+
+    top = top_logprobs(token.token, token.logprob, token.alternatives, name)
+    told = ",".join([f"{one}:{_json(logprob)}" for one, logprob in top.items()])
+    return (
+        f'{{"tokens":[{name(token.token)}],"token_logprobs":[{_json(_number(token.logprob))}],'
+        f'"top_logprobs":[{{{told}}}],"text_offset":[{offset}]}}'
+    )
+
+
 def top_logprobs(
     token: int, logprob: float, best: Sequence[Alternative], name: Callable[[int], str]
 ) -> dict[str, float | None]:
@@ -71,3 +86,7 @@ def top_logprobs(
 def _number(logprob: float | None) -> float | None:
     """As JSON can express it: null for the logarithm of a probability of zero."""
     return logprob if logprob is not None and math.isfinite(logprob) else None
+
+
+def _json(number: float | None) -> str:
+    return "null" if number is None else repr(number)

@@ -104,3 +104,21 @@ def test_top_logprobs_of_tokens_of_one_name_tell_the_more_probable():
 
     best = (Alternative(1, -1.0), Alternative(2, -2.0))
     assert top_logprobs(7, -3.0, best, {1: "a", 2: "b", 7: "a"}.__getitem__) == {"a": -1.0, "b": -2.0}
+
+
+def test_logprobs_of_a_streamed_token_are_written_as_those_of_a_list():
+    from carousel.service.api.wire.completion_logprobs import logprobs_json, sampled_logprobs
+    from carousel.service.api.wire.frames import dumps
+    from carousel.service.engine.sequence import Alternative
+    from carousel.service.work.generation import Token
+
+    class Codec:
+        names = ('a"\n', "Ā", "bytes:\\xe4", "Ā")
+
+        def token_name(self, token):
+            return self.names[token]
+
+    for logprob, others in ((-0.1, [0, 1, 2]), (float("-inf"), [1, 2]), (-1e-7, [1, 3]), (-2.0, [])):
+        best = tuple(Alternative(one, -1.0 / (one + 3)) for one in others)
+        token = Token(5, 0, "text", logprob, best)
+        assert logprobs_json(Codec(), token, 7) == dumps(sampled_logprobs(Codec(), [token], 7))

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from carousel.benchmarks import sampling, words
 from carousel.benchmarks.__main__ import main
 from carousel.benchmarks.load import Generation, Target
 from carousel.benchmarks.naive import sample
@@ -24,6 +25,31 @@ def test_command_measures_every_kind_beside_another_checkout(capsys):
     at = head.index("of the other checkout")
     assert {row[at] == "-" for row in measured if row[0].endswith("other")} == {True}
     assert all(float(row[at]) > 0 for row in measured if not row[0].endswith("other"))
+    assert {row[-1] for row in measured} == {"0"}
+
+
+def test_command_measures_peers_on_a_vocabulary_of_any_size(capsys, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from carousel.models.nn.language import LanguageModel, LanguageModelConfig
+
+    made = []
+
+    def small_model(shape, size):
+        made.append((shape, size))
+        torch.manual_seed(0)
+        return LanguageModel(LanguageModelConfig(size, cell="lstm", hidden_size=8, layers=1)).eval()
+
+    monkeypatch.setattr(words, "REPOSITORY", tmp_path / "benchmarks")
+    monkeypatch.setattr(words, "words_model", small_model)
+    monkeypatch.setattr(words, "VALIDATION_TOKENS", 50)
+    monkeypatch.setattr(sampling, "KINDS", {kind: KINDS[kind] for kind in (PLAIN, BOTH)})
+    assert main(["--sampling", "--vocabulary", "60", "--peers", "torch", *SHAPE]) == 0
+    assert made == [("flat", 60), ("peaked", 60), ("flat", 60)]
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    head, measured = [cell.strip() for cell in rows[0]], [[cell.strip() for cell in row] for row in rows[1:]]
+    servers = ["Carousel, flat fp32", "flat int8", "naive, flat fp32", "naive, flat int8", "peaked int8"]
+    assert [row[:2] for row in measured] == [[server, kind] for server in servers for kind in (PLAIN, BOTH)]
+    assert all(float(row[head.index("of plain")]) > 0 for row in measured)
     assert {row[-1] for row in measured} == {"0"}
 
 

@@ -44,7 +44,7 @@ class Benchmark:
         self._rounds = rounds
         step = model_of()
         self._step, self._prefill = build_int8_step(step), build_int8_prefill(step)
-        self._specs = {STATE_PREFIX + name: StateSpec((size,), "float32") for name, size in step.state_sizes.items()}
+        self._specs = {STATE_PREFIX + name: StateSpec(shape, "float32") for name, shape in step.state_shapes.items()}
         self._machine = Machine.this()
         print(f"machine  {self._machine}")
         print(f"model    2x{UNITS} LSTM, {WORDS:,} words, int8, random weights; medians of {rounds} turns")

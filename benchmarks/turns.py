@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from carousel.export.step_module import StepModule, step_module
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
-from carousel.models.nn.recurrent import Cell
+from carousel.models.nn.network import StepModule
 
 WORDS = 10_000
 UNITS = 512
@@ -41,7 +40,11 @@ def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
     }
 
 
-def model_of(cell: Cell = "lstm", words: int = WORDS) -> StepModule:
+def model_of(cell: str = "lstm", words: int = WORDS) -> StepModule:
     """A network of two layers of 512 units with random weights, on which speed does not depend."""
     torch.manual_seed(0)
-    return step_module(LanguageModel(LanguageModelConfig(words, cell, hidden_size=UNITS, layers=2)).eval())
+    return (
+        LanguageModel(LanguageModelConfig(vocabulary_size=words, cell=cell, hidden_size=UNITS, layers=2))
+        .eval()
+        .step_module()
+    )

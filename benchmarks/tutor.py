@@ -24,7 +24,7 @@ SKILLS = 124
 def tutor_model() -> TracingModel:
     """The network; the same at every call."""
     torch.manual_seed(0)
-    return TracingModel(TracingModelConfig(SKILLS, embedding_size=100, hidden_size=200)).eval()
+    return TracingModel(TracingModelConfig(skill_count=SKILLS, embedding_size=100, hidden_size=200)).eval()
 
 
 def tutor_bundle() -> Path:

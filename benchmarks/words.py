@@ -63,7 +63,9 @@ def words_model(shape: Shape = "flat", vocabulary_size: int = VOCABULARY_SIZE) -
     from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 
     torch.manual_seed(0)
-    model = LanguageModel(LanguageModelConfig(vocabulary_size, cell="lstm", hidden_size=512, layers=2)).eval()
+    model = LanguageModel(
+        LanguageModelConfig(vocabulary_size=vocabulary_size, cell="lstm", hidden_size=512, layers=2)
+    ).eval()
     if shape == "peaked":
         with torch.no_grad():
             ids = torch.randint(vocabulary_size, (8, 32))

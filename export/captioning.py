@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from carousel.export.captioning_module import CaptioningStep
 from carousel.export.captioning_parity import measure_captioning_parity
 from carousel.export.captioning_precision import largest_seen
 from carousel.export.encoder_graph import export_encoder
@@ -57,7 +56,7 @@ def captioning_graphs(
         ParityError: they are not the model.
     """
     int8 = int8 or {}
-    step = int8.get(STEP_GRAPH) or export_step(CaptioningStep(model))
+    step = int8.get(STEP_GRAPH) or export_step(model.step_module())
     encoder = int8.get(ENCODER_GRAPH) or export_encoder(model, preprocessing, extractor)
     precisions: dict[str, Precision] = dict.fromkeys(int8, "int8")
     parity = measure_captioning_parity(model, step, encoder, preprocessing, extractor, precisions)
@@ -77,7 +76,7 @@ def int8_captioning_graphs(
         preprocessing: of its images.
         data: what ranges are measured on.
     """
-    graphs = {STEP_GRAPH: build_int8_captioning_step(CaptioningStep(model), largest_seen(model, data))}
+    graphs = {STEP_GRAPH: build_int8_captioning_step(model.step_module(), largest_seen(model, data))}
     if model.network is not None:
         graphs[ENCODER_GRAPH] = build_int8_encoder(export_encoder(model, preprocessing, None), data.images.numpy())
     return graphs

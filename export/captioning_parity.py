@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from carousel.export.captioning_module import CaptioningStep
 from carousel.export.extractor import Extractor
 from carousel.export.parity import MAX_ABS_ERROR, MAX_BATCH, ParityError, random_floats, require_row_independence
 from carousel.export.runtime import open_session
@@ -110,7 +109,7 @@ def _largest_errors(
     errors = {name: _error(fed[name], truth[name]) for name in truth}
     session = open_session(step, threads=1)
     states = [STATE_PREFIX + name for name in state]
-    looks = [ATTENTION] if CaptioningStep(model).grid else []
+    looks = [ATTENTION] if model.step_module().grid else []
     outputs = ["logits", *map(next_name, states), *looks]
     tokens = np.random.default_rng(seed).integers(0, model.config.vocabulary_size, (steps, rows))
     for token in tokens:

@@ -24,7 +24,7 @@ def export_encoder(model: CaptioningModel, preprocessing: Preprocessing, extract
         extractor: the frozen encoder whose features it eats, which becomes the graph's first part with its weights
             stored as they were; None where the model has an encoder of its own.
     """
-    states = [STATE_PREFIX + name for name in model.stack.state_sizes]
+    states = [STATE_PREFIX + name for name in model.stack.state_shapes]
     example = torch.zeros(2, *(preprocessing.shape if extractor is None else extractor.shape))  # rows of one fix axis 0
     with torch.inference_mode():
         _, memories = EncoderModule(model)(example)

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from carousel.export.runtime import open_session
-from carousel.export.step_module import Model
 from carousel.models.encoder import IMAGE
 from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
 from carousel.models.nn.captioning import CaptioningModel, Memories
-from carousel.models.nn.language import LanguageModel
+from carousel.models.nn.network import Network, StepModule
 from carousel.models.nn.recurrent import RecurrentState
-from carousel.models.step import STEP_OUTPUT, Task
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -37,7 +35,7 @@ class Forward(Protocol):
 class TorchForward:
     """A model in evaluation mode, all steps of a call in its fused kernels."""
 
-    def __init__(self, model: Model, rows: int) -> None:
+    def __init__(self, model: Network, rows: int) -> None:
         self._model = model
         self._state = model.initial_state(rows)
 
@@ -45,28 +43,33 @@ class TorchForward:
     def __call__(self, ids: Ids) -> Floats:
         """See Forward."""
         said, self._state = self._model(torch.from_numpy(np.ascontiguousarray(ids)), self._state)
-        said = said if isinstance(self._model, LanguageModel) else torch.sigmoid(said)
-        return np.asarray(said.numpy())
+        return np.asarray(self._model.served(said).numpy())
 
 
 class GraphForward:
-    """A step graph in onnxruntime, step after step."""
+    """A step graph in onnxruntime, step after step.
 
-    def __init__(self, graph: bytes, task: Task, rows: int) -> None:
+    Args:
+        graph: the ONNX model.
+        step: what it was made from.
+        rows: B.
+    """
+
+    def __init__(self, graph: bytes, step: StepModule, rows: int) -> None:
         self._session = open_session(graph, threads=1)
-        self._task = task
+        self._step = step
         self._state: dict[str, Array] = {
             spec.name: np.zeros((rows, *spec.shape[1:]), np.float32)
             for spec in self._session.get_inputs()
             if spec.name.startswith(STATE_PREFIX)
         }
-        self._outputs = [STEP_OUTPUT[task], *map(next_name, self._state)]
+        self._outputs = [step.output, *map(next_name, self._state)]
 
     def __call__(self, ids: Ids) -> Floats:
         """See Forward."""
         said = []
         for column in ids.T:  # [B]
-            output, *after = self._session.run(self._outputs, {**step_inputs(self._task, column), **self._state})
+            output, *after = self._session.run(self._outputs, {**self._step.split(column), **self._state})
             self._state = dict(zip(self._state, after, strict=True))
             said.append(output)
         return np.stack(said, axis=1)
@@ -85,8 +88,8 @@ class GraphCaptioner:
         self._model = model
         self._encoder = None if encoder is None else open_session(encoder, threads=1)
         self._session = open_session(graph, threads=1)
-        self._states = list(model.stack.state_sizes)
-        self._outputs = [STEP_OUTPUT["captioning"], *(next_name(STATE_PREFIX + name) for name in self._states)]
+        self._states = list(model.stack.state_shapes)
+        self._outputs = ["logits", *(next_name(STATE_PREFIX + name) for name in self._states)]
 
     def encode(self, images: Tensor) -> tuple[RecurrentState, Memories]:
         """See CaptioningModel.encode."""
@@ -109,8 +112,3 @@ class GraphCaptioner:
 
 def _unprefixed(prefix: str, said: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): part for name, part in said.items() if name.startswith(prefix)}
-
-
-def step_inputs(task: Task, ids: Ids) -> dict[str, Ids]:
-    """What a step graph eats for one id a row <int64>[B], by input name."""
-    return {"skill": ids >> 1, "correct": ids & 1} if task == "tracing" else {"token": ids}

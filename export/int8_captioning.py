@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from carousel.export.captioning_module import CaptioningStep, StepAttention
 from carousel.export.graph_builder import GraphBuilder
-from carousel.export.int8_graph import EmbeddedIds, array, build_int8_step, open_gru_gates, open_lstm_gates
+from carousel.export.int8_graph import EmbeddedIds, array, build_int8_step, known_layer, open_gru_gates, open_lstm_gates
 from carousel.export.int8_product import Floats, product, quantize
-from carousel.export.step_module import StepGRU, StepLSTM
 from carousel.models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
-from carousel.models.nn.captioning import LAYER
-from carousel.models.step import ATTENTION, STEP_INPUTS, STEP_OUTPUT
+from carousel.models.nn.attention import StepAttention
+from carousel.models.nn.captioning import LAYER, CaptioningStep
+from carousel.models.nn.cells.gru import StepGRU
+from carousel.models.nn.cells.lstm import StepLSTM
+from carousel.models.step import ATTENTION
 
 
 def build_int8_captioning_step(step: CaptioningStep, seen_range: float) -> bytes:
@@ -40,21 +41,19 @@ def build_int8_captioning_step(step: CaptioningStep, seen_range: float) -> bytes
     if step.look is None or step.readout is None or step.grid is None:
         return build_int8_step(step)
     graph = GraphBuilder()
-    (name,) = STEP_INPUTS[step.task]
-    token = graph.input(name, np.int64)
-    states = [graph.input(STATE_PREFIX + name, np.float32, size) for name, size in step.state_sizes.items()]
+    token = graph.input("token", np.int64)
+    states = [graph.input(STATE_PREFIX + name, np.float32, *shape) for name, shape in step.state_shapes.items()]
     values, keys = (graph.input(MEMORY_PREFIX + name, np.float32, *step.memory_shapes[name]) for name in MEMORIES)
-    logits, size = STEP_OUTPUT[step.task], step.projection.out_features
+    logits, size = step.output, step.projection.out_features
     graph.output(logits, np.float32, size)
-    after = [NEXT_STATE_PREFIX + name for name in step.state_sizes]
-    for name, width in zip(after, step.state_sizes.values(), strict=True):
-        graph.output(name, np.float32, width)
+    after = [NEXT_STATE_PREFIX + name for name in step.state_shapes]
+    for name, shape in zip(after, step.state_shapes.values(), strict=True):
+        graph.output(name, np.float32, *shape)
     graph.output(ATTENTION, np.float32, *step.grid)
 
-    (layer,) = step.stack.layers
-    assert isinstance(layer, StepLSTM | StepGRU)
+    layer = known_layer(step.stack.layers[0])
     weights = _Weights(step, layer)
-    h = states[list(step.state_sizes).index(LAYER)]
+    h = states[list(step.state_shapes).index(LAYER)]
     asked, gates, readout = weights.sizes
     from_token = EmbeddedIds(token, step.embedding.weight).product(graph, "token", weights.token, weights.token_bias)
     asked_by_token, token_gates, token_readout = graph.split_into(from_token, weights.sizes)
@@ -86,7 +85,7 @@ class _Weights:
     def __init__(self, step: CaptioningStep, layer: StepLSTM | StepGRU) -> None:
         assert step.look is not None
         assert step.readout is not None
-        embedding, hidden = step.embedding.embedding_dim, step.state_sizes[LAYER]
+        embedding, (hidden,) = step.embedding.embedding_dim, step.state_shapes[LAYER]
         if isinstance(layer, StepLSTM):
             both, gates_bias = array(layer.weight).T, array(layer.bias)  # [E + C + H, 4H]: of [x; seen; h]
             input_gates, hidden_gates = both[:-hidden], both[-hidden:]

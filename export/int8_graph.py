@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from carousel.export.graph_builder import GraphBuilder
 from carousel.export.int8_product import Activation, Floats, Product, looked_up, product, quantize, quantized_rows
-from carousel.export.step_module import StepGRU, StepLSTM, StepModule
+from carousel.models.errors import CarouselError
 from carousel.models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
-from carousel.models.step import STEP_OUTPUT
+from carousel.models.nn.cells.gru import StepGRU
+from carousel.models.nn.cells.lstm import StepLSTM
+from carousel.models.nn.network import StepModule
 
 MAX_TABLE_BYTES = 32 << 20
 """Up to here what layer 0 makes of its input is a table, looked up by id: no product, and one rounding instead of two.
@@ -32,27 +34,42 @@ def build_int8_step(step: StepModule) -> bytes:
     """
     graph = GraphBuilder()
     ids = [graph.input(name, np.int64) for name in step.input_bounds]
-    states = {name: graph.input(STATE_PREFIX + name, np.float32, size) for name, size in step.state_sizes.items()}
-    output, size = STEP_OUTPUT[step.task], step.projection.out_features
+    states = {name: graph.input(STATE_PREFIX + name, np.float32, *shape) for name, shape in step.state_shapes.items()}
+    output, size = step.output, step.projection.out_features
     graph.output(output, np.float32, size)
 
-    below: LayerInput = EmbeddedIds(attempt(graph, *ids) if step.task == "tracing" else ids[0], step.embedding.weight)
+    below: LayerInput = EmbeddedIds(attempt(graph, *ids) if len(ids) > 1 else ids[0], step.embedding.weight)
     for depth, (layer, kinds) in enumerate(zip(step.stack.layers, step.stack.state_kinds, strict=True)):
         before = [states[f"{kind}{depth}"] for kind in kinds]
         after = [NEXT_STATE_PREFIX + f"{kind}{depth}" for kind in kinds]
-        assert isinstance(layer, StepLSTM | StepGRU)
+        layer = known_layer(layer)
         from_input = input_product(graph, f"layer{depth}", layer, below)
         next_states(graph, f"layer{depth}", layer, from_input, before, after, product)
         for name, kind in zip(after, kinds, strict=True):
-            graph.output(name, np.float32, step.state_sizes[f"{kind}{depth}"])
+            graph.output(name, np.float32, *step.state_shapes[f"{kind}{depth}"])
         below = HiddenUnits(quantize(graph, after[0]))
 
     weight, bias = array(step.projection.weight).T, array(step.projection.bias)
-    if step.task == "tracing":
+    if output == "probability":
         graph.node("Sigmoid", below.product(graph, "projection", weight, bias), result=output)
     else:
         below.product(graph, "projection", weight, bias, result=output)
     return graph.model("step")
+
+
+class NoInt8(CarouselError):
+    """The model has a layer that there is no int8 form of."""
+
+
+def known_layer(layer: nn.Module) -> StepLSTM | StepGRU:
+    """The layer itself.
+
+    Raises:
+        NoInt8: its cell is another.
+    """
+    if not isinstance(layer, StepLSTM | StepGRU):
+        raise NoInt8(f"int8 is for layers of LSTM and GRU cells, and one is {type(layer).__name__}; export it in fp32")
+    return layer
 
 
 class HiddenUnits:

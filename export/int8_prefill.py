@@ -14,10 +14,11 @@ from __future__ import annotations
 import numpy as np
 
 from carousel.export.graph_builder import GraphBuilder
-from carousel.export.int8_graph import EmbeddedIds, HiddenUnits, attempt, input_product, next_states
+from carousel.export.int8_graph import EmbeddedIds, HiddenUnits, attempt, input_product, known_layer, next_states
 from carousel.export.int8_product import Activation, product_of_few, quantize
-from carousel.export.step_module import StepGRU, StepLSTM, StepModule
 from carousel.models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
+from carousel.models.nn.cells.lstm import StepLSTM
+from carousel.models.nn.network import StepModule
 from carousel.models.prefill import ABOVE, BELOW
 
 
@@ -30,11 +31,11 @@ def build_int8_prefill(step: StepModule) -> list[bytes]:
     graphs: list[bytes] = []
     width = 0
     for depth, (layer, kinds) in enumerate(layers):
-        assert isinstance(layer, StepLSTM | StepGRU)
+        layer = known_layer(layer)
         graph = GraphBuilder()
         below = _ids(graph, step) if depth == 0 else _units(graph, width)
         names = [f"{kind}{depth}" for kind in kinds]
-        width = step.state_sizes[names[0]]
+        (width,) = step.state_shapes[names[0]]
         for name in names:
             graph.input(STATE_PREFIX + name, np.float32, width)
             graph.output(NEXT_STATE_PREFIX + name, np.float32, width)
@@ -62,7 +63,7 @@ def build_int8_prefill(step: StepModule) -> list[bytes]:
 def _ids(graph: GraphBuilder, step: StepModule) -> EmbeddedIds:
     """What the lowest layer eats: ids <int64>[T, B]."""
     ids = [graph.input(name, np.int64, "steps") for name in step.input_bounds]  # [B, T] each
-    eaten = attempt(graph, *ids) if step.task == "tracing" else ids[0]
+    eaten = attempt(graph, *ids) if len(ids) > 1 else ids[0]
     return EmbeddedIds(graph.node("Transpose", eaten, perm=[1, 0]), step.embedding.weight)
 
 

@@ -11,21 +11,21 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from carousel.export.step_module import StepModule
 from carousel.models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
-from carousel.models.step import ATTENTION, STEP_OUTPUT
+from carousel.models.nn.network import StepModule
+from carousel.models.step import ATTENTION
 
 
 def export_step(module: StepModule) -> bytes:
-    """The ONNX model of one step: the task's inputs, `state.<name>` and `memory.<name>` in, the task's output,
-    `next_state.<name>` and perhaps `attention` out.
+    """The ONNX model of one step: its inputs, `state.<name>` and `memory.<name>` in; its output, `next_state.<name>`
+    and perhaps `attention` out.
 
     The batch is free on axis 0 of everything; all weights lie in the one file.
     """
-    names = list(module.state_sizes)
+    names = list(module.state_shapes)
     # Two rows, since an example of one would fix the axis.
     inputs = {name: torch.zeros(2, dtype=torch.int64) for name in module.input_bounds}  # [B] each
-    carried = {"state": {name: torch.zeros(2, size) for name, size in module.state_sizes.items()}}
+    carried = {"state": {name: torch.zeros(2, *shape) for name, shape in module.state_shapes.items()}}
     if module.memory_shapes:
         carried["memories"] = {name: torch.zeros(2, *shape) for name, shape in module.memory_shapes.items()}
     model = export_module(
@@ -34,7 +34,7 @@ def export_step(module: StepModule) -> bytes:
         carried,
         [*inputs, *(STATE_PREFIX + name for name in names), *(MEMORY_PREFIX + name for name in module.memory_shapes)],
         [
-            STEP_OUTPUT[module.task],
+            module.output,
             *(NEXT_STATE_PREFIX + name for name in names),
             *([ATTENTION] if module.grid else []),
         ],

@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from carousel.export.forward import Array, GraphForward, Ids, TorchForward, step_inputs
+from carousel.export.forward import Array, GraphForward, Ids, TorchForward
 from carousel.export.runtime import open_session
-from carousel.export.step_module import Model, StepModule, step_module
 from carousel.models.errors import CarouselError
 from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX
 from carousel.models.manifest import Parity, Precision
-from carousel.models.step import STEP_OUTPUT
+from carousel.models.nn.network import Network, StepModule
 
 N = TypeVar("N", bound=np.generic)
 
@@ -47,7 +46,7 @@ class ParityError(CarouselError):
 
 
 def measure_parity(
-    model: Model, graph: bytes, precision: Precision = "fp32", *, steps: int = 512, rows: int = 4, seed: int = 0
+    model: Network, graph: bytes, precision: Precision = "fp32", *, steps: int = 512, rows: int = 4, seed: int = 0
 ) -> Parity:
     """Run the graph against the model and against itself, on random inputs.
 
@@ -63,23 +62,22 @@ def measure_parity(
         ParityError: an fp32 graph's output is off by more than MAX_ABS_ERROR, any graph's is no number, or a row
             depends on its neighbours.
     """
-    step = step_module(model)
+    step = model.step_module()
     error = _largest_error(model, step, graph, steps, rows, seed)
-    output = STEP_OUTPUT[step.task]
-    allowed = MAX_ABS_ERROR[output] if precision == "fp32" else math.inf
+    allowed = MAX_ABS_ERROR[step.output] if precision == "fp32" else math.inf
     if not error <= allowed:  # NaN is refused too
         raise ParityError(
-            f"{output} of the exported graph: an entry is off by {error:.2g} from the torch model within {steps} "
+            f"{step.output} of the exported graph: an entry is off by {error:.2g} from the torch model within {steps} "
             f"steps; allowed is {allowed:g}, so nothing was published"
         )
-    ids = step_inputs(step.task, _random_ids(step, (MAX_BATCH,), seed))  # [B] each
+    ids = step.split(_random_ids(step, (MAX_BATCH,), seed))  # [B] each
     require_row_independence(graph, ids, random_floats(graph, MAX_BATCH, seed))
     return Parity(steps=steps, rows=rows, max_abs_error=error, row_independent=True)
 
 
-def _largest_error(model: Model, step: StepModule, graph: bytes, steps: int, rows: int, seed: int) -> float:
+def _largest_error(model: Network, step: StepModule, graph: bytes, steps: int, rows: int, seed: int) -> float:
     """max |output of the graph, step by step - of the model, all steps at once|; NaN where either has one."""
-    truth, seen = TorchForward(model, rows), GraphForward(graph, step.task, rows)
+    truth, seen = TorchForward(model, rows), GraphForward(graph, step, rows)
     ids = _random_ids(step, (rows, steps), seed)  # [B, T]
     largest = 0.0
     for start in range(0, steps, WINDOW):

@@ -15,9 +15,9 @@ import numpy as np
 
 from carousel.export.forward import Forward, GraphForward, TorchForward
 from carousel.export.progress import SILENT, Progress
-from carousel.export.step_module import Model
 from carousel.models.errors import CarouselError, CheckpointError
 from carousel.models.manifest import CaptioningValidation, LanguageValidation, Measure, Quantization, TracingValidation
+from carousel.models.nn.network import Network
 from carousel.models.nn.validation import VALIDATION, CaptioningValidationData, ValidationData, read_validation
 from carousel.models.step import Task
 from carousel.models.tracing_score import score
@@ -78,7 +78,7 @@ def read_validation_beside(checkpoint: Path, corpus_sha256: str | None, kind: ty
 
 
 def measure_quantization(
-    model: Model,
+    model: Network,
     graph: bytes,
     data: ValidationData,
     trained: Validation | None,
@@ -105,7 +105,8 @@ def measure_quantization(
     before = figures(lambda rows: TorchForward(model, rows), data, progress)
     require_trainings_own(before, trained)
     progress.stage("measuring int8 on them", total, unit)
-    after = figures(lambda rows: GraphForward(graph, task, rows), data, progress)
+    step = model.step_module()
+    after = figures(lambda rows: GraphForward(graph, step, rows), data, progress)
     return after, judge(before, after, max_worsening)
 
 

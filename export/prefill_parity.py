@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnxruntime
 
-from carousel.export.forward import Array, Ids, step_inputs
+from carousel.export.forward import Array, Ids
 from carousel.export.parity import THREAD_COUNTS, ParityError, random_floats
 from carousel.export.runtime import open_session
-from carousel.export.step_module import StepModule
 from carousel.models.graph import next_name
+from carousel.models.nn.network import StepModule
 from carousel.models.prefill import ABOVE, BELOW
 
 CUTS = ((131,), (1, 130), (64, 64, 3), (16,) * 8 + (3,), (5, 2, 124))
@@ -33,7 +33,7 @@ def require_same_states(step: StepModule, graph: bytes, prefill: Sequence[bytes]
     """Feed random ids to both from random states, and compare the states after the last of them, byte by byte.
 
     Args:
-        step: whose task and ids both graphs have.
+        step: whose inputs both graphs have.
         graph: the step graph, whose rows keep to themselves.
         prefill: the prefill graphs, the lowest first.
         seed: of the ids and states.
@@ -83,7 +83,7 @@ def _run(
 ) -> Mapping[str, Array]:
     """The states after a call of the step graph, or of each prefill graph, by the names they go in by. [B, ...] each"""
     after = dict(states)
-    eaten = step_inputs(step.task, ids)
+    eaten = dict(step.split(ids))
     for session in sessions:
         outputs = [spec.name for spec in session.get_outputs()]
         names = [name for name in states if next_name(name) in outputs]

@@ -20,7 +20,6 @@ from carousel.export.precision import measure_quantization, read_validation_besi
 from carousel.export.prefill_parity import require_same_states
 from carousel.export.progress import SILENT, Progress
 from carousel.export.shared_weights import share_weights
-from carousel.export.step_module import Model, StepModule, step_module
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish, require_publishable
 from carousel.models.codec.image import ImageCodec
 from carousel.models.codec.interaction import InteractionCodec
@@ -51,6 +50,7 @@ from carousel.models.nn.checkpoint import (
     load_tracing_model,
     read_checkpoint,
 )
+from carousel.models.nn.network import Network, StepModule
 from carousel.models.nn.validation import CaptioningValidationData, ValidationData
 from carousel.models.prefill import prefill_name
 from carousel.models.step import STEP_INPUTS, Task
@@ -147,14 +147,14 @@ def export_checkpoint(
         else:
             data = read_validation_beside(path, corpus, ValidationData)
             progress.stage("building the int8 graph")
-            graph = build_int8_step(step_module(model))
+            graph = build_int8_step(model.step_module())
             assert not isinstance(validation, CaptioningValidation)
             validation, quantization = measure_quantization(model, graph, data, validation, max_worsening, progress)
             progress.stage("comparing the graph with the model, step by step and row by row")
             graphs, parity = {STEP_GRAPH: graph}, measure_parity(model, graph, precision)
             progress.stage("building the prefill graphs, and comparing their states")
             try:
-                graphs |= _int8_prefill(step_module(model), graph)
+                graphs |= _int8_prefill(model.step_module(), graph)
             except ParityError as error:
                 no_prefill = str(error)
     else:
@@ -185,7 +185,7 @@ class _Loaded:
     """A checkpoint's model, and what its task makes of it."""
 
     task: Task
-    model: Model | CaptioningModel
+    model: Network
     codec: TextCodec | InteractionCodec | ImageCodec
     codec_spec: CodecSpec
     validation: type[LanguageValidation] | type[TracingValidation] | type[CaptioningValidation]
@@ -207,7 +207,7 @@ def _fp32_graphs(
         assert isinstance(codec, ImageCodec)
         extractor = extractor_of(path, frozen_encoder(checkpoint), encoder)
         return captioning_graphs(model, codec.preprocessing, extractor)
-    graph = export_step(step_module(model))
+    graph = export_step(model.step_module())
     return {STEP_GRAPH: graph}, measure_parity(model, graph)
 
 

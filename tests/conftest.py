@@ -80,7 +80,7 @@ def make_checkpoint() -> MakeCheckpoint:
         tokenizer: Tokenizer | None = None,
         **shape,
     ) -> Path:
-        config = LanguageModelConfig(vocabulary, embedding_size=embedding, hidden_size=hidden, **shape)
+        config = LanguageModelConfig(vocabulary_size=vocabulary, embedding_size=embedding, hidden_size=hidden, **shape)
         model = LanguageModel(config)
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():  # wide enough that every weight and bias shows in the logits
@@ -138,7 +138,7 @@ def make_tracing_checkpoint() -> Callable[..., Path]:
     torch.set_num_threads(1)
 
     def make(path: Path, *, embedding: int = 6, hidden: int = 7, seed: int = 0, **shape) -> Path:
-        config = TracingModelConfig(len(TINY_SKILLS), embedding_size=embedding, hidden_size=hidden, **shape)
+        config = TracingModelConfig(skill_count=len(TINY_SKILLS), embedding_size=embedding, hidden_size=hidden, **shape)
         model = TracingModel(config)
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():  # wide enough that every weight and bias shows in the probabilities
@@ -211,7 +211,12 @@ def make_captioning_checkpoint() -> Callable[..., Path]:
             rows, columns = map_shape(preprocessing.height, preprocessing.width, channels)
         sizes = {"embedding_size": 5, "hidden_size": 7, "value_size": 6, "key_size": 9} | shape
         config = CaptioningModelConfig(
-            len(CAPTION_WORDS), rows, columns, encoder.size if encoder else channels[-1], channels, **sizes
+            vocabulary_size=len(CAPTION_WORDS),
+            rows=rows,
+            columns=columns,
+            feature_size=encoder.size if encoder else channels[-1],
+            channels=channels,
+            **sizes,
         )
         model = CaptioningModel(config)
         generator = torch.Generator().manual_seed(seed)

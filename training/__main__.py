@@ -16,7 +16,8 @@ from carousel.models.errors import CarouselError
 from carousel.models.nn.threads import limit_threads
 from carousel.training.recipe import load_recipe
 from carousel.training.run import TrainingRun
-from carousel.training.trainer import BEST, Evaluation, Progress
+from carousel.training.task import Evaluation
+from carousel.training.trainer import BEST, Progress
 
 SECONDS_BETWEEN_LINES_OF_A_FILE = 30.0
 

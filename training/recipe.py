@@ -10,91 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from carousel.training.caption_sections import (
-    CaptionBatches,
-    CaptionFiles,
-    CaptioningLoss,
-    CaptioningModelShape,
-    Decoding,
-    FeatureFiles,
-    OwnEncoder,
-    Vocabulary,
-)
+from carousel.models.registry import UnknownName
+from carousel.models.strict import first_wrong
 from carousel.training.errors import RecipeError
-from carousel.training.sections import (
-    AnswerFiles,
-    Averaging,
-    Batches,
-    CorpusFiles,
-    HistoryBatches,
-    Model,
-    Optimizer,
-    Run,
-    Schedule,
-    Section,
-    Stopping,
-    TokenizerKind,
-    TracingLoss,
-    TracingModelShape,
-)
-
-
-class _Named(Section):
-    name: str = Field(exclude=True)
-    """The recipe file's name without its suffix."""
-    run: Run = Run()
-
-
-class LanguageRecipe(_Named):
-    """A language model: `run.task = "language"`."""
-
-    corpus: CorpusFiles
-    tokenizer: TokenizerKind = TokenizerKind()
-    model: Model = Model()
-    batches: Batches = Batches()
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
-    averaging: Averaging = Averaging()
-    stopping: Stopping = Stopping()
-
-
-class TracingRecipe(_Named):
-    """A knowledge tracing model: `run.task = "tracing"`."""
-
-    corpus: AnswerFiles
-    model: TracingModelShape = TracingModelShape()
-    batches: HistoryBatches = HistoryBatches()
-    loss: TracingLoss = TracingLoss()
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
-    averaging: Averaging = Averaging()
-    stopping: Stopping = Stopping()
-
-
-class CaptioningRecipe(_Named):
-    """A captioning model: `run.task = "captioning"`."""
-
-    corpus: CaptionFiles
-    features: FeatureFiles = FeatureFiles()
-    encoder: OwnEncoder = OwnEncoder()
-    vocabulary: Vocabulary = Vocabulary()
-    model: CaptioningModelShape = CaptioningModelShape()
-    batches: CaptionBatches = CaptionBatches()
-    loss: CaptioningLoss = CaptioningLoss()
-    decoding: Decoding = Decoding()
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
-    averaging: Averaging = Averaging()
-    stopping: Stopping = Stopping()
-
-
-Recipe = LanguageRecipe | TracingRecipe | CaptioningRecipe
-"""One experiment. A trainer looks only at the sections that all have."""
-
-_RECIPES: Mapping[object, type[Recipe]] = {"tracing": TracingRecipe, "captioning": CaptioningRecipe}
-"""By run.task; a language model's where it names none, or none that there is, which is then refused."""
+from carousel.training.sections import Recipe, Run
+from carousel.training.task import TASKS
 
 FREE_ON_RESUME = frozenset({"run.threads", "run.save_every_windows", "stopping.patience"})
 """Keys that may change between a run and its resumption: none of them alters what a window computes."""
@@ -158,8 +80,7 @@ def _value(text: str) -> Any:
 
 
 def _validated(name: str, tables: Mapping[str, Any]) -> Recipe:
-    run = tables.get("run", {})
-    recipe = _RECIPES.get(run.get("task"), LanguageRecipe) if isinstance(run, dict) else LanguageRecipe
+    recipe = TASKS[_task_of(tables)].recipe_type
     sections = [section for section in recipe.model_fields if section != "name"]
     for section, table in tables.items():
         if section not in sections:
@@ -167,24 +88,31 @@ def _validated(name: str, tables: Mapping[str, Any]) -> Recipe:
         if not isinstance(table, dict):
             raise RecipeError(f"{section} is {table!r}; it should be a section, [{section}], with keys")
     try:
-        return recipe.model_validate({"name": name, "corpus": {}, **tables})
+        return recipe.model_validate({**{section: {} for section in sections}, **tables, "name": name})
     except ValidationError as error:
-        first = error.errors()[0]
-    section, *rest = (str(part) for part in first["loc"])
+        (section, *rest), reason = first_wrong(error)
     key = ".".join((section, *rest))
-    match first["type"]:
-        case "extra_forbidden":
+    match reason:
+        case " is not a key":
             annotation = recipe.model_fields[section].annotation
             assert annotation is not None
             allowed = ", ".join(annotation.model_fields)
-            raise RecipeError(f"{key} is not a key of a recipe; allowed in [{section}] are {allowed}")
-        case "missing":
-            raise RecipeError(f"{key} is missing; set it in the recipe or add {key}=VALUE to the command")
-        case "value_error":
-            raise RecipeError(f"{section}: {first['ctx']['error']}")
-        case _:
-            reason = first["msg"].replace("Input should", "it should")
-            raise RecipeError(f"{key} is {first['input']!r}; {reason}")
+            reason = f" is not a key of a recipe; allowed in [{section}] are {allowed}"
+        case " is missing":
+            reason = f" is missing; set it in the recipe or add {key}=VALUE to the command"
+    raise RecipeError(key + reason)
+
+
+def _task_of(tables: Mapping[str, Any]) -> str:
+    """Which task a recipe is of; the default where it names none, and where [run] is not yet known to be a section."""
+    run = tables.get("run", {})
+    task = run.get("task") if isinstance(run, dict) else None
+    if not isinstance(task, str):
+        return Run().task
+    try:
+        return TASKS.known(task)
+    except UnknownName as error:
+        raise RecipeError(f"run.task is {task!r}; {error}") from None
 
 
 def first_difference(recipe: Recipe, saved: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

@@ -9,73 +9,22 @@ A run's directory holds two checkpoints, each replaced by one atomic rename:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from carousel.models.nn.checkpoint import Checkpoint, write_checkpoint
 from carousel.training.averaging import WeightAverage
 from carousel.training.errors import RunError
 from carousel.training.optim import build_optimizer, clip_gradients, learning_rate, named_state, restore_state
-from carousel.training.recipe import Recipe
+from carousel.training.sections import Recipe
+from carousel.training.task import Evaluation, Task
 
 LAST = "last.safetensors"
 BEST = "best.safetensors"
-
-CarriedState = dict[str, Tensor]
-W = TypeVar("W")
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """A validation's result."""
-
-    criterion: float
-    """Lower is better."""
-    figures: Mapping[str, float]
-    """By name, for logs and for the checkpoint's header."""
-    summary: str
-    """For people."""
-    nats: float = 0.0
-    """Which of two equal criteria is better: the one of fewer nats. 0 where the criterion is in nats itself."""
-
-
-class Task(Protocol[W]):
-    """What a trainer needs to know of a task."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The network."""
-
-    @property
-    def windows_per_epoch(self) -> int:
-        """Updates per epoch."""
-
-    @property
-    def tokens_per_window(self) -> int:
-        """What one update reads, on average; for the progress display."""
-
-    def windows(self, epoch: int, start: int) -> Iterator[W]:
-        """The windows of an epoch from `start` on, a function of the arguments alone."""
-
-    def initial_state(self) -> CarriedState:
-        """The state before an epoch's first window."""
-
-    def loss(self, window: W, state: CarriedState) -> tuple[Tensor, CarriedState]:
-        """The loss of a window <float32>[], and the state after it without its history."""
-
-    def evaluate(self) -> Evaluation:
-        """Score the validation data with the module's present weights; draws no random number."""
-
-    def resume_header(self) -> dict[str, Any]:
-        """JSON values that last.safetensors must hold for this task."""
-
-    def export_header(self, evaluation: Evaluation, steps: int) -> dict[str, Any]:
-        """JSON values that best.safetensors must hold for this task."""
 
 
 @dataclass(slots=True)
@@ -108,10 +57,10 @@ class Observer(Protocol):
         """An epoch has ended and was validated."""
 
 
-class Trainer(Generic[W]):
+class Trainer:
     """Trains a task as a recipe says, in a run directory."""
 
-    def __init__(self, task: Task[W], recipe: Recipe, directory: Path) -> None:
+    def __init__(self, task: Task[Any, Any], recipe: Recipe, directory: Path) -> None:
         self._task = task
         self._recipe = recipe
         self._directory = directory
@@ -151,7 +100,7 @@ class Trainer(Generic[W]):
         self._validate(observer)
         self.save()
 
-    def _update(self, window: W, observer: Observer) -> None:
+    def _update(self, window: object, observer: Observer) -> None:
         progress, settings = self.progress, self._recipe.optimizer
         rate = learning_rate(settings.learning_rate, self._recipe.schedule, progress.step, self._total_steps)
         for group in self._optimizer.param_groups:

@@ -67,3 +67,28 @@ class SoftAttention(nn.Module):
         alpha = torch.softmax(energy, dim=2)
         seen = (alpha @ values).flatten(0, 1)  # [N * K, C]
         return torch.sigmoid(self.gate(question)) * seen, alpha.view(-1, positions)
+
+    def step(self) -> StepAttention:
+        """One look as it is served."""
+        return StepAttention(self)
+
+
+class StepAttention(nn.Module):
+    """One look of SoftAttention, each row at an image of its own. Query and gate are one product."""
+
+    def __init__(self, attention: SoftAttention) -> None:
+        super().__init__()
+        query, gate = attention.query.weight, attention.gate.weight
+        self.sizes = [len(query), len(gate)]
+        self.weight = nn.Parameter(torch.cat([query, gate]))  # [A + C, H + E]
+        self.bias = nn.Parameter(torch.cat([query.new_zeros(len(query)), attention.gate.bias]))  # [A + C]
+        self.energy = attention.energy
+
+    def forward(self, question: Tensor, values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Look. <float32>[B, H + E], values [B, P, C], keys [B, P, A] -> what was seen [B, C], and where [B, P]."""
+        asked = nn.functional.linear(question, self.weight, self.bias)  # [B, A + C]
+        query, gate = torch.split(asked, self.sizes, dim=1)
+        energy = self.energy(torch.tanh(keys + query[:, None])).squeeze(2)  # [B, P]
+        alpha = torch.softmax(energy, dim=1)
+        seen = (alpha[:, None] @ values).squeeze(1)  # [B, C]
+        return torch.sigmoid(gate) * seen, alpha

@@ -15,17 +15,20 @@ that fills one position of 64 is lost in their mean, and the encoder would not l
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from carousel.models.errors import CheckpointError
 from carousel.models.nn.attention import SoftAttention
+from carousel.models.nn.cells.cell import CELLS, CellName
+from carousel.models.nn.config import NetworkConfig
 from carousel.models.nn.convolution import ResidualNetwork, map_side
 from carousel.models.nn.dropout import sequence_dropout
-from carousel.models.nn.recurrent import Cell, RecurrentStack, RecurrentState
+from carousel.models.nn.network import NETWORKS, Network, StepModule
+from carousel.models.nn.recurrent import RecurrentStack, RecurrentState
+from carousel.models.strict import Count, Probability, Strict
 
 Attention = Literal["none", "soft"]
 Memories = dict[str, Tensor]
@@ -34,91 +37,73 @@ LAYER = "h0"
 """The state that attention is asked with and words are said from: there is one recurrent layer."""
 
 
-@dataclass(frozen=True, slots=True)
-class CaptioningModelConfig:
-    """The shape of a captioning model and its regularisation."""
+class CaptioningModelShape(Strict):
+    """What a recipe says of a captioning model."""
 
-    vocabulary_size: int
-    rows: int
-    """Of the map of features, P = rows * columns."""
-    columns: int
-    feature_size: int
-    """D."""
-    channels: tuple[int, ...] = ()
-    """Of the stages of the model's own convolutional encoder, the last D; empty where an extractor that is no part of
-    the model gives the features."""
-    cell: Cell = "lstm"
+    cell: CellName = "lstm"
     attention: Attention = "soft"
-    embedding_size: int = 256
-    hidden_size: int = 512
-    value_size: int = 512
+    embedding_size: Count = 256
+    hidden_size: Count = 512
+    value_size: Count = 512
     """C; soft attention only."""
-    key_size: int = 256
+    key_size: Count = 256
     """A; soft attention only."""
     tied: bool = False
     """The weights that say words are the embedding's."""
-    image_dropout: float = 0.0
+    image_dropout: Probability = 0.0
     """On the image's features, pooled where there is no attention."""
-    input_dropout: float = 0.0
-    output_dropout: float = 0.0
+    input_dropout: Probability = 0.0
+    output_dropout: Probability = 0.0
     locked: bool = False
     """One dropout mask for all of a caption's steps instead of one per step."""
 
-    def __post_init__(self) -> None:
-        sizes = ("vocabulary_size", "rows", "columns", "feature_size")
-        for name in (*sizes, "embedding_size", "hidden_size", "value_size", "key_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; allowed is 1 or more")
-        for name in ("image_dropout", "input_dropout", "output_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; allowed is 0 up to, not including, 1")
-        if self.cell not in ("lstm", "gru"):
-            raise ValueError(f"model.cell is {self.cell!r}; allowed are 'lstm' and 'gru'")
-        if self.attention not in ("none", "soft"):
-            raise ValueError(f"model.attention is {self.attention!r}; allowed are 'none' and 'soft'")
-        if any(width < 1 for width in self.channels):
-            raise ValueError(f"model.channels is {list(self.channels)}; allowed is 1 or more each")
-        if self.channels and self.channels[-1] != self.feature_size:
-            raise ValueError(
-                f"model.feature_size is {self.feature_size}; the last of model.channels is {self.channels[-1]}"
-            )
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
         if self.tied and self.attention == "none" and self.embedding_size != self.hidden_size:
             raise ValueError(
-                f"model.tied without attention takes embedding_size = hidden_size; they are {self.embedding_size} "
-                f"and {self.hidden_size}"
+                "tied without attention takes embedding_size = hidden_size; "
+                f"they are {self.embedding_size} and {self.hidden_size}"
             )
+        if self.attention == "soft" and "h" not in CELLS[self.cell].states:
+            raise ValueError(f"attention 'soft' asks with a state h, which cell {self.cell!r} has not")
+        return self
+
+
+class CaptioningModelConfig(CaptioningModelShape, NetworkConfig):
+    """The shape of a captioning model and its regularisation."""
+
+    vocabulary_size: Count
+    rows: Count
+    """Of the map of features, P = rows * columns."""
+    columns: Count
+    feature_size: Count
+    """D."""
+    channels: Annotated[tuple[Count, ...], Field(strict=False)] = ()
+    """Of the stages of the model's own convolutional encoder, the last D; empty where an extractor that is no part of
+    the model gives the features."""
+
+    @model_validator(mode="after")
+    def _channels_end_in_features(self) -> Self:
+        if self.channels and self.channels[-1] != self.feature_size:
+            raise ValueError(f"feature_size is {self.feature_size}; the last of channels is {self.channels[-1]}")
+        return self
 
     @property
     def positions(self) -> int:
         """P."""
         return self.rows * self.columns
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**asdict(self), "channels": list(self.channels)}
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> CaptioningModelConfig:
-        """The inverse of to_json.
-
-        Raises:
-            CheckpointError: an unknown key or a value out of range.
-        """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise CheckpointError(f"model configuration has unknown keys {sorted(unknown)}")
-        try:
-            return cls(**{**values, "channels": tuple(values.get("channels", ()))})
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"model configuration: {error}") from None
-
-
-class CaptioningModel(nn.Module):
+@NETWORKS.register("captioning")
+class CaptioningModel(Network):
     """Encoder (perhaps), what the image becomes, embedding, one recurrent layer, projection to the vocabulary.
 
     An image comes as its features <float32>[N, P, D], where the extractor is no part of the model, or as pixels
     <float32>[N, 3, height, width], where it is. Without attention, features may also come pooled: [N, D].
     """
+
+    Config = CaptioningModelConfig
+    config: CaptioningModelConfig
 
     def __init__(self, config: CaptioningModelConfig) -> None:
         super().__init__()
@@ -141,7 +126,7 @@ class CaptioningModel(nn.Module):
         self.stack = RecurrentStack(config.cell, input_size, [config.hidden_size])
         # The first state, from the pooled values or, without attention, features.
         self.image = nn.Linear(
-            config.value_size if attends else config.feature_size, config.hidden_size * len(self.stack.state_sizes)
+            config.value_size if attends else config.feature_size, sum(map(math.prod, self.stack.state_shapes.values()))
         )
         self.detector = nn.Linear(config.feature_size, config.vocabulary_size) if config.channels else None
         self.readout = nn.Linear(config.hidden_size + config.value_size, config.embedding_size) if attends else None
@@ -186,8 +171,13 @@ class CaptioningModel(nn.Module):
         else:
             memories = self.attention.memories(self.image_dropout(features))
             pooled = self._pool(memories["values"])  # [N, C]
-        parts = torch.tanh(self.image(pooled)).chunk(len(self.stack.state_sizes), dim=1)
-        return dict(zip(self.stack.state_sizes, parts, strict=True)), memories
+        return self.first_state(pooled), memories
+
+    def first_state(self, pooled: Tensor) -> RecurrentState:
+        """The state before the first word, of one vector an image. <float32>[N, C or D]"""
+        shapes = self.stack.state_shapes
+        parts = torch.split(torch.tanh(self.image(pooled)), [math.prod(shape) for shape in shapes.values()], dim=1)
+        return {name: part.view(-1, *shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
     def detect(self, features: Tensor) -> Tensor:
         """Which words are true of each image, whatever its captions' wording: how an own encoder learns to see.
@@ -306,10 +296,49 @@ class CaptioningModel(nn.Module):
         """What the projection reads: h, or with attention tanh(W [h; z] + E y) (the paper's deep output)."""
         return said if self.readout is None else torch.tanh(self.readout(said) + x)
 
-    @property
-    def parameter_count(self) -> int:
-        """The number of trained values; tied weights count once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    def step_module(self) -> CaptioningStep:
+        """See Network."""
+        return CaptioningStep(self)
+
+
+class CaptioningStep(StepModule):
+    """One step of a CaptioningModel."""
+
+    def __init__(self, model: CaptioningModel) -> None:
+        config = model.config
+        super().__init__(model, {"token": config.vocabulary_size}, "logits")
+        self.look = None if model.attention is None else model.attention.step()
+        self.readout = model.readout
+        if self.look is not None:
+            self.memory_shapes = {
+                "values": (config.positions, config.value_size),
+                "keys": (config.positions, config.key_size),
+            }
+            self.grid = (config.rows, config.columns)
+
+    def forward(
+        self, token: Tensor, state: RecurrentState, memories: Memories | None = None
+    ) -> tuple[Tensor, RecurrentState] | tuple[Tensor, RecurrentState, Tensor]:
+        """Make one step.
+
+        Args:
+            token: the token to read. <int64>[B]
+            state: what the previous step or the encoder left. <float32>[B, H] each
+            memories: `values` <float32>[B, P, C] and `keys` <float32>[B, P, A]; None without attention.
+
+        Returns:
+            Logits of the next token <float32>[B, V], the state after this one, and with attention where this step
+            looked <float32>[B, rows, columns].
+        """
+        x = self.embedding(token)  # [B, E]
+        if self.look is None or self.grid is None or self.readout is None or memories is None:
+            y, after = self.stack(x, state)  # [B, H]
+            return self.projection(y), after
+        question = torch.cat([state[LAYER], x], dim=1)  # [B, H + E]
+        seen, alpha = self.look(question, memories["values"], memories["keys"])  # [B, C], [B, P]
+        y, after = self.stack(torch.cat([x, seen], dim=1), state)
+        said = torch.tanh(self.readout(torch.cat([y, seen], dim=1)) + x)  # [B, E]
+        return self.projection(said), after, alpha.unflatten(1, self.grid)
 
 
 def map_shape(height: int, width: int, channels: tuple[int, ...]) -> tuple[int, int]:

@@ -5,75 +5,45 @@ Axes: B batch rows, T steps, V vocabulary, E embedding, H hidden.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carousel.models.errors import CheckpointError
+from carousel.models.nn.config import NetworkConfig, StackShape
 from carousel.models.nn.dropout import drop_words, sequence_dropout
-from carousel.models.nn.recurrent import Cell, RecurrentStack, RecurrentState
+from carousel.models.nn.network import NETWORKS, Network, StepModule
+from carousel.models.nn.recurrent import RecurrentStack, RecurrentState
+from carousel.models.strict import Count, Probability
 
 
-@dataclass(frozen=True, slots=True)
-class LanguageModelConfig:
+class LanguageModelShape(StackShape):
+    """What a recipe says of a language model."""
+
+    embedding_size: Count = 512
+    hidden_size: Count = 512
+    layers: Count = 2
+    tied: bool = False
+    """The projection's weights are the embedding's (Press & Wolf 2016, arXiv:1608.05859)."""
+    embedding_dropout: Probability = 0.0
+
+
+class LanguageModelConfig(LanguageModelShape, NetworkConfig):
     """The shape of a language model and its regularisation."""
 
-    vocabulary_size: int
-    cell: Cell = "lstm"
-    embedding_size: int = 512
-    hidden_size: int = 512
-    layers: int = 2
-    tied: bool = False
-    locked: bool = True
-    embedding_dropout: float = 0.0
-    input_dropout: float = 0.0
-    hidden_dropout: float = 0.0
-    output_dropout: float = 0.0
-    weight_drop: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("vocabulary_size", "embedding_size", "hidden_size", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; allowed is 1 or more")
-        for name in ("embedding_dropout", "input_dropout", "hidden_dropout", "output_dropout", "weight_drop"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; allowed is 0 up to, not including, 1")
-        if self.cell not in ("lstm", "gru"):
-            raise ValueError(f"model.cell is {self.cell!r}; allowed are 'lstm' and 'gru'")
+    vocabulary_size: Count
 
     @property
     def hidden_sizes(self) -> list[int]:
         """H of each layer. With tied weights the last layer is as wide as the embedding (Merity et al. 2017)."""
         return [self.hidden_size] * (self.layers - 1) + [self.embedding_size if self.tied else self.hidden_size]
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> LanguageModelConfig:
-        """The inverse of to_json.
+@NETWORKS.register("language")
+class LanguageModel(Network):
+    """Embedding, recurrent stack, projection to the vocabulary."""
 
-        Raises:
-            CheckpointError: an unknown key or a value out of range.
-        """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise CheckpointError(f"model configuration has unknown keys {sorted(unknown)}")
-        try:
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"model configuration: {error}") from None
-
-
-class LanguageModel(nn.Module):
-    """Embedding, recurrent stack, projection to the vocabulary.
-
-    With `tied`, the projection's weights are the embedding's (Press & Wolf 2016, arXiv:1608.05859).
-    """
+    Config = LanguageModelConfig
+    config: LanguageModelConfig
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
@@ -94,10 +64,6 @@ class LanguageModel(nn.Module):
         nn.init.zeros_(self.projection.bias)
         if config.tied:
             self.projection.weight = self.embedding.weight
-
-    def initial_state(self, batch: int) -> RecurrentState:
-        """Zeros, as at a text's start. <float32>[batch, H] each"""
-        return self.stack.initial_state(batch)
 
     def forward(self, ids: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Run T steps and return the logits of each.
@@ -121,10 +87,26 @@ class LanguageModel(nn.Module):
         logits = self.projection(y.transpose(0, 1))  # [T, B, V]
         return logits.transpose(0, 1), after  # [B, T, V]
 
-    @property
-    def parameter_count(self) -> int:
-        """The number of trained values; tied weights count once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    def step_module(self) -> StepModule:
+        """See Network."""
+        return LanguageStep(self, {"token": self.config.vocabulary_size}, "logits")
+
+
+class LanguageStep(StepModule):
+    """One step of a LanguageModel."""
+
+    def forward(self, token: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """Make one step.
+
+        Args:
+            token: the token to read. <int64>[B]
+            state: what the previous step left, by name (`h0`, `c0`, ...). [B, ...] each
+
+        Returns:
+            Logits of the next token <float32>[B, V], and the state after this one, in the order of `state_shapes`.
+        """
+        y, after = self.stack(self.embedding(token), state)  # [B, H]
+        return self.projection(y), after
 
 
 @torch.inference_mode()

@@ -2,101 +2,29 @@
 
 Axes: B batch rows, T steps, E input features, H hidden units.
 
-A state is a dict from name to tensor, one entry per layer and kind: `h0`, `c0`, `h1`, ... each <float32>[B, H].
-Names, not positions, pair what comes out with what goes in: an LSTM's h and c have equal shapes.
+A state is a dict from name to tensor, one entry per layer and state of its cell: `h0`, `c0`, `h1`, ... each
+<float32>[B, ...]. Names, not positions, pair what comes out with what goes in: an LSTM's h and c have equal shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from carousel.models.errors import ShapeMismatch
-from carousel.models.nn.dropout import drop_weight, sequence_dropout
+from carousel.models.nn.cells.cell import CELLS, Cell
+from carousel.models.nn.dropout import sequence_dropout
 
-Cell = Literal["lstm", "gru"]
 RecurrentState = dict[str, Tensor]
-
-
-class RecurrentLayer(nn.Module):
-    """One LSTM or GRU layer.
-
-    LSTM (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000):
-        i, f, g, o = split(W_ih x + W_hh h + b),  i, f, o through sigmoid, g through tanh
-        c' = f * c + i * g
-        h' = o * tanh(c')
-    GRU (Cho et al. 2014, arXiv:1406.1078, with the reset gate after the product as in cuDNN):
-        r = sigmoid(W_ir x + b_ir + W_hr h + b_hr),  z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
-        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
-        h' = (1 - z) * n + z * h
-
-    Args:
-        cell: "lstm" or "gru".
-        input_size: E.
-        hidden_size: H.
-        weight_drop: probability of dropping an entry of W_hh for a window.
-    """
-
-    def __init__(self, cell: Cell, input_size: int, hidden_size: int, weight_drop: float = 0.0) -> None:
-        super().__init__()
-        self.cell = cell
-        self.hidden_size = hidden_size
-        self.weight_drop = weight_drop
-        self.rnn: nn.RNNBase = nn.LSTM(input_size, hidden_size) if cell == "lstm" else nn.GRU(input_size, hidden_size)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Orthogonal recurrent weights; an LSTM's forget gate starts open (bias 1, Jozefowicz et al. 2015)."""
-        hidden = self.hidden_size
-        weights = self._weights()
-        nn.init.xavier_uniform_(weights["weight_ih_l0"])
-        for gate in torch.split(weights["weight_hh_l0"].data, hidden):
-            nn.init.orthogonal_(gate)
-        nn.init.zeros_(weights["bias_ih_l0"])
-        nn.init.zeros_(weights["bias_hh_l0"])
-        if self.cell == "lstm":
-            nn.init.ones_(weights["bias_ih_l0"].data[hidden : 2 * hidden])
-
-    def _weights(self) -> dict[str, Tensor]:
-        return dict(self.rnn.named_parameters())
-
-    @property
-    def state_kinds(self) -> tuple[str, ...]:
-        """What the layer remembers: h and c, or h alone."""
-        return ("h", "c") if self.cell == "lstm" else ("h",)
-
-    def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run T steps. x <float>[T, B, E], each state <float>[B, H] -> <float>[T, B, H] and the state after step T."""
-        dropped = self.training and self.weight_drop > 0
-        weights = self._weights()
-        if dropped:
-            weights["weight_hh_l0"] = drop_weight(weights["weight_hh_l0"], self.weight_drop, training=True)
-        if len(x) == 1:
-            return self._step(x[0], state, weights)
-        states = tuple(part.unsqueeze(0) for part in state)  # [1, B, H]
-        before = states if self.cell == "lstm" else states[0]
-        y, after = functional_call(self.rnn, weights, (x, before)) if dropped else self.rnn(x, before)
-        after = after if self.cell == "lstm" else (after,)
-        return y, tuple(part.squeeze(0) for part in after)  # [B, H]
-
-    def _step(
-        self, x: Tensor, state: tuple[Tensor, ...], weights: dict[str, Tensor]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One step without the fused kernel, which packs the weights anew at every call and keeps c in bfloat16."""
-        matrices = [weights[name] for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")]
-        after = torch.lstm_cell(x, state, *matrices) if self.cell == "lstm" else (torch.gru_cell(x, *state, *matrices),)
-        return after[0][None], after  # [1, B, H]
 
 
 class RecurrentStack(nn.Module):
     """Recurrent layers on top of one another, with dropout between them and after the last.
 
     Args:
-        cell: "lstm" or "gru".
+        cell: its name in CELLS.
         input_size: E.
         hidden_sizes: H of each layer, from the input on.
         hidden_dropout: between layers.
@@ -107,7 +35,7 @@ class RecurrentStack(nn.Module):
 
     def __init__(
         self,
-        cell: Cell,
+        cell: str,
         input_size: int,
         hidden_sizes: Sequence[int],
         *,
@@ -120,7 +48,7 @@ class RecurrentStack(nn.Module):
         sizes = [input_size, *hidden_sizes]
         self.cell = cell
         self.layers = nn.ModuleList(
-            RecurrentLayer(cell, below, size, weight_drop) for below, size in zip(sizes, hidden_sizes, strict=False)
+            CELLS[cell](below, size, weight_drop) for below, size in zip(sizes, hidden_sizes, strict=False)
         )
         last = len(hidden_sizes) - 1
         self.dropouts = nn.ModuleList(
@@ -128,18 +56,18 @@ class RecurrentStack(nn.Module):
         )
 
     @property
-    def state_sizes(self) -> dict[str, int]:
-        """The name and H of every state, in the order of layers: {"h0": H, "c0": H, "h1": H, ...}."""
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The name of every state and a row's shape of it, in the order of layers: {"h0": (H,), "c0": (H,), ...}."""
         return {
-            f"{kind}{depth}": layer.hidden_size
-            for depth, layer in enumerate(self.typed_layers())
-            for kind in layer.state_kinds
+            f"{name}{depth}": shape
+            for depth, cell in enumerate(self.cells())
+            for name, shape in cell.state_shapes.items()
         }
 
     def initial_state(self, batch: int) -> RecurrentState:
-        """Zeros, as at a sequence's start. <float32>[batch, H] each"""
+        """Zeros, as at a sequence's start. <float32>[batch, ...] each"""
         device = next(self.parameters()).device
-        return {name: torch.zeros(batch, size, device=device) for name, size in self.state_sizes.items()}
+        return {name: torch.zeros(batch, *shape, device=device) for name, shape in self.state_shapes.items()}
 
     def forward(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Run T steps.
@@ -157,21 +85,48 @@ class RecurrentStack(nn.Module):
         self._check(state, x.shape[0])
         after: RecurrentState = {}
         y = x.transpose(0, 1)  # [T, B, E]
-        for depth, (layer, dropout) in enumerate(zip(self.typed_layers(), self.dropouts, strict=True)):
-            y, states = layer(y, tuple(state[f"{kind}{depth}"] for kind in layer.state_kinds))  # [T, B, H]
-            after |= {f"{kind}{depth}": part for kind, part in zip(layer.state_kinds, states, strict=True)}
+        for depth, (cell, dropout) in enumerate(zip(self.cells(), self.dropouts, strict=True)):
+            names = [f"{name}{depth}" for name in cell.states]
+            y, states = cell(y, tuple(state[name] for name in names))  # [T, B, H]
+            after |= dict(zip(names, states, strict=True))
             y = dropout(y)
         return y.transpose(0, 1), after  # [B, T, H]
 
     def _check(self, state: RecurrentState, batch: int) -> None:
-        allowed = {name: (batch, size) for name, size in self.state_sizes.items()}
+        allowed = {name: (batch, *shape) for name, shape in self.state_shapes.items()}
         seen = {name: tuple(part.shape) for name, part in state.items()}
         if seen != allowed:
             raise ShapeMismatch(f"state is {seen}; this stack with {batch} rows takes {allowed}")
 
-    def typed_layers(self) -> list[RecurrentLayer]:
+    def cells(self) -> list[Cell]:
         """The layers, from the input on (a ModuleList has no element type)."""
-        return [layer for layer in self.layers if isinstance(layer, RecurrentLayer)]
+        return [layer for layer in self.layers if isinstance(layer, Cell)]
+
+    def step(self) -> StepStack:
+        """One step of it, as it is served."""
+        return StepStack(self.cells())
+
+
+class StepStack(nn.Module):
+    """One step of a RecurrentStack: no dropout, and none of its shape checks.
+
+    Args:
+        cells: its layers, whose weights are laid out anew.
+    """
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        super().__init__()
+        self.state_kinds = [cell.states for cell in cells]
+        self.layers = nn.ModuleList(cell.step() for cell in cells)
+
+    def forward(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """Make one step. x <float32>[B, E], states [B, ...] each -> the last layer's output, and the states after."""
+        after: RecurrentState = {}
+        for depth, (layer, kinds) in enumerate(zip(self.layers, self.state_kinds, strict=True)):
+            names = [f"{kind}{depth}" for kind in kinds]
+            x, states = layer(x, tuple(state[name] for name in names))  # [B, H]
+            after |= dict(zip(names, states, strict=True))
+        return x, after
 
 
 def detach(state: RecurrentState) -> RecurrentState:

@@ -5,66 +5,37 @@ Axes: B batch rows, T steps, S skills, E embedding, H hidden.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carousel.models.errors import CheckpointError
+from carousel.models.nn.config import NetworkConfig, StackShape
 from carousel.models.nn.dropout import sequence_dropout
-from carousel.models.nn.recurrent import Cell, RecurrentStack, RecurrentState
+from carousel.models.nn.network import NETWORKS, Network, StepModule
+from carousel.models.nn.recurrent import RecurrentStack, RecurrentState
+from carousel.models.strict import Count, Probability
 
 
-@dataclass(frozen=True, slots=True)
-class TracingModelConfig:
+class TracingModelShape(StackShape):
+    """What a recipe says of a tracing model."""
+
+    embedding_size: Count = 100
+    hidden_size: Count = 200
+    layers: Count = 1
+    shared: bool = False
+    """Skills learn only how they differ from what all share; for many skills and few learners."""
+    attempt_dropout: Probability = 0.0
+    """How often an attempt goes unread: its input is zero, for that step alone."""
+
+
+class TracingModelConfig(TracingModelShape, NetworkConfig):
     """The shape of a tracing model and its regularisation."""
 
-    skill_count: int
-    cell: Cell = "lstm"
-    embedding_size: int = 100
-    hidden_size: int = 200
-    layers: int = 1
-    shared: bool = False
-    locked: bool = True
-    attempt_dropout: float = 0.0
-    input_dropout: float = 0.0
-    hidden_dropout: float = 0.0
-    output_dropout: float = 0.0
-    weight_drop: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("skill_count", "embedding_size", "hidden_size", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; allowed is 1 or more")
-        for name in ("attempt_dropout", "input_dropout", "hidden_dropout", "output_dropout", "weight_drop"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; allowed is 0 up to, not including, 1")
-        if self.cell not in ("lstm", "gru"):
-            raise ValueError(f"model.cell is {self.cell!r}; allowed are 'lstm' and 'gru'")
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> TracingModelConfig:
-        """The inverse of to_json.
-
-        Raises:
-            CheckpointError: an unknown key or a value out of range.
-        """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise CheckpointError(f"model configuration has unknown keys {sorted(unknown)}")
-        try:
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"model configuration: {error}") from None
+    skill_count: Count
 
 
-class TracingModel(nn.Module):
+@NETWORKS.register("tracing")
+class TracingModel(Network):
     """DKT (Piech et al. 2015, arXiv:1506.05908): embedding of interactions, recurrent stack, one output per skill.
 
     An interaction is (skill, correct), id `2 * skill + correct`. A learnt embedding of the 2 S of them stands where
@@ -78,6 +49,9 @@ class TracingModel(nn.Module):
     Otherwise each must find out for itself what a right answer means, for which a corpus of many skills and few
     learners has too few answers. `fold` makes of it the network without, which is what is served.
     """
+
+    Config = TracingModelConfig
+    config: TracingModelConfig
 
     def __init__(self, config: TracingModelConfig) -> None:
         super().__init__()
@@ -101,10 +75,6 @@ class TracingModel(nn.Module):
             nn.init.uniform_(self.projection.weight, -0.02, 0.02)
             self.answer = nn.Parameter(0.1 * torch.randn(2, config.embedding_size))
             self.readout = nn.Parameter(torch.zeros(1, config.hidden_size))
-
-    def initial_state(self, batch: int) -> RecurrentState:
-        """Zeros: a learner of whom nothing is known. <float32>[batch, H] each"""
-        return self.stack.initial_state(batch)
 
     def forward(self, ids: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Take in T attempts and return, after each, the logit of P(correct) of the next attempt at every skill.
@@ -139,9 +109,31 @@ class TracingModel(nn.Module):
             self.embedding.weight += self.answer.repeat(self.config.skill_count, 1)  # [2 S, E]
             self.projection.weight += self.readout
             del self.answer, self.readout
-            self.config = replace(self.config, shared=False)
+            self.config = self.config.model_copy(update={"shared": False})
 
-    @property
-    def parameter_count(self) -> int:
-        """The number of trained values."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    def served(self, logits: Tensor) -> Tensor:
+        """P(correct)."""
+        return torch.sigmoid(logits)
+
+    def step_module(self) -> StepModule:
+        """See Network."""
+        return TracingStep(self, {"skill": self.config.skill_count, "correct": 2}, "probability")
+
+
+class TracingStep(StepModule):
+    """One step of a TracingModel."""
+
+    def forward(self, skill: Tensor, correct: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """Take in one attempt.
+
+        Args:
+            skill: what was tried, in [0, S). <int64>[B]
+            correct: 1 where the answer was right, else 0. <int64>[B]
+            state: what the previous step left, by name (`h0`, `c0`, ...). [B, ...] each
+
+        Returns:
+            P(correct) of the next attempt at each skill <float32>[B, S], and the state after this one, in the order
+            of `state_shapes`.
+        """
+        y, after = self.stack(self.embedding(2 * skill + correct), state)  # [B, H]
+        return torch.sigmoid(self.projection(y)), after

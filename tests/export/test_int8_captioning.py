@@ -15,7 +15,6 @@ import torch
 
 from carousel.export import captioning, int8_graph
 from carousel.export.__main__ import main
-from carousel.export.captioning_module import CaptioningStep
 from carousel.export.captioning_precision import captioning_figures, largest_seen
 from carousel.export.forward import GraphCaptioner
 from carousel.export.int8_captioning import build_int8_captioning_step
@@ -44,7 +43,11 @@ WORDS = ("a", "dog", "child", "red", "ball", "runs")
 
 def random_model(cell: str, attention: str, std: float = 0.4, **sizes: int) -> CaptioningModel:
     config = {"embedding_size": 5, "hidden_size": 11, "value_size": 6, "key_size": 9} | sizes
-    model = CaptioningModel(CaptioningModelConfig(13, 2, 3, 4, cell=cell, attention=attention, **config)).eval()
+    model = CaptioningModel(
+        CaptioningModelConfig(
+            vocabulary_size=13, rows=2, columns=3, feature_size=4, cell=cell, attention=attention, **config
+        )
+    ).eval()
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter.data, std=std, generator=generator)
@@ -90,7 +93,7 @@ def test_int8_step_is_near_the_model_and_keeps_the_contract(
     model = random_model(cell, attention)
     features = torch.randn(7, 6, 4, generator=torch.Generator().manual_seed(5))
     data = data_of(features)
-    step = CaptioningStep(model)
+    step = model.step_module()
     content = build_int8_captioning_step(step, largest_seen(model, data))
     graph, fp32 = read_graph(content, "step.onnx"), read_graph(export_step(step), "step.onnx")
     assert check_step(graph, "captioning") == 13
@@ -115,7 +118,7 @@ def test_int8_step_is_near_the_model_and_keeps_the_contract(
 @pytest.mark.parametrize(("cell", "attention"), KINDS)
 def test_int8_rows_keep_to_themselves(cell: str, attention: str) -> None:
     model = random_model(cell, attention, embedding_size=19, hidden_size=37, value_size=23, key_size=29)
-    graph = build_int8_captioning_step(CaptioningStep(model), 1.7)
+    graph = build_int8_captioning_step(model.step_module(), 1.7)
     tokens = np.random.default_rng(1).integers(0, 13, 64)
     require_row_independence(graph, {"token": tokens}, random_floats(graph, 64, 6), sizes=(1, 2, 3, 7, 16, 64))
 

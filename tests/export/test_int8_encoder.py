@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from carousel.export.captioning import int8_captioning_graphs
-from carousel.export.captioning_module import CaptioningStep
 from carousel.export.encoder_graph import export_encoder
 from carousel.export.forward import GraphCaptioner
 from carousel.export.int8_encoder import CALIBRATION_IMAGES, build_int8_encoder
@@ -26,7 +25,16 @@ CHANNELS = (6, 16, 24)
 
 def model_of(cell: str, attention: str, channels: tuple[int, ...] = CHANNELS) -> CaptioningModel:
     sizes = {"embedding_size": 5, "hidden_size": 11, "value_size": 7, "key_size": 9}
-    config = CaptioningModelConfig(13, 3, 3, 24, cell=cell, attention=attention, channels=channels, **sizes)
+    config = CaptioningModelConfig(
+        vocabulary_size=13,
+        rows=3,
+        columns=3,
+        feature_size=24,
+        cell=cell,
+        attention=attention,
+        channels=channels,
+        **sizes,
+    )
     model = CaptioningModel(config).eval()
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
@@ -51,7 +59,7 @@ def test_int8_encoder_is_near_the_model_and_keeps_the_contract(cell: str, attent
     fed = torch.from_numpy(images[CALIBRATION_IMAGES:])
     with torch.inference_mode():
         state, memories = model.encode(fed)
-    rounded = GraphCaptioner(model, export_step(CaptioningStep(model)), content).encode(fed)
+    rounded = GraphCaptioner(model, export_step(model.step_module()), content).encode(fed)
     for said, truth in ((rounded[0], state), (rounded[1], memories)):
         assert said.keys() == truth.keys()
         for name, part in truth.items():

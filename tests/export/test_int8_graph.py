@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from carousel.export import int8_graph
-from carousel.export.int8_graph import build_int8_step
+from carousel.export.int8_graph import NoInt8, build_int8_step
 from carousel.export.int8_product import (
     ACTIVATION_LEVELS,
     TABLE_BLOCK,
@@ -19,7 +19,6 @@ from carousel.export.int8_product import (
     quantize_columns,
 )
 from carousel.export.parity import ParityError, measure_parity
-from carousel.export.step_module import step_module
 from carousel.models.graph import TensorSpec, read_graph
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig
@@ -38,7 +37,14 @@ def random_model(
     cell: str, embedding: int, hidden: int, layers: int, tied: bool, vocabulary: int = 17
 ) -> LanguageModel:
     model = LanguageModel(
-        LanguageModelConfig(vocabulary, cell, embedding_size=embedding, hidden_size=hidden, layers=layers, tied=tied)
+        LanguageModelConfig(
+            vocabulary_size=vocabulary,
+            cell=cell,
+            embedding_size=embedding,
+            hidden_size=hidden,
+            layers=layers,
+            tied=tied,
+        )
     ).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -55,8 +61,8 @@ def run(graph: bytes, fed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def random_step(model: LanguageModel | TracingModel, rows: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(4)
     state = {
-        f"state.{name}": np.tanh(random.standard_normal((rows, size))).astype(np.float32)
-        for name, size in model.stack.state_sizes.items()
+        f"state.{name}": np.tanh(random.standard_normal((rows, *shape))).astype(np.float32)
+        for name, shape in model.stack.state_shapes.items()
     }
     return {"token": random.integers(0, 17, rows), **state}
 
@@ -88,19 +94,19 @@ def expected_step(
     """Each layer from the weights; what a layer reads from below is what the graph says of it (`seen`)."""
     embedding = model.embedding.weight.detach().numpy()
     x, expected = embedding[fed["token"]], {}
-    for depth, layer in enumerate(model.stack.typed_layers()):
+    for depth, layer in enumerate(model.stack.cells()):
         rnn = {name: value.detach().numpy() for name, value in layer.rnn.named_parameters()}
         w_ih, w_hh = rnn["weight_ih_l0"], rnn["weight_hh_l0"]
         range_ = 1.0 if depth else float(np.abs(embedding).max())
         looked_up = table and depth == 0
         # An LSTM's two biases are one, on the input's side: the table holds the sum of all that it stands for.
-        both = layer.cell == "lstm"
+        both = layer.states == ("h", "c")
         from_x = (x @ w_ih.T if looked_up else rounded_product(x, w_ih, range_)) + rnn["bias_ih_l0"]
         from_x = from_x + both * rnn["bias_hh_l0"]
         from_x = rounded_rows(from_x) if looked_up else from_x
         h = fed[f"state.h{depth}"]
         from_h = rounded_product(h, w_hh) + (not both) * rnn["bias_hh_l0"]
-        if layer.cell == "lstm":
+        if layer.states == ("h", "c"):
             i, f, g, o = np.split(from_x + from_h, 4, axis=1)
             c = sigmoid(f) * fed[f"state.c{depth}"] + sigmoid(i) * np.tanh(g)
             expected |= {f"next_state.c{depth}": c, f"next_state.h{depth}": sigmoid(o) * np.tanh(c)}
@@ -123,7 +129,7 @@ def test_int8_step_is_the_rounded_arithmetic(
         monkeypatch.setattr(int8_graph, "MAX_TABLE_BYTES", 0)
     model = random_model(cell, embedding, hidden, layers, tied)
     fed = random_step(model, rows=3)
-    seen = run(build_int8_step(step_module(model)), fed)
+    seen = run(build_int8_step(model.step_module()), fed)
     expected = expected_step(model, fed, seen, table)
     assert seen.keys() == expected.keys()
     for name, value in expected.items():
@@ -159,7 +165,7 @@ def test_int8_graph_keeps_the_contract_and_takes_no_scale_from_the_batch(
 ) -> None:
     if not table:
         monkeypatch.setattr(int8_graph, "MAX_TABLE_BYTES", 0)
-    content = build_int8_step(step_module(random_model("lstm", 5, 7, 2, True)))
+    content = build_int8_step(random_model("lstm", 5, 7, 2, True).step_module())
     graph = read_graph(content, "step.onnx")
     assert check_step(graph, "language") == 17
     assert graph.input("state.c1") == TensorSpec("state.c1", "float32", (None, 5))
@@ -174,7 +180,7 @@ def test_int8_graph_keeps_the_contract_and_takes_no_scale_from_the_batch(
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_int8_rows_keep_to_themselves_in_batches_of_every_size(cell: str) -> None:
     model = random_model(cell, 19, 37, 2, False, vocabulary=131)
-    parity = measure_parity(model, build_int8_step(step_module(model)), "int8", steps=32)
+    parity = measure_parity(model, build_int8_step(model.step_module()), "int8", steps=32)
     assert parity.row_independent
     assert 1e-4 < parity.max_abs_error < 2  # rounded, and still the model
 
@@ -184,14 +190,20 @@ def test_int8_graph_that_says_no_number_is_refused() -> None:
     broken = random_model("gru", 6, 8, 1, False)
     broken.projection.bias.data[3] = torch.nan
     with pytest.raises(ParityError, match="an entry is off by nan"):
-        measure_parity(model, build_int8_step(step_module(broken)), "int8", steps=4)
+        measure_parity(model, build_int8_step(broken.step_module()), "int8", steps=4)
 
 
 @pytest.mark.parametrize(("cell", "layers"), [("lstm", 1), ("gru", 2)])
 def test_int8_tracing_step_is_near_the_model(cell: str, layers: int) -> None:
-    config = TracingModelConfig(5, cell, embedding_size=6, hidden_size=7, layers=layers)
+    config = TracingModelConfig(skill_count=5, cell=cell, embedding_size=6, hidden_size=7, layers=layers)
     model = TracingModel(config).eval()
-    graph = build_int8_step(step_module(model))
+    graph = build_int8_step(model.step_module())
     assert check_step(read_graph(graph, "step.onnx"), "tracing") == 5
     parity = measure_parity(model, graph, "int8", steps=40)
     assert 0 < parity.max_abs_error < 0.01
+
+
+def test_int8_of_another_cell_is_refused_in_a_sentence() -> None:
+    model = random_model("elman", 5, 7, 2, False)
+    with pytest.raises(NoInt8, match=r"^int8 is for layers of LSTM and GRU cells, and one is StepElman; export it in"):
+        build_int8_step(model.step_module())

@@ -13,7 +13,6 @@ from carousel.export.int8_graph import build_int8_step
 from carousel.export.int8_prefill import build_int8_prefill
 from carousel.export.parity import ParityError
 from carousel.export.prefill_parity import require_same_states
-from carousel.export.step_module import step_module
 from carousel.models.bundle import open_bundle
 from carousel.models.graph import read_graph
 from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -36,12 +35,14 @@ SIZES = [
 
 def random_step(cell, embedding, hidden, layers, tied):
     model = LanguageModel(
-        LanguageModelConfig(17, cell, embedding_size=embedding, hidden_size=hidden, layers=layers, tied=tied)
+        LanguageModelConfig(
+            vocabulary_size=17, cell=cell, embedding_size=embedding, hidden_size=hidden, layers=layers, tied=tied
+        )
     ).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter.data, std=0.4, generator=generator)
-    return step_module(model)
+    return model.step_module()
 
 
 @pytest.mark.parametrize("table", [True, False])
@@ -57,8 +58,8 @@ def test_prefill_leaves_what_steps_leave(monkeypatch, cell, embedding, hidden, l
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_prefill_of_a_history_leaves_what_steps_leave(cell):
-    config = TracingModelConfig(5, cell, embedding_size=6, hidden_size=37, layers=2)
-    step = step_module(TracingModel(config).eval())
+    config = TracingModelConfig(skill_count=5, cell=cell, embedding_size=6, hidden_size=37, layers=2)
+    step = TracingModel(config).eval().step_module()
     graph, prefill = build_int8_step(step), build_int8_prefill(step)
     check_prefill([read_graph(part, "prefill") for part in prefill], read_graph(graph, "step.onnx"), "tracing")
     require_same_states(step, graph, prefill)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from carousel.export.onnx_graph import export_step
-from carousel.export.step_module import LanguageStep
 from carousel.models.graph import TensorSpec, read_graph
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 from carousel.models.step import check_step
@@ -14,8 +13,8 @@ from carousel.models.step import check_step
 @pytest.fixture(scope="module")
 def content() -> bytes:
     torch.manual_seed(0)
-    config = LanguageModelConfig(11, "lstm", embedding_size=5, hidden_size=7, layers=2, tied=True)
-    return export_step(LanguageStep(LanguageModel(config)))
+    config = LanguageModelConfig(vocabulary_size=11, cell="lstm", embedding_size=5, hidden_size=7, layers=2, tied=True)
+    return export_step(LanguageModel(config).step_module())
 
 
 def test_exported_graph_keeps_the_contract(content: bytes) -> None:
@@ -53,5 +52,5 @@ def test_exported_graph_tells_nothing_of_the_machine_that_made_it(content: bytes
 
 def test_export_step_of_the_same_weights_gives_the_same_bytes(content: bytes) -> None:
     torch.manual_seed(0)
-    config = LanguageModelConfig(11, "lstm", embedding_size=5, hidden_size=7, layers=2, tied=True)
-    assert export_step(LanguageStep(LanguageModel(config))) == content
+    config = LanguageModelConfig(vocabulary_size=11, cell="lstm", embedding_size=5, hidden_size=7, layers=2, tied=True)
+    assert export_step(LanguageModel(config).step_module()) == content

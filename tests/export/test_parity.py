@@ -8,12 +8,13 @@ from onnx import helper, numpy_helper
 
 from carousel.export.onnx_graph import export_step
 from carousel.export.parity import MAX_ABS_ERROR, ParityError, measure_parity
-from carousel.export.step_module import LanguageStep
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 
 
 def random_model(cell: str, *, embedding: int, hidden: int, layers: int, tied: bool, std: float = 0.5) -> LanguageModel:
-    config = LanguageModelConfig(17, cell, embedding_size=embedding, hidden_size=hidden, layers=layers, tied=tied)
+    config = LanguageModelConfig(
+        vocabulary_size=17, cell=cell, embedding_size=embedding, hidden_size=hidden, layers=layers, tied=tied
+    )
     model = LanguageModel(config).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -30,6 +31,8 @@ def random_model(cell: str, *, embedding: int, hidden: int, layers: int, tied: b
         ("gru", 9, 3, 1, True),
         ("gru", 6, 37, 2, False),
         ("gru", 8, 21, 3, True),
+        ("elman", 9, 35, 2, False),
+        ("elman", 12, 17, 1, True),
     ],
 )
 def test_exported_graph_is_the_model_over_a_long_run(
@@ -37,7 +40,7 @@ def test_exported_graph_is_the_model_over_a_long_run(
 ) -> None:
     # 1/sqrt(H): at std 0.5 a wide GRU is chaotic, and then any two orders of the same sums part sooner or later.
     model = random_model(cell, embedding=embedding, hidden=hidden, layers=layers, tied=tied, std=hidden**-0.5)
-    parity = measure_parity(model, export_step(LanguageStep(model)))
+    parity = measure_parity(model, export_step(model.step_module()))
     assert (parity.steps, parity.rows, parity.row_independent) == (512, 4, True)
     assert 0 < parity.max_abs_error < 1e-4
 
@@ -49,7 +52,7 @@ def model() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def graph(model: LanguageModel) -> bytes:
-    return export_step(LanguageStep(model))
+    return export_step(model.step_module())
 
 
 def edited(graph: bytes, change: Callable[[onnx.ModelProto], None]) -> bytes:

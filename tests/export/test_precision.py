@@ -19,7 +19,6 @@ from carousel.export.int8_graph import build_int8_step
 from carousel.export.precision import WorseInt8, figures, judge
 from carousel.export.progress import Progress
 from carousel.export.publish import export_checkpoint
-from carousel.export.step_module import step_module
 from carousel.models.bundle import open_bundle
 from carousel.models.errors import CheckpointError
 from carousel.models.manifest import CaptioningValidation, TracingValidation
@@ -32,8 +31,8 @@ from carousel.models.nn.checkpoint import (
 )
 from carousel.models.nn.validation import ValidationData, read_validation, write_validation
 from carousel.models.tracing_score import score as tracing_score
-from carousel.training.evaluation import score
-from carousel.training.tracing_score import answers, predict
+from carousel.training.tasks.language.score import score
+from carousel.training.tasks.tracing.score import answers, predict
 
 CORPUS = "0" * 64
 
@@ -115,7 +114,8 @@ def test_int8_export_records_the_figures_before_and_after(language_run: Path, tm
     assert manifest.quantization.fp32.model_dump() == pytest.approx(trained, rel=1e-6)
     assert (manifest.quantization.measure, manifest.quantization.allowed) == ("relative perplexity", 0.5)
     graph = bundle.files["step.onnx"]
-    served = figures(lambda rows: GraphForward(graph, "language", rows), language_data())
+    model, _ = load_language_model(read_checkpoint(language_run / "best.safetensors"))
+    served = figures(lambda rows: GraphForward(graph, model.step_module(), rows), language_data())
     assert manifest.validation == served
     assert served.perplexity != pytest.approx(trained["perplexity"], rel=1e-6)
     change = served.perplexity / trained["perplexity"] - 1
@@ -172,8 +172,8 @@ def test_int8_export_of_a_tracing_run_records_auc(tracing_run: Path, tmp_path: P
     done = export_checkpoint(tracing_run, tmp_path / "r", "m", precision="int8", max_worsening=0.1)
     manifest = open_bundle(done.bundle).manifest
     model, _ = load_tracing_model(read_checkpoint(tracing_run / "best.safetensors"))
-    graph = build_int8_step(step_module(model))
-    assert manifest.validation == figures(lambda rows: GraphForward(graph, "tracing", rows), tracing_data())
+    graph = build_int8_step(model.step_module())
+    assert manifest.validation == figures(lambda rows: GraphForward(graph, model.step_module(), rows), tracing_data())
     assert manifest.quantization.measure == "AUC"
     lost = manifest.quantization.fp32.auc - manifest.validation.auc
     assert manifest.quantization.worsening == lost

@@ -92,11 +92,14 @@ def test_export_of_a_graph_with_other_weights_publishes_nothing(make_checkpoint,
     [
         ({"task": "painting"}, r"task 'painting'; allowed are language, tracing, captioning$"),
         ({"task": "captioning"}, r"does not hold a whole captioning model: its header has no 'encoder'$"),
-        ({"model": {"vocabulary_size": 13, "depth": 2}}, r"unknown keys \['depth'\]$"),
-        ({"model": {"vocabulary_size": 13, "layers": 0}}, r"layers is 0; allowed is 1 or more$"),
+        ({"model": {"vocabulary_size": 13, "depth": 2}}, r"model configuration: model\.depth is not a key$"),
+        (
+            {"model": {"vocabulary_size": 13, "layers": 0}},
+            r"model\.layers is 0; it should be greater than or eq",
+        ),
         ({"model": {"vocabulary_size": 13}}, r"does not hold a whole language model: Error\(s\) in loading [^\n]*$"),
-        ({"model": {"vocabulary_size": 13.5}}, r"does not hold a whole language model: [^\n]*$"),
-        ({"model": None}, r"does not hold a whole language model: [^\n]*$"),
+        ({"model": {"vocabulary_size": 13.5}}, r"model\.vocabulary_size is 13\.5; it should be a valid integer[^\n]*$"),
+        ({"model": None}, r"model configuration: model is None; it should be an object$"),
         ({"tokenizer": "{}"}, r"does not hold a whole language model: not a tokenizer [^\n]*$"),
         ({"validation": {"tokens": 1}}, r"header validation\.nats_per_token: Field required$"),
         ({"provenance": {"author": "me"}}, r"header provenance\.recipe: Field required$"),
@@ -201,5 +204,5 @@ def test_exported_shapes_load_back(make_checkpoint, tmp_path: Path) -> None:
         tmp_path / "m.safetensors", cell="lstm", vocabulary=9, embedding=4, hidden=6, layers=3, tied=True
     )
     model, codec = load_language_model(read_checkpoint(path))
-    assert model.stack.state_sizes == {"h0": 6, "c0": 6, "h1": 6, "c1": 6, "h2": 4, "c2": 4}
+    assert model.stack.state_shapes == {"h0": (6,), "c0": (6,), "h1": (6,), "c1": (6,), "h2": (4,), "c2": (4,)}
     assert codec.vocabulary_size == 9

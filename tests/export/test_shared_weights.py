@@ -12,7 +12,6 @@ from onnx import TensorProto, numpy_helper
 from carousel.export.int8_graph import build_int8_step
 from carousel.export.int8_prefill import build_int8_prefill
 from carousel.export.shared_weights import ALIGNMENT, MIN_BYTES, share_weights
-from carousel.export.step_module import step_module
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 from carousel.models.weights import WEIGHTS
 
@@ -20,8 +19,10 @@ from carousel.models.weights import WEIGHTS
 @pytest.fixture(scope="module", params=["lstm", "gru"])
 def graphs(request) -> dict[str, bytes]:
     torch.manual_seed(0)
-    model = LanguageModel(LanguageModelConfig(301, request.param, embedding_size=96, hidden_size=80, layers=2)).eval()
-    step = step_module(model)
+    model = LanguageModel(
+        LanguageModelConfig(vocabulary_size=301, cell=request.param, embedding_size=96, hidden_size=80, layers=2)
+    ).eval()
+    step = model.step_module()
     lower, upper = build_int8_prefill(step)
     return {"step.onnx": build_int8_step(step), "prefill.onnx": lower, "prefill2.onnx": upper}
 

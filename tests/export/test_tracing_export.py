@@ -14,7 +14,6 @@ from onnx import numpy_helper
 from carousel.export.onnx_graph import export_step
 from carousel.export.parity import ParityError, measure_parity
 from carousel.export.publish import export_checkpoint
-from carousel.export.step_module import TracingStep
 from carousel.models.bundle import open_bundle
 from carousel.models.errors import CheckpointError
 from carousel.models.graph import TensorSpec, read_graph
@@ -24,7 +23,9 @@ from carousel.models.step import check_step
 
 
 def random_model(cell: str, *, skills: int, embedding: int, hidden: int, layers: int) -> TracingModel:
-    config = TracingModelConfig(skills, cell, embedding_size=embedding, hidden_size=hidden, layers=layers)
+    config = TracingModelConfig(
+        skill_count=skills, cell=cell, embedding_size=embedding, hidden_size=hidden, layers=layers
+    )
     model = TracingModel(config).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -40,7 +41,7 @@ def test_exported_tracing_graph_is_the_model_over_a_long_run(
     cell: str, skills: int, embedding: int, hidden: int, layers: int
 ) -> None:
     model = random_model(cell, skills=skills, embedding=embedding, hidden=hidden, layers=layers)
-    parity = measure_parity(model, export_step(TracingStep(model)))
+    parity = measure_parity(model, export_step(model.step_module()))
     assert (parity.steps, parity.rows, parity.row_independent) == (512, 4, True)
     assert 0 < parity.max_abs_error < 1e-5
 
@@ -52,7 +53,7 @@ def model() -> TracingModel:
 
 @pytest.fixture(scope="module")
 def graph(model: TracingModel) -> bytes:
-    return export_step(TracingStep(model))
+    return export_step(model.step_module())
 
 
 def test_exported_tracing_graph_keeps_the_contract(graph: bytes) -> None:

@@ -17,7 +17,9 @@ BEGIN, END = 1, 2
 
 def model_of(vocabulary: int = 5, seed: int = 0, **changes: object) -> CaptioningModel:
     config = {"embedding_size": 5, "hidden_size": 7, "value_size": 6, "key_size": 8} | changes
-    model = CaptioningModel(CaptioningModelConfig(vocabulary, 2, 3, 4, **config))
+    model = CaptioningModel(
+        CaptioningModelConfig(vocabulary_size=vocabulary, rows=2, columns=3, feature_size=4, **config)
+    )
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter.data, generator=generator)

@@ -85,9 +85,12 @@ def test_language_model_is_loaded_with_its_codec(make_checkpoint, tmp_path: Path
     ("change", "sentence"),
     [
         ({"task": "tracing"}, "checkpoint is of task 'tracing'; allowed is 'language'"),
-        ({"model": {"vocabulary_size": 13, "heads": 4}}, "model configuration has unknown keys"),
-        ({"model": 5}, "checkpoint does not hold a whole language model"),
-        ({"model": {"vocabulary_size": 13, "hidden_size": 1.5}}, "checkpoint does not hold a whole language model"),
+        ({"model": {"vocabulary_size": 13, "heads": 4}}, "model configuration: model.heads is not a key"),
+        ({"model": 5}, "model configuration: model is 5; it should be an object"),
+        (
+            {"model": {"vocabulary_size": 13, "hidden_size": 1.5}},
+            "model configuration: model.hidden_size is 1.5; it should be a valid integer",
+        ),
         ({"model": {"vocabulary_size": 14}}, "checkpoint does not hold a whole language model"),
         ({"tokenizer": "{}"}, "checkpoint does not hold a whole language model"),
     ],

@@ -65,17 +65,17 @@ def test_embedding_dropout_leaves_the_tied_projection_whole() -> None:
     [("vocabulary_size", 0), ("layers", 0), ("hidden_size", -1), ("weight_drop", 1.0), ("input_dropout", -0.1)],
 )
 def test_config_refuses_values_out_of_range(setting: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^model\.{setting} is {value}; allowed is"):
-        LanguageModelConfig(**{"vocabulary_size": 5, setting: value})
+    with pytest.raises(CheckpointError, match=rf"model configuration: model\.{setting} is {value}; it should be "):
+        LanguageModelConfig.from_json({"vocabulary_size": 5, setting: value})
 
 
 def test_config_refuses_an_unknown_cell() -> None:
-    with pytest.raises(ValueError, match=r"model.cell is 'rnn'; allowed are 'lstm' and 'gru'"):
-        LanguageModelConfig(5, cell="rnn")
+    with pytest.raises(CheckpointError, match=r"model\.cell is 'rnn'; it should be 'elman', 'gru' or 'lstm'$"):
+        LanguageModelConfig.from_json({"vocabulary_size": 5, "cell": "rnn"})
 
 
 def test_config_survives_json() -> None:
-    config = LanguageModelConfig(17, cell="gru", tied=True, weight_drop=0.25, layers=3)
+    config = LanguageModelConfig(vocabulary_size=17, cell="gru", tied=True, weight_drop=0.25, layers=3)
     assert LanguageModelConfig.from_json(config.to_json()) == config
 
 

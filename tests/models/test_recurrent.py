@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from carousel.models.errors import ShapeMismatch
-from carousel.models.nn.recurrent import Cell, RecurrentLayer, RecurrentStack, RecurrentState, detach
+from carousel.models.nn.cells.cell import CELLS, Cell
+from carousel.models.nn.recurrent import RecurrentStack, RecurrentState, detach
 
 BATCH, STEPS, INPUT, SIZES = 3, 5, 2, [4, 7]
 
 
-@pytest.fixture(params=["lstm", "gru"])
-def cell(request: pytest.FixtureRequest) -> Cell:
+@pytest.fixture(params=sorted(CELLS))
+def cell(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def make_stack(cell: Cell, **settings: float) -> RecurrentStack:
+def make_stack(cell: str, **settings: float) -> RecurrentStack:
     torch.manual_seed(1)
     stack = RecurrentStack(cell, INPUT, SIZES, **settings)
     for parameter in stack.parameters():  # biases too, so that a forgotten one shows
@@ -27,14 +28,14 @@ def make_stack(cell: Cell, **settings: float) -> RecurrentStack:
 
 def make_state(stack: RecurrentStack) -> RecurrentState:
     generator = torch.Generator().manual_seed(2)
-    return {name: torch.randn(BATCH, size, generator=generator) for name, size in stack.state_sizes.items()}
+    return {name: torch.randn(BATCH, *shape, generator=generator) for name, shape in stack.state_shapes.items()}
 
 
 def steps_of(generator_seed: int = 3) -> Tensor:
     return torch.randn(BATCH, STEPS, INPUT, generator=torch.Generator().manual_seed(generator_seed))
 
 
-def lstm_step(layer: RecurrentLayer, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def lstm_step(layer: Cell, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     w = dict(layer.rnn.named_parameters())
     gates = x @ w["weight_ih_l0"].T + w["bias_ih_l0"] + h @ w["weight_hh_l0"].T + w["bias_hh_l0"]
     i, f, g, o = gates.chunk(4, dim=1)
@@ -42,7 +43,7 @@ def lstm_step(layer: RecurrentLayer, x: Tensor, h: Tensor, c: Tensor) -> tuple[T
     return o.sigmoid() * c.tanh(), c
 
 
-def gru_step(layer: RecurrentLayer, x: Tensor, h: Tensor) -> Tensor:
+def gru_step(layer: Cell, x: Tensor, h: Tensor) -> Tensor:
     w = dict(layer.rnn.named_parameters())
     xr, xz, xn = (x @ w["weight_ih_l0"].T + w["bias_ih_l0"]).chunk(3, dim=1)
     hr, hz, hn = (h @ w["weight_hh_l0"].T + w["bias_hh_l0"]).chunk(3, dim=1)
@@ -50,18 +51,24 @@ def gru_step(layer: RecurrentLayer, x: Tensor, h: Tensor) -> Tensor:
     return (1 - z) * (xn + r * hn).tanh() + z * h
 
 
-def test_stack_follows_the_cell_equations(cell: Cell) -> None:
+def elman_step(layer: Cell, x: Tensor, h: Tensor) -> Tensor:
+    w = dict(layer.rnn.named_parameters())
+    return (x @ w["weight_ih_l0"].T + w["bias_ih_l0"] + h @ w["weight_hh_l0"].T + w["bias_hh_l0"]).tanh()
+
+
+def test_stack_follows_the_cell_equations(cell: str) -> None:
     stack = make_stack(cell).eval()
     state, x = make_state(stack), steps_of()
     y, after = stack(x, state)
     seen = dict(state)
     for step in range(STEPS):
         below = x[:, step]
-        for depth, layer in enumerate(stack.typed_layers()):
+        for depth, layer in enumerate(stack.cells()):
             if cell == "lstm":
                 seen[f"h{depth}"], seen[f"c{depth}"] = lstm_step(layer, below, seen[f"h{depth}"], seen[f"c{depth}"])
             else:
-                seen[f"h{depth}"] = gru_step(layer, below, seen[f"h{depth}"])
+                equations = {"gru": gru_step, "elman": elman_step}[cell]
+                seen[f"h{depth}"] = equations(layer, below, seen[f"h{depth}"])
             below = seen[f"h{depth}"]
         torch.testing.assert_close(y[:, step], below)
     assert after.keys() == seen.keys()
@@ -69,7 +76,7 @@ def test_stack_follows_the_cell_equations(cell: Cell) -> None:
         torch.testing.assert_close(after[name], value)
 
 
-def test_stack_carries_its_state_over_a_cut(cell: Cell) -> None:
+def test_stack_carries_its_state_over_a_cut(cell: str) -> None:
     stack = make_stack(cell).eval()
     state, x = make_state(stack), steps_of()
     whole, at_the_end = stack(x, state)
@@ -80,7 +87,7 @@ def test_stack_carries_its_state_over_a_cut(cell: Cell) -> None:
         torch.testing.assert_close(after[name], value)
 
 
-def test_stack_rows_do_not_see_one_another(cell: Cell) -> None:
+def test_stack_rows_do_not_see_one_another(cell: str) -> None:
     stack = make_stack(cell).eval()
     state, x = make_state(stack), steps_of()
     y, _ = stack(x, state)
@@ -88,17 +95,17 @@ def test_stack_rows_do_not_see_one_another(cell: Cell) -> None:
     torch.testing.assert_close(alone, y[1:2])
 
 
-def test_stack_names_its_states(cell: Cell) -> None:
+def test_stack_names_its_states(cell: str) -> None:
     expected = {"h0": 4, "c0": 4, "h1": 7, "c1": 7} if cell == "lstm" else {"h0": 4, "h1": 7}
     stack = make_stack(cell)
-    assert stack.state_sizes == expected
+    assert stack.state_shapes == {name: (size,) for name, size in expected.items()}
     zeros = stack.initial_state(6)
     assert {name: tuple(value.shape) for name, value in zeros.items()} == {n: (6, s) for n, s in expected.items()}
     assert all(not value.any() for value in zeros.values())
 
 
 @pytest.mark.parametrize("wrong", ["missing", "extra", "batch", "size"])
-def test_stack_refuses_a_state_that_is_not_its_own(cell: Cell, wrong: str) -> None:
+def test_stack_refuses_a_state_that_is_not_its_own(cell: str, wrong: str) -> None:
     stack = make_stack(cell)
     state = make_state(stack)
     if wrong == "missing":
@@ -114,7 +121,7 @@ def test_stack_refuses_a_state_that_is_not_its_own(cell: Cell, wrong: str) -> No
 
 
 def test_layer_starts_with_an_open_forget_gate_and_orthogonal_recurrence() -> None:
-    layer = RecurrentLayer("lstm", 3, 5)
+    layer = CELLS["lstm"](3, 5)
     weights = dict(layer.rnn.named_parameters())
     bias = weights["bias_ih_l0"] + weights["bias_hh_l0"]
     assert bias.tolist() == [0.0] * 5 + [1.0] * 5 + [0.0] * 10  # i, f, g, o
@@ -122,7 +129,7 @@ def test_layer_starts_with_an_open_forget_gate_and_orthogonal_recurrence() -> No
         torch.testing.assert_close(gate @ gate.T, torch.eye(5))
 
 
-def test_weight_drop_drops_recurrent_weights_in_training_only(cell: Cell) -> None:
+def test_weight_drop_drops_recurrent_weights_in_training_only(cell: str) -> None:
     stack = make_stack(cell, weight_drop=0.5)
     state, x = make_state(stack), steps_of()
     plain, _ = make_stack(cell).eval()(x, state)
@@ -132,14 +139,14 @@ def test_weight_drop_drops_recurrent_weights_in_training_only(cell: Cell) -> Non
     dropped, _ = stack(x, state)
     assert not torch.allclose(dropped, plain)
     dropped.sum().backward()
-    for layer in stack.typed_layers():
+    for layer in stack.cells():
         gradients = {name: weight.grad for name, weight in layer.rnn.named_parameters()}
         unused = (gradients["weight_hh_l0"] == 0).float().mean().item()
         assert 0.2 < unused < 0.8  # a dropped weight has no gradient at any step: one mask for all of them
         assert (gradients["weight_ih_l0"] != 0).all()
 
 
-def test_weight_drop_leaves_no_trace_in_evaluation(cell: Cell) -> None:
+def test_weight_drop_leaves_no_trace_in_evaluation(cell: str) -> None:
     stack = make_stack(cell, weight_drop=0.5)
     state, x = make_state(stack), steps_of()
     parameters = {name: value.clone() for name, value in stack.state_dict().items()}
@@ -173,13 +180,13 @@ def test_detach_cuts_history_and_widens_to_float32() -> None:
     assert cut.tolist() == [[2.0] * 3] * 2
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", sorted(CELLS))
 def test_one_step_is_what_the_fused_kernel_computes(cell: str) -> None:
     torch.manual_seed(0)
-    layer = RecurrentLayer(cell, 5, 7)
+    layer = CELLS[cell](5, 7)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter.data)
-    state = tuple(torch.randn(3, 7) for _ in layer.state_kinds)
+    state = tuple(torch.randn(3, 7) for _ in layer.states)
     x = torch.randn(4, 3, 5)
     whole, after = layer(x, state)
     for step in range(4):
@@ -190,7 +197,7 @@ def test_one_step_is_what_the_fused_kernel_computes(cell: str) -> None:
 
 
 def test_one_step_keeps_the_cell_in_float32_under_autocast() -> None:
-    layer = RecurrentLayer("lstm", 5, 7)
+    layer = CELLS["lstm"](5, 7)
     with torch.autocast("cpu", torch.bfloat16):
         _, (_, c) = layer(torch.randn(1, 3, 5), (torch.zeros(3, 7), torch.zeros(3, 7)))
     assert c.dtype == torch.float32

@@ -12,7 +12,7 @@ from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 
 def model_of(**changes: object) -> TracingModel:
     torch.manual_seed(0)
-    return TracingModel(TracingModelConfig(5, embedding_size=6, hidden_size=7, **changes))
+    return TracingModel(TracingModelConfig(skill_count=5, embedding_size=6, hidden_size=7, **changes))
 
 
 def test_tracing_model_is_the_equations_of_dkt() -> None:
@@ -21,7 +21,7 @@ def test_tracing_model_is_the_equations_of_dkt() -> None:
         torch.nn.init.normal_(parameter.data)
     ids = torch.tensor([[3, 9, 0]])
     logits, state = model(ids, model.initial_state(1))
-    weights = dict(model.stack.typed_layers()[0].rnn.named_parameters())
+    weights = dict(model.stack.cells()[0].rnn.named_parameters())
     h, c = torch.zeros(7), torch.zeros(7)
     for step, id_ in enumerate(ids[0]):
         x = model.embedding.weight[id_]
@@ -100,11 +100,11 @@ def test_tracing_model_refuses_the_state_of_another_batch() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"skill_count": 0}, r"model\.skill_count is 0; allowed is 1 or more"),
+        ({"skill_count": 0}, r"model\.skill_count is 0; it should be greater than or equal to 1"),
         ({"hidden_size": 0}, r"model\.hidden_size is 0"),
-        ({"output_dropout": 1.0}, r"model\.output_dropout is 1\.0; allowed is 0 up to"),
+        ({"output_dropout": 1.0}, r"model\.output_dropout is 1\.0; it should be less than 1"),
         ({"cell": "rnn"}, r"model\.cell is 'rnn'"),
-        ({"heads": 2}, r"unknown keys \['heads'\]"),
+        ({"heads": 2}, r"model\.heads is not a key"),
     ],
 )
 def test_tracing_model_configuration_refuses(change: dict[str, object], message: str) -> None:
@@ -113,7 +113,7 @@ def test_tracing_model_configuration_refuses(change: dict[str, object], message:
 
 
 def test_tracing_model_configuration_is_read_as_it_was_written() -> None:
-    config = TracingModelConfig(5, "gru", embedding_size=3, layers=2, output_dropout=0.25)
+    config = TracingModelConfig(skill_count=5, cell="gru", embedding_size=3, layers=2, output_dropout=0.25)
     assert TracingModelConfig.from_json(config.to_json()) == config
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carousel.training.corpus.answers import AnswerCorpus, read_answers, skill_names
+from carousel.training.corpus.answers import AnswerCorpus, AnswerFiles, read_answers, skill_names
 from carousel.training.errors import CorpusError
-from carousel.training.sections import AnswerFiles
 
 
 def three_lines(learners: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carousel.training.baseline import SkillRegression
+from carousel.training.tasks.tracing.baseline import SkillRegression
 
 WEIGHTS = np.array([[-0.8, 0.9, -0.4], [0.5, 0.0, 0.3], [0.1, 0.4, 0.2]])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from carousel.training.batches import Lanes
 from carousel.training.errors import CorpusError
+from carousel.training.tasks.language.batches import Lanes
 
 N, LANES, WINDOW = 107, 3, 8  # 35 tokens a lane: 4 windows of 8, 2 left over
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from carousel.training.caption_batches import IGNORED, CaptionBatches, CaptionWindow, Marks, rectangle
+from carousel.training.tasks.captioning.batches import IGNORED, CaptionBatches, CaptionWindow, Marks, rectangle
 
 MARKS = Marks(begin=1, end=2, unknown=0, max_tokens=5)
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from carousel.training.caption_metrics import bleu, cider_d, judge, meteor_exact_stem, rouge_l
+from carousel.training.evaluate.metrics import bleu, cider_d, judge, meteor_exact_stem, rouge_l
 
 
 def _words(text: str) -> list[str]:

@@ -13,13 +13,12 @@ from safetensors.torch import save_file
 
 from carousel.models.codec.image import Preprocessing
 from carousel.models.features import FeaturesHeader, FrozenEncoder
-from carousel.training.caption_sections import CaptionFiles
-from carousel.training.corpus.album import read_albums
+from carousel.training.corpus.album import CaptionFiles, read_albums
 from carousel.training.corpus.scene_words import describes
 from carousel.training.corpus.scenes import make_scenes
 from carousel.training.errors import CorpusError
-from carousel.training.features import FeatureImages
-from carousel.training.pixels import PixelImages
+from carousel.training.tasks.captioning.features import FeatureImages
+from carousel.training.tasks.captioning.pixels import PixelImages
 
 ENCODER = FrozenEncoder(
     sha256="ab" * 32,

@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from carousel.training.caption_batches import IGNORED, CaptionWindow
 from carousel.training.corpus.album import Album
 from carousel.training.corpus.captions import CaptionedImage
 from carousel.training.errors import RecipeError
 from carousel.training.recipe import load_recipe
-from carousel.training.tasks.captioning import CaptioningTask, uneven_attention, unseen_words
+from carousel.training.tasks.captioning.batches import IGNORED, CaptionWindow
+from carousel.training.tasks.captioning.losses import uneven_attention, unseen_words
+from carousel.training.tasks.captioning.task import CaptioningTask
 
 RECIPE = """
 [run]

@@ -13,7 +13,7 @@ from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
 from carousel.models.nn.validation import read_validation
 from carousel.training.__main__ import main
 from carousel.training.corpus.encoding import encode_text
-from carousel.training.evaluation import score
+from carousel.training.tasks.language.score import score
 
 
 def test_command_trains_a_model_that_the_next_room_can_load(

@@ -20,13 +20,13 @@ from carousel.models.features import FEATURES, METADATA_KEY, FeaturesHeader, Fro
 from carousel.models.nn.beam import beam_search
 from carousel.models.nn.checkpoint import load_captioning_model, read_checkpoint
 from carousel.training.__main__ import main as train
-from carousel.training.caption_metrics import judge
 from carousel.training.corpus.album import Album
 from carousel.training.corpus.captions import CaptionedImage
 from carousel.training.corpus.scene_drawing import draw_scene
 from carousel.training.corpus.scene_words import scene_captions
 from carousel.training.corpus.scenes import make_scenes
 from carousel.training.evaluate.__main__ import main
+from carousel.training.evaluate.metrics import judge
 from carousel.training.evaluate.sheet import picture_sheet
 
 SCENES = """

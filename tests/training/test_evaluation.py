@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
-from carousel.training import evaluation
-from carousel.training.evaluation import score
+from carousel.training.tasks.language import score as evaluation
+from carousel.training.tasks.language.score import score
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_score_is_that_of_a_service_going_token_by_token(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "CHUNK_STEPS", 7)
     torch.manual_seed(1)
-    model = LanguageModel(LanguageModelConfig(11, cell, 4, 6, output_dropout=0.5))
+    model = LanguageModel(
+        LanguageModelConfig(vocabulary_size=11, cell=cell, embedding_size=4, hidden_size=6, output_dropout=0.5)
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     ids = torch.randint(11, (31,))
@@ -36,7 +38,7 @@ def test_score_is_that_of_a_service_going_token_by_token(cell: str, monkeypatch:
 
 
 def test_score_of_a_hopeless_model_stays_a_number() -> None:
-    model = LanguageModel(LanguageModelConfig(3, "gru", 2, 2))
+    model = LanguageModel(LanguageModelConfig(vocabulary_size=3, cell="gru", embedding_size=2, hidden_size=2))
     torch.nn.init.constant_(model.projection.weight, 0)
     model.projection.bias.data = torch.tensor([0.0, 1e4, 0.0])
     seen = score(model, torch.tensor([0, 2, 0]), characters=3)

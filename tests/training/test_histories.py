@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from carousel.training.errors import CorpusError
-from carousel.training.histories import Histories, HistoryWindow
+from carousel.training.tasks.tracing.histories import Histories, HistoryWindow
 
 LENGTHS = (1, 2, 5, 31, 3, 9, 17, 2, 8, 1, 12, 30, 7)
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from carousel.training.corpus.answers import read_answers
+from carousel.training.corpus.answers import AnswerFiles, read_answers
 from carousel.training.recipe import load_recipe
-from carousel.training.sections import AnswerFiles
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"

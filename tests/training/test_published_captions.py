@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from carousel.models.codec.image import read_image
-from carousel.training.caption_metrics import judge
 from carousel.training.corpus.caption_files import read_captions
 from carousel.training.corpus.pictures import Pictures
+from carousel.training.evaluate.metrics import judge
 
 FLICKR8K = Path(__file__).parents[2].parent / "shared" / "data" / "flickr8k"
 

@@ -15,7 +15,8 @@ from carousel.models.nn.checkpoint import read_checkpoint, write_checkpoint
 from carousel.training.errors import RunError
 from carousel.training.recipe import load_recipe
 from carousel.training.run import TrainingRun
-from carousel.training.trainer import BEST, LAST, Evaluation, Progress, Trainer
+from carousel.training.task import Evaluation
+from carousel.training.trainer import BEST, LAST, Progress, Trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,9 +132,10 @@ def test_resumption_after_kill_9_is_bit_for_bit(recipe_path: Path, tmp_path: Pat
             "schedule.shape=constant",
         ],
         ["model.tied=true", "model.locked=false", "model.output_dropout=0.5", "tokenizer.kind=word"],
+        ["model.cell=elman", "model.weight_drop=0.3", "model.hidden_dropout=0.2", "averaging.kind=ema"],
         ["tokenizer.kind=bpe", "tokenizer.vocabulary_size=270", "model.weight_drop=0.5", "averaging.kind=ema"],
     ],
-    ids=["nt-asgd", "tied", "bpe"],
+    ids=["nt-asgd", "tied", "elman", "bpe"],
 )
 def test_resumption_is_bit_for_bit(recipe_path: Path, tmp_path: Path, overrides: list[str]) -> None:
     overrides = [*overrides, "averaging.patience=1", "batches.window=5", "schedule.epochs=5"]
@@ -157,7 +159,7 @@ def test_run_without_a_checkpoint_resumes_from_the_beginning(recipe_path: Path, 
 def test_run_that_finished_has_nothing_left_to_do(recipe_path: Path, tmp_path: Path) -> None:
     run(recipe_path, [], tmp_path / "run")
     before = (tmp_path / "run" / LAST).stat().st_mtime_ns
-    trainer: Trainer[object] = TrainingRun(load_recipe(recipe_path), tmp_path / "run", resume=True).trainer
+    trainer: Trainer = TrainingRun(load_recipe(recipe_path), tmp_path / "run", resume=True).trainer
     assert trainer.finished
     trainer.run(Nobody())
     assert (tmp_path / "run" / LAST).stat().st_mtime_ns == before

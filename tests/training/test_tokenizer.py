@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from carousel.models.codec.text import TextCodec
 from carousel.training.corpus.encoding import encode_text
 from carousel.training.corpus.text import read_corpus
-from carousel.training.corpus.tokenizer import build_codec, caption_codec, frequent_words
-from carousel.training.sections import TokenizerKind
+from carousel.training.corpus.tokenizer import TokenizerKind, build_codec, caption_codec, frequent_words
 
 TEXT = "the cat's hat \n<unk> sat  on\tthe <unk> mat , 42 times\n\n naïve 猫 the end\n"
 KINDS = {

@@ -17,7 +17,7 @@ from carousel.training.corpus.learners import simulate
 from carousel.training.errors import RunError
 from carousel.training.recipe import load_recipe
 from carousel.training.run import TrainingRun
-from carousel.training.tracing_score import answers, predict
+from carousel.training.tasks.tracing.score import answers, predict
 from carousel.training.trainer import BEST, LAST, Progress
 
 RECIPE = """

@@ -11,8 +11,8 @@ import torch
 
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 from carousel.models.tracing_score import auc, score
-from carousel.training import tracing_score
-from carousel.training.tracing_score import answers, predict
+from carousel.training.tasks.tracing import score as tracing_score
+from carousel.training.tasks.tracing.score import answers, predict
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_predictions_are_those_of_a_walk_attempt_by_attempt(monkeypatch: pytest.
     monkeypatch.setattr(tracing_score, "LEARNERS_AT_ONCE", 3)
     monkeypatch.setattr(tracing_score, "CHUNK_STEPS", 4)
     torch.manual_seed(0)
-    model = TracingModel(TracingModelConfig(5, embedding_size=6, hidden_size=7, output_dropout=0.5)).train()
+    model = TracingModel(TracingModelConfig(skill_count=5, embedding_size=6, hidden_size=7, output_dropout=0.5)).train()
     random = np.random.default_rng(0)
     histories = [random.integers(0, 10, length) for length in (9, 1, 2, 13, 4, 1, 5)]
     seen = predict(model, histories)

@@ -12,10 +12,11 @@ import torch
 from carousel.models.codec.interaction import InteractionCodec
 from carousel.training.corpus.answers import AnswerCorpus
 from carousel.training.errors import CorpusError
-from carousel.training.histories import HistoryWindow
 from carousel.training.recipe import load_recipe
-from carousel.training.sections import TracingLoss
-from carousel.training.tasks.tracing import TracingTask, tracing_loss
+from carousel.training.tasks.tracing.histories import HistoryWindow
+from carousel.training.tasks.tracing.losses import Loss as TracingLoss
+from carousel.training.tasks.tracing.losses import tracing_loss
+from carousel.training.tasks.tracing.task import TracingTask
 
 RECIPE = """
 [run]

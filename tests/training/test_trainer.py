@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from carousel.models.nn.checkpoint import read_checkpoint
 from carousel.training.errors import RunError
 from carousel.training.recipe import Recipe, load_recipe
-from carousel.training.trainer import BEST, LAST, Evaluation, Progress, Trainer
+from carousel.training.task import Evaluation
+from carousel.training.trainer import BEST, LAST, Progress, Trainer
 
 
 class Descent:

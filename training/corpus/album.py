@@ -6,14 +6,15 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Literal, Protocol, Self
 
 from PIL.Image import Image
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from carousel.models.codec.image import read_image
 from carousel.models.errors import ImageRejected
-from carousel.training.caption_sections import CaptionFiles
+from carousel.models.strict import Count, CountOrNone, Strict
 from carousel.training.corpus.caption_files import read_captions
 from carousel.training.corpus.captions import CaptionedImage
 from carousel.training.corpus.pictures import Pictures
@@ -24,6 +25,39 @@ from carousel.training.errors import CorpusError
 
 SECONDS_BEFORE_BAR = 2.0
 """A look at all pictures that takes longer shows how far it is."""
+
+
+class CaptionFiles(Strict):
+    """Captions and pictures: files, or scenes that are made up."""
+
+    kind: Literal["tsv", "flickr8k", "coco", "csv", "generated"] = "tsv"
+    train: str = ""
+    """The captions; plain or .gz."""
+    validation: str = ""
+    train_list: str = ""
+    """Names, one a line: only these of the pictures in `train` are taken; empty is all."""
+    validation_list: str = ""
+    train_pictures: str = ""
+    """Directory or zip of the pictures; none where [features] names files."""
+    validation_pictures: str = ""
+    image: str = "image"
+    """csv: the column of the picture's name."""
+    caption: str = "caption"
+    """csv: the column of a caption."""
+    scenes: Annotated[int, Field(ge=2)] = 10_000
+    """generated: how many to learn from."""
+    validation_scenes: Count = 500
+    """generated: how many more to be measured on."""
+    seed: CountOrNone = 1
+    """generated: of the scenes."""
+
+    @model_validator(mode="after")
+    def _files_fit_kind(self) -> Self:
+        if self.kind == "generated" and (self.train or self.validation):
+            raise ValueError("kind generated reads no files; leave out train and validation")
+        if self.kind != "generated" and not (self.train and self.validation):
+            raise ValueError(f"kind {self.kind} takes two files of captions; set corpus.train and corpus.validation")
+        return self
 
 
 class OpenPicture(Protocol):

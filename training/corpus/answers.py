@@ -11,20 +11,22 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
 from carousel.models.codec.interaction import COMBINED, InteractionCodec, combined_skill
 from carousel.models.codec.spelling import one_name, spelling_remarks
-from carousel.training.corpus.files import read_text
+from carousel.models.strict import CountOrNone, Strict
+from carousel.training.corpus.files import Paths, read_text
 from carousel.training.corpus.learners import SKILLS, simulate
 from carousel.training.corpus.pykt import read_pykt
 from carousel.training.corpus.rows import Columns, read_rows
 from carousel.training.corpus.three_line import read_three_line
 from carousel.training.corpus.transcript import Reading, Skills, Transcript
 from carousel.training.errors import CorpusError
-from carousel.training.sections import AnswerFiles
 
 History = npt.NDArray[np.int64]
 
@@ -37,6 +39,52 @@ MISSING = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none", 
 TELLING_ATTEMPTS = 20
 TELLING_MISTAKES = 3
 """Two learners hardly ever answer so often alike by chance, unless hardly ever wrong, or hardly ever right."""
+
+
+class AnswerFiles(Strict):
+    """Learners' answers: files, plain or .gz, or learners that are made up."""
+
+    kind: Literal["three-line", "rows", "pykt", "generated"] = "three-line"
+    train: Paths = Field(default=[])
+    """One file or several, read as one; none for kind generated."""
+    validation: Paths = Field(default=[])
+    """Empty: `validation_fraction` of the training files' learners are held out instead."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    user: str = "user_id"
+    """rows: the column that tells learners apart."""
+    order: str = "order_id"
+    """rows: the column, of numbers or of times as ISO 8601 writes them, that orders a learner's answers."""
+    answer: str = ""
+    """rows: the column that says which rows are one answer; empty where `ties` says it."""
+    ties: Literal["one-answer", "file"] = "one-answer"
+    """rows: what a learner's rows of one order are: one answer, or answers of their own in the file's order."""
+    skill: str = "skill_name"
+    """rows: the column of the skill."""
+    correct: str = "correct"
+    """rows: the column of 0 or 1."""
+    skill_separator: str = ""
+    """rows: what stands between the skills of one cell; empty where a cell holds one."""
+    learners: Annotated[int, Field(ge=2)] = 4000
+    """generated: how many."""
+    seed: CountOrNone = 1
+    """generated: of the learners and what happens to them."""
+
+    @model_validator(mode="after")
+    def _files_fit_kind(self) -> Self:
+        if self.kind == "generated" and (self.train or self.validation):
+            raise ValueError("kind generated reads no files; leave out train and validation")
+        if self.kind != "generated" and not self.train:
+            raise ValueError(f"kind {self.kind} takes files; set corpus.train to one path or a list of them")
+        if self.answer and self.ties != "one-answer":
+            raise ValueError("answer says which rows are one answer, and so does ties; set one of them")
+        columns: dict[str, str] = {}
+        for name in ("user", "order", "skill", "correct"):
+            other = columns.setdefault(getattr(self, name), name)
+            if other != name:
+                raise ValueError(f"{name} and {other} are both column {getattr(self, name)!r}; each has one of its own")
+        if columns.get(self.answer, "order") != "order":
+            raise ValueError(f"answer and {columns[self.answer]} are both column {self.answer!r}; give another")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

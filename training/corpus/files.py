@@ -6,8 +6,19 @@ import gzip
 import hashlib
 import zlib
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from carousel.training.errors import CorpusError
+
+
+def _as_list(value: object) -> object:
+    return ([value] if value else []) if isinstance(value, str) else value
+
+
+Paths = Annotated[list[str], BeforeValidator(_as_list)]
+"""One path, or a list of them."""
 
 
 def read_text(path: Path, key: str) -> tuple[str, str]:

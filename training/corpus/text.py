@@ -5,8 +5,23 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from carousel.models.strict import Strict
 from carousel.training.corpus.files import one_line_end, read_text
+
+
+class CorpusFiles(Strict):
+    """UTF-8 texts, plain or .gz."""
+
+    train: str
+    validation: str = ""
+    """Empty: the last `validation_fraction` of the training text is held out instead."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    line_ends: Literal["lf", "keep"] = "lf"
+    """lf: CR LF and a lone CR are read as LF, as prompts and stop strings have it; keep: as they are in the file."""
 
 
 @dataclass(frozen=True, slots=True)

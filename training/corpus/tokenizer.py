@@ -7,15 +7,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Literal, Self
 
+from pydantic import model_validator
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from carousel.models.codec.text import END_OF_LINE_TOKEN, UNKNOWN_TOKEN, TextCodec
+from carousel.models.strict import Count, CountOrNone, Strict
 from carousel.training.corpus.typography import normalizer_for
-from carousel.training.sections import TokenizerKind
 
 CAPTION_BEGIN = "<s>"
 CAPTION_END = "</s>"
+
+SMALLEST_VOCABULARY = {"word": 3, "bpe": 257}
+"""One token more than a tokenizer has anyhow: <unk> and <eos>, or the 256 bytes."""
+
+
+class TokenizerKind(Strict):
+    """What a token is."""
+
+    kind: Literal["character", "word", "bpe"] = "character"
+    vocabulary_size: CountOrNone = 0
+    """Words: at most so many, the most frequent, <unk> and <eos> included; 0 is all. BPE: bytes and merges."""
+    min_frequency: Count = 1
+    """Words seen less often become <unk>; BPE pairs seen less often are not merged."""
+
+    @model_validator(mode="after")
+    def _size_fits_kind(self) -> Self:
+        if self.kind == "character":
+            if (self.vocabulary_size, self.min_frequency) != (0, 1):
+                raise ValueError("vocabulary_size and min_frequency are for kinds word and bpe, kind is character")
+        elif self.vocabulary_size < SMALLEST_VOCABULARY[self.kind] and (self.kind == "bpe" or self.vocabulary_size):
+            smallest = SMALLEST_VOCABULARY[self.kind]
+            raise ValueError(f"vocabulary_size is {self.vocabulary_size}; kind {self.kind} takes {smallest} or more")
+        return self
 
 
 def build_codec(kind: TokenizerKind, text: str) -> TextCodec:

@@ -10,14 +10,15 @@ import torch
 
 from carousel.models.codec.image import Preprocessing
 from carousel.models.nn.checkpoint import Checkpoint, frozen_encoder, load_captioning_model, read_checkpoint
-from carousel.training.caption_batches import Images
-from carousel.training.caption_metrics import judge
-from carousel.training.caption_score import decode
 from carousel.training.corpus.album import Album, read_validation
 from carousel.training.errors import RunError
-from carousel.training.features import FeatureImages
-from carousel.training.pixels import PixelImages
-from carousel.training.recipe import CaptioningRecipe, saved_recipe
+from carousel.training.evaluate.metrics import judge
+from carousel.training.recipe import saved_recipe
+from carousel.training.tasks.captioning.batches import Images
+from carousel.training.tasks.captioning.features import FeatureImages
+from carousel.training.tasks.captioning.pixels import PixelImages
+from carousel.training.tasks.captioning.score import decode
+from carousel.training.tasks.captioning.task import CaptioningRecipe
 from carousel.training.trainer import BEST
 
 

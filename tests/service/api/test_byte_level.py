@@ -8,8 +8,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect as websockets_connect
 
-from carousel.training.corpus.tokenizer import build_codec
-from carousel.training.sections import TokenizerKind
+from carousel.training.corpus.tokenizer import TokenizerKind, build_codec
 from tests.service.api.conftest import StreamClient
 
 TEXT = "今日は良い天気です。 Déjà vu à l'été, où ça? 😀🎉 明日も晴れるでしょう\n" * 20

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer, models
 from carousel.export.int8_graph import build_int8_step
 from carousel.export.int8_prefill import build_int8_prefill
 from carousel.export.shared_weights import share_weights
-from carousel.export.step_module import step_module
 from carousel.models.bundle import open_bundle, publish
 from carousel.models.manifest import Manifest, TextCodecSpec
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
@@ -101,8 +100,10 @@ def test_a_graph_without_its_weights_is_refused(tmp_path: Path, monkeypatch: pyt
 @pytest.fixture(scope="module", params=["lstm", "gru"])
 def graphs(request) -> dict[str, bytes]:
     torch.manual_seed(0)
-    config = LanguageModelConfig(WORDS, request.param, embedding_size=96, hidden_size=UNITS, layers=2)
-    step = step_module(LanguageModel(config).eval())
+    config = LanguageModelConfig(
+        vocabulary_size=WORDS, cell=request.param, embedding_size=96, hidden_size=UNITS, layers=2
+    )
+    step = LanguageModel(config).eval().step_module()
     lower, upper = build_int8_prefill(step)
     return {"step.onnx": build_int8_step(step), "prefill.onnx": lower, "prefill2.onnx": upper}
 

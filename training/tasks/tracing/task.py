@@ -11,31 +11,44 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from carousel.models.nn.checkpoint import Checkpoint
 from carousel.models.nn.recurrent import RecurrentState, detach
-from carousel.models.nn.tracing import TracingModel
+from carousel.models.nn.tracing import TracingModel, TracingModelConfig, TracingModelShape
 from carousel.models.nn.validation import ValidationData
 from carousel.models.tracing_score import TracingScore, score
-from carousel.training.baseline import SkillRegression
-from carousel.training.corpus.answers import AnswerCorpus
+from carousel.training.corpus.answers import AnswerCorpus, AnswerFiles, read_answers
 from carousel.training.errors import CorpusError
-from carousel.training.histories import Histories, HistoryWindow
-from carousel.training.recipe import TracingRecipe
-from carousel.training.sections import TracingLoss
-from carousel.training.steadiness import steadiness
-from carousel.training.tracing_score import answers, predict
-from carousel.training.trainer import Evaluation
+from carousel.training.sections import Recipe
+from carousel.training.task import TASKS, Evaluation, Task, require_same_corpus
+from carousel.training.tasks.tracing.baseline import SkillRegression
+from carousel.training.tasks.tracing.histories import Batches, Histories, HistoryWindow
+from carousel.training.tasks.tracing.losses import Loss, tracing_loss
+from carousel.training.tasks.tracing.score import answers, predict
+from carousel.training.tasks.tracing.steadiness import steadiness
 
 
-class TracingTask:
+class TracingRecipe(Recipe):
+    """A knowledge tracing model."""
+
+    corpus: AnswerFiles
+    model: TracingModelShape
+    batches: Batches
+    loss: Loss
+
+
+@TASKS.register("tracing")
+class TracingTask(Task[TracingRecipe, HistoryWindow]):
     """A tracing model, its training learners as batches, and its validation learners."""
 
+    recipe_type = TracingRecipe
+    module: TracingModel
     unit = "answer"
 
     def __init__(self, recipe: TracingRecipe, corpus: AnswerCorpus) -> None:
-        self._recipe = recipe
+        self.recipe = recipe
         self._corpus = corpus
+        self.corpus_sha256, self.validation_sha256 = corpus.sha256, corpus.validation_sha256
         device = torch.device(recipe.run.device)
         batches = recipe.batches
         self._histories = Histories(corpus.train, batches.learners, batches.window, recipe.run.seed, device)
@@ -44,7 +57,7 @@ class TracingTask:
             raise CorpusError("no validation learner has two attempts; one to read and one to predict are needed")
         self._one_sided = len(set(self._answers.tolist())) < 2
         self.criterion_name = "log loss" if self._one_sided else "1 - AUC"
-        self.module = TracingModel(recipe.model.config(corpus.codec.skill_count)).to(device)
+        self.module = TracingModel(TracingModelConfig.of(recipe.model, skill_count=corpus.codec.skill_count)).to(device)
         self.windows_per_epoch = self._histories.windows_per_epoch
         self.targets_per_window = self._histories.targets / self.windows_per_epoch
         self.tokens_per_window = max(1, round(self.targets_per_window))
@@ -67,13 +80,20 @@ class TracingTask:
             f"a logistic regression per skill has {_summary(self.baseline)}",
         ])  # fmt: skip
 
+    @classmethod
+    def open(cls, recipe: TracingRecipe, saved: Checkpoint | None) -> TracingTask:
+        """See Task."""
+        corpus = read_answers(recipe.corpus, recipe.run.seed)
+        require_same_corpus(corpus.sha256, corpus.validation_sha256, saved)
+        return cls(recipe, corpus)
+
     def windows(self, epoch: int, start: int) -> Iterator[HistoryWindow]:
         """The windows of an epoch, from window `start` on."""
         return self._histories.windows(epoch, start)
 
     def initial_state(self) -> RecurrentState:
         """Zeros. <float32>[B, H] each"""
-        return self.module.initial_state(self._recipe.batches.learners)
+        return self.module.initial_state(self.recipe.batches.learners)
 
     def loss(self, window: HistoryWindow, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """The loss of a window <float32>[], and the state after it, cut from its history.
@@ -82,7 +102,7 @@ class TracingTask:
         an epoch every attempt weighs the same, however few learners are left at a batch's end.
         """
         logits, after = self.module(window.ids, self.initial_state() if window.first else state)  # [B, T, S]
-        total = tracing_loss(logits.float(), window, self._recipe.loss)
+        total = tracing_loss(logits.float(), window, self.recipe.loss)
         return total / self.targets_per_window, detach(after)
 
     def evaluate(self) -> Evaluation:
@@ -98,60 +118,9 @@ class TracingTask:
         histories = [torch.from_numpy(history) for history in self._corpus.validation]
         return ValidationData("tracing", self._corpus.sha256, histories)
 
-    def resume_header(self) -> dict[str, Any]:
-        """What a resumption must find again: the corpus by digest."""
-        return {
-            "task": "tracing",
-            "corpus_sha256": self._corpus.sha256,
-            "validation_sha256": self._corpus.validation_sha256,
-        }
-
-    def export_header(self, evaluation: Evaluation, steps: int) -> dict[str, Any]:
-        """What the export room needs beside the weights."""
-        return {
-            "task": "tracing",
-            "model": self.module.config.to_json(),
-            "skills": self._corpus.codec.to_json(),
-            "validation": dict(evaluation.figures),
-            "provenance": {
-                "recipe": self._recipe.name,
-                "corpus_sha256": self._corpus.sha256,
-                "parameters": self.module.parameter_count,
-                "cell": self.module.config.cell,
-                "steps": steps,
-            },
-        }
-
-
-def tracing_loss(logits: Tensor, window: HistoryWindow, terms: TracingLoss) -> Tensor:
-    """Binary cross-entropy of the next answers in nats, summed over the attempts present, and DKT+'s terms.
-
-    DKT+ (Yeung & Yeung 2018, arXiv:1806.02180) adds the cross-entropy of the answer just seen, and the mean over
-    skills of how far probabilities move from one attempt to the next, absolute and squared. Moves across a window's
-    edge are not counted.
-
-    Args:
-        logits: after each attempt, of the next one at every skill. <float32>[B, T, S]
-        window: the attempts.
-        terms: the weights of DKT+'s terms, each 0 where it is left out.
-
-    Returns:
-        <float32>[]
-    """
-    total = _cross_entropy(logits, window.targets, window.present)
-    if terms.reconstruction:
-        total = total + terms.reconstruction * _cross_entropy(logits, window.ids, window.present)
-    if terms.waviness_l1 or terms.waviness_l2:
-        probability = torch.sigmoid(logits)
-        move = (probability[:, 1:] - probability[:, :-1]) * window.present[:, 1:, None]  # [B, T - 1, S]
-        total = total + terms.waviness_l1 * move.abs().mean(2).sum() + terms.waviness_l2 * move.square().mean(2).sum()
-    return total
-
-
-def _cross_entropy(logits: Tensor, attempts: Tensor, present: Tensor) -> Tensor:
-    asked = logits.gather(2, (attempts >> 1)[..., None])[..., 0]  # [B, T]
-    losses = functional.binary_cross_entropy_with_logits(asked, (attempts & 1).float(), reduction="none")
-    return (losses * present).sum()
+    def published(self, evaluation: Evaluation) -> dict[str, Any]:
+        """See Task."""
+        return {"skills": self._corpus.codec.to_json(), "validation": dict(evaluation.figures)}
 
 
 def _summary(figures: TracingScore) -> str:

@@ -17,10 +17,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from carousel.models.strict import Count, Strict
 from carousel.training.errors import CorpusError
 
 PARTS = 8
 """Learners are mixed anew each epoch among those whose lengths fall into the same eighth of a window."""
+
+
+class Batches(Strict):
+    """How learners' histories become updates."""
+
+    learners: Count = 32
+    """B: learners of about the same length, read side by side."""
+    window: Count = 200
+    """T: attempts between two updates, and how far gradients reach back; a longer history goes on with its state."""
 
 
 @dataclass(frozen=True, slots=True)

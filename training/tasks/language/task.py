@@ -14,27 +14,42 @@ from torch import Tensor
 from torch.nn import functional
 
 from carousel.models.codec.text import TextCodec
-from carousel.models.nn.language import LanguageModel
+from carousel.models.nn.checkpoint import Checkpoint
+from carousel.models.nn.language import LanguageModel, LanguageModelConfig, LanguageModelShape
 from carousel.models.nn.recurrent import RecurrentState, detach
 from carousel.models.nn.validation import ValidationData
-from carousel.training.batches import Lanes, Window
 from carousel.training.corpus.encoding import encode_text
-from carousel.training.corpus.text import TextCorpus
+from carousel.training.corpus.text import CorpusFiles, TextCorpus, read_corpus
+from carousel.training.corpus.tokenizer import TokenizerKind, build_codec
 from carousel.training.errors import CorpusError
-from carousel.training.evaluation import score
-from carousel.training.recipe import LanguageRecipe
-from carousel.training.trainer import Evaluation
+from carousel.training.sections import Recipe
+from carousel.training.task import TASKS, Evaluation, Task, require_same_corpus
+from carousel.training.tasks.language.batches import Batches, Lanes, Window
+from carousel.training.tasks.language.score import score
 
 
-class LanguageTask:
+class LanguageRecipe(Recipe):
+    """A language model."""
+
+    corpus: CorpusFiles
+    tokenizer: TokenizerKind
+    model: LanguageModelShape
+    batches: Batches
+
+
+@TASKS.register("language")
+class LanguageTask(Task[LanguageRecipe, Window]):
     """A language model, its corpus as lanes, and its validation text as one stream."""
 
+    recipe_type = LanguageRecipe
+    module: LanguageModel
     unit = "tok"
     criterion_name = "nats/token"
 
     def __init__(self, recipe: LanguageRecipe, corpus: TextCorpus, codec: TextCodec) -> None:
-        self._recipe = recipe
+        self.recipe = recipe
         self._corpus = corpus
+        self.corpus_sha256, self.validation_sha256 = corpus.sha256, corpus.validation_sha256
         self._codec = codec
         self._device = torch.device(recipe.run.device)
         batches = recipe.batches
@@ -46,7 +61,9 @@ class LanguageTask:
                 f"the validation text is too short (tokens: {len(self._validation_ids)}); at least 2 tokens are "
                 "needed, one to read and one to predict"
             )
-        self.module = LanguageModel(recipe.model.config(codec.vocabulary_size)).to(self._device)
+        self.module = LanguageModel(LanguageModelConfig.of(recipe.model, vocabulary_size=codec.vocabulary_size)).to(
+            self._device
+        )
         self.windows_per_epoch = self._lanes.windows_per_epoch
         self.tokens_per_window = batches.lanes * batches.window
         self.description = "\n".join([
@@ -56,8 +73,19 @@ class LanguageTask:
             f"{self.windows_per_epoch:,} windows of {self.tokens_per_window:,} tokens per epoch",
         ])  # fmt: skip
 
+    @classmethod
+    def open(cls, recipe: LanguageRecipe, saved: Checkpoint | None) -> LanguageTask:
+        """See Task."""
+        files = recipe.corpus
+        keep = files.line_ends == "keep"
+        corpus = read_corpus(files.train, files.validation, files.validation_fraction, keep_line_ends=keep)
+        require_same_corpus(corpus.sha256, corpus.validation_sha256, saved)
+        if saved is None:
+            return cls(recipe, corpus, build_codec(recipe.tokenizer, corpus.train))
+        return cls(recipe, corpus, TextCodec.from_json(saved.header["tokenizer"]))
+
     def _unknown_characters(self) -> list[str]:
-        if self._recipe.tokenizer.kind != "character":  # of words some are always unknown, of bytes none
+        if self.recipe.tokenizer.kind != "character":  # of words some are always unknown, of bytes none
             return []
         unknown = self._validation_ids.tolist().count(self._codec.unknown_id)
         if not unknown:
@@ -73,7 +101,7 @@ class LanguageTask:
 
     def initial_state(self) -> RecurrentState:
         """Zeros, as at an epoch's start. <float32>[B, H] each"""
-        return self.module.initial_state(self._recipe.batches.lanes)
+        return self.module.initial_state(self.recipe.batches.lanes)
 
     def loss(self, window: Window, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Mean cross-entropy of a window in nats <float32>[], and the state after it, cut from its history."""
@@ -98,27 +126,10 @@ class LanguageTask:
             "language", self._corpus.sha256, [self._validation_ids], characters=len(self._corpus.validation)
         )
 
-    def resume_header(self) -> dict[str, Any]:
-        """What a resumption must find again: the corpus by digest, the tokenizer itself."""
-        return {
-            "task": "language",
-            "tokenizer": self._codec.to_json(),
-            "corpus_sha256": self._corpus.sha256,
-            "validation_sha256": self._corpus.validation_sha256,
-        }
+    def kept(self) -> dict[str, Any]:
+        """The tokenizer itself."""
+        return {"tokenizer": self._codec.to_json()}
 
-    def export_header(self, evaluation: Evaluation, steps: int) -> dict[str, Any]:
-        """What the export room needs beside the weights."""
-        return {
-            "task": "language",
-            "model": self.module.config.to_json(),
-            "tokenizer": self._codec.to_json(),
-            "validation": dict(evaluation.figures),
-            "provenance": {
-                "recipe": self._recipe.name,
-                "corpus_sha256": self._corpus.sha256,
-                "parameters": self.module.parameter_count,
-                "cell": self.module.config.cell,
-                "steps": steps,
-            },
-        }
+    def published(self, evaluation: Evaluation) -> dict[str, Any]:
+        """See Task."""
+        return {"tokenizer": self._codec.to_json(), "validation": dict(evaluation.figures)}

@@ -6,15 +6,31 @@ Axes: N images, S steps that are present.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from carousel.models.codec.image import ImageCodec
 from carousel.models.nn.beam import Hypothesis, best_captions
 from carousel.models.nn.captioning import CaptioningModel
-from carousel.training.caption_batches import IGNORED, Images, Marks, rectangle
+from carousel.models.strict import NotNegative, Strict
+from carousel.training.tasks.captioning.batches import IGNORED, Images, Marks, rectangle
+
+
+class Decoding(Strict):
+    """How validation captions are generated, and what a published model does unasked."""
+
+    beam_width: Annotated[int, Field(ge=1, le=16)] = 3
+    """1 is greedy."""
+    length_penalty: NotNegative = 0.0
+    """A caption's score is its log-probability over its length to this power."""
+    criterion: Literal["bleu_4", "nats_per_token"] = "bleu_4"
+    """By which validation figure the best weights are known; of equals, those with fewer nats. nats_per_token
+    also where BLEU-4 is 0 whatever the model says, as no validation caption has four words."""
+
 
 CHUNK_IMAGES = 100
 """Images a pass: bounds memory."""

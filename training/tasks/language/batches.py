@@ -14,7 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from carousel.models.strict import Count, Strict
 from carousel.training.errors import CorpusError
+
+
+class Batches(Strict):
+    """How the training stream is cut."""
+
+    lanes: Count = 32
+    """B: contiguous parts of the text that are read side by side."""
+    window: Count = 128
+    """T: steps between two updates, and how far gradients reach back."""
 
 
 @dataclass(frozen=True, slots=True)

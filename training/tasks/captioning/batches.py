@@ -7,17 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from carousel.models.strict import Count, Strict
 
 IGNORED = -100
 """A target that no loss is taken of: a word outside the vocabulary, and whatever lies behind a caption's end."""
 
 LENGTH_STEP = 2
 """Pictures are mixed anew each epoch among those whose longest captions differ by less than so many tokens."""
+
+
+class Vocabulary(Strict):
+    """Which words a model of captions can say, and how many at most."""
+
+    min_frequency: Count = 5
+    """Words seen less often in the training captions are read as <unk> and never said."""
+    max_tokens: Annotated[int, Field(ge=2)] = 24
+    """Longest caption, its end token counted; of longer ones the last words are left out."""
+
+
+class Batches(Strict):
+    """How captioned pictures become updates."""
+
+    images: Count = 32
+    """N: pictures read side by side."""
+    captions: Count = 5
+    """K: captions of a picture that share one reading of it; one with more is read several times."""
 
 
 @dataclass(frozen=True, slots=True)

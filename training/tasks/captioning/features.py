@@ -7,14 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from carousel.models.features import FEATURES, METADATA_KEY, FeaturesHeader
+from carousel.models.strict import Strict
+from carousel.training.corpus.files import Paths
 from carousel.training.errors import CorpusError
+
+
+class FeatureFiles(Strict):
+    """Features of a frozen encoder, as `python -m export.features` writes them."""
+
+    train: Paths = Field(default=[])
+    """One file, or several of the same pictures (as they are, and mirrored): each time a picture is read, one of them
+    is drawn. None: the model's own encoder reads the pictures."""
+    validation: str = ""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if bool(self.train) != bool(self.validation):
+            raise ValueError("train and validation go together; set both or neither")
+        return self
 
 
 class FeatureFile:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from carousel.models.codec.image import Preprocessing
+from carousel.models.strict import Count, Strict
 from carousel.training.corpus.album import OpenPicture
+
+
+class OwnEncoder(Strict):
+    """The model's own convolutional encoder; of no account where [features] names files."""
+
+    width: Annotated[int, Field(ge=8, le=1024)] = 64
+    """What pictures are brought to, in pixels."""
+    height: Annotated[int, Field(ge=8, le=1024)] = 64
+    channels: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (32, 64, 128)
+    """Of each stage; each halves the picture."""
 
 
 class PixelImages:

@@ -16,31 +16,59 @@ from carousel.models.bleu import ORDERS, bleu
 from carousel.models.codec.image import ImageCodec, Preprocessing
 from carousel.models.codec.text import UNKNOWN_TOKEN, TextCodec
 from carousel.models.features import FrozenEncoder
-from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig, map_shape
+from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig, CaptioningModelShape, map_shape
+from carousel.models.nn.checkpoint import Checkpoint
 from carousel.models.nn.recurrent import RecurrentState
 from carousel.models.nn.validation import CaptioningValidationData
-from carousel.training.caption_batches import IGNORED, CaptionBatches, CaptionWindow, Images, Marks, rectangle
-from carousel.training.caption_score import decode, nats_per_token
-from carousel.training.corpus.album import Album
+from carousel.training.corpus.album import Album, CaptionFiles, read_albums
 from carousel.training.corpus.tokenizer import CAPTION_BEGIN, CAPTION_END, caption_codec, frequent_words
-from carousel.training.errors import RecipeError
-from carousel.training.features import FeatureImages
-from carousel.training.pixels import PixelImages
-from carousel.training.recipe import CaptioningRecipe
-from carousel.training.trainer import Evaluation
+from carousel.training.errors import RecipeError, RunError
+from carousel.training.sections import Recipe
+from carousel.training.task import TASKS, Evaluation, Task, require_same_corpus
+from carousel.training.tasks.captioning.batches import (
+    IGNORED,
+    Batches,
+    CaptionBatches,
+    CaptionWindow,
+    Images,
+    Marks,
+    Vocabulary,
+    rectangle,
+)
+from carousel.training.tasks.captioning.features import FeatureFiles, FeatureImages
+from carousel.training.tasks.captioning.losses import Loss, uneven_attention, unseen_words
+from carousel.training.tasks.captioning.pixels import OwnEncoder, PixelImages
+from carousel.training.tasks.captioning.score import Decoding, decode, nats_per_token
 
 GREY = 127.5
 """A model's own encoder reads pixels in [-1, 1]."""
 
 
-class CaptioningTask:
+class CaptioningRecipe(Recipe):
+    """A captioning model."""
+
+    corpus: CaptionFiles
+    features: FeatureFiles
+    encoder: OwnEncoder
+    vocabulary: Vocabulary
+    model: CaptioningModelShape
+    batches: Batches
+    loss: Loss
+    decoding: Decoding
+
+
+@TASKS.register("captioning")
+class CaptioningTask(Task[CaptioningRecipe, CaptionWindow]):
     """A captioning model, its training pictures as batches, and its validation pictures."""
 
+    recipe_type = CaptioningRecipe
+    module: CaptioningModel
     unit = "tok"
 
     def __init__(self, recipe: CaptioningRecipe, train: Album, validation: Album) -> None:
-        self._recipe = recipe
+        self.recipe = recipe
         self._train, self._validation = train, validation
+        self.corpus_sha256, self.validation_sha256 = train.sha256, validation.sha256
         self._device = torch.device(recipe.run.device)
         words = frequent_words(train.captions, recipe.vocabulary.min_frequency)
         if not words:
@@ -81,13 +109,22 @@ class CaptioningTask:
             f"{self.windows_per_epoch:,} windows per epoch; validation: {len(validation.pictures):,} pictures",
         ])  # fmt: skip
 
+    @classmethod
+    def open(cls, recipe: CaptioningRecipe, saved: Checkpoint | None) -> CaptioningTask:
+        """See Task."""
+        train, validation = read_albums(recipe.corpus)
+        require_same_corpus(train.sha256, validation.sha256, saved)
+        task = cls(recipe, train, validation)
+        if saved is not None and task._encoder_json() != saved.header["encoder"]:
+            raise RunError(
+                "features.train is of another encoder than the run was started with; "
+                "restore the files to resume, or start anew with another --output"
+            )
+        return task
+
     def windows(self, epoch: int, start: int) -> Iterator[CaptionWindow]:
         """The windows of an epoch, from window `start` on."""
         return self._batches.windows(epoch, start)
-
-    def initial_state(self) -> RecurrentState:
-        """Nothing: a caption begins and ends within its window."""
-        return {}
 
     def loss(self, window: CaptionWindow, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """The loss of a window <float32>[].
@@ -95,9 +132,9 @@ class CaptioningTask:
         Cross-entropies are divided by the mean number of targets of a window, not by this window's own: over an epoch
         every token weighs the same.
         """
-        settings = self._recipe.loss
+        settings = self.recipe.loss
         captions = window.captions.to(self._device)
-        sampled = settings.scheduled_sampling * window.epoch / max(self._recipe.schedule.epochs - 1, 1)
+        sampled = settings.scheduled_sampling * window.epoch / max(self.recipe.schedule.epochs - 1, 1)
         features = self.module.features(window.images.to(self._device))
         logits, looked = self.module.teach(features, captions.ids, captions.present, sampled)
         targets = captions.targets[captions.present]  # [S]
@@ -111,7 +148,7 @@ class CaptioningTask:
 
     def evaluate(self) -> Evaluation:
         """Caption the validation pictures, and predict their captions, with the module's present weights."""
-        decoding = self._recipe.decoding
+        decoding = self.recipe.decoding
         self.module.eval()
         nats = nats_per_token(self.module, self._images, self._validation_ids, self._marks)
         said = decode(
@@ -145,22 +182,15 @@ class CaptioningTask:
             references=[picture.captions for picture in self._validation.pictures],
         )
 
-    def resume_header(self) -> dict[str, Any]:
-        """What a resumption must find again: captions and features by digest."""
-        return {
-            "task": "captioning",
-            "corpus_sha256": self._train.sha256,
-            "validation_sha256": self._validation.sha256,
-            "encoder": self._encoder_json(),
-        }
+    def kept(self) -> dict[str, Any]:
+        """The frozen encoder, where there is one."""
+        return {"encoder": self._encoder_json()}
 
-    def export_header(self, evaluation: Evaluation, steps: int) -> dict[str, Any]:
-        """What the export room needs beside the weights."""
-        decoding = self._recipe.decoding.model_dump(include={"beam_width", "length_penalty"})
+    def published(self, evaluation: Evaluation) -> dict[str, Any]:
+        """See Task."""
+        decoding = self.recipe.decoding.model_dump(include={"beam_width", "length_penalty"})
         figures = {name: evaluation.figures[name] for name in ("bleu_1", "bleu_4", "nats_per_token")}
         return {
-            "task": "captioning",
-            "model": self.module.config.to_json(),
             "tokenizer": self.codec.text.to_json(),
             "begin": CAPTION_BEGIN,
             "end": CAPTION_END,
@@ -169,49 +199,10 @@ class CaptioningTask:
             "preprocessing": self.codec.preprocessing.model_dump(mode="json"),
             "decoding": decoding,
             "validation": {"images": len(self._validation.pictures), **decoding, **figures},
-            "provenance": {
-                "recipe": self._recipe.name,
-                "corpus_sha256": self._train.sha256,
-                "parameters": self.module.parameter_count,
-                "cell": self.module.config.cell,
-                "steps": steps,
-            },
         }
 
     def _encoder_json(self) -> dict[str, Any] | None:
         return None if self._encoder is None else self._encoder.model_dump(mode="json")
-
-
-def unseen_words(detected: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy of which words each image's captions hold, summed over the vocabulary, mean over images.
-
-    Args:
-        detected: logits. <float32>[N, V]
-        targets: the captions' words, or IGNORED. <int64>[N, K, T]
-
-    Returns:
-        <float32>[]
-    """
-    held = torch.zeros(len(detected), detected.shape[1] + 1, device=detected.device)  # the last for what is ignored
-    words = targets.flatten(1)
-    held.scatter_(1, torch.where(words == IGNORED, detected.shape[1], words), 1.0)
-    return functional.binary_cross_entropy_with_logits(detected, held[:, :-1], reduction="sum") / len(detected)
-
-
-def uneven_attention(looked: Tensor, present: Tensor) -> Tensor:
-    """The doubly stochastic penalty: the mean over captions and positions of (1 - sum over steps of alpha)^2.
-
-    Xu et al. 2015, section 4.2.1, where it is the sum over positions.
-
-    Args:
-        looked: alpha of each step. <float32>[N, K, T, P]
-        present: the steps that there are. <bool>[N, K, T]
-
-    Returns:
-        <float32>[]
-    """
-    total = (looked * present[..., None]).sum(2)  # [N, K, P]
-    return (1.0 - total[present[:, :, 0]]).square().mean()
 
 
 def _nats_instead(recipe: CaptioningRecipe, words: Sequence[str], validation: Album) -> list[str]:
@@ -289,7 +280,10 @@ def _eyes(
         raise RecipeError("features.train and features.validation are of two encoders; compute both with the same")
     if encoder.grid is None and not pooled:
         raise RecipeError("features.train holds pooled features; model.attention 'soft' needs a map, 'none' does not")
-    config = recipe.model.config(text.vocabulary_size, encoder.grid or (1, 1), encoder.size)
+    rows, columns = encoder.grid or (1, 1)
+    config = CaptioningModelConfig.of(
+        recipe.model, vocabulary_size=text.vocabulary_size, rows=rows, columns=columns, feature_size=encoder.size
+    )
     return config, encoder.preprocessing, encoder, seen, held_out
 
 
@@ -304,8 +298,15 @@ def _own_eyes(
     train.require_pictures("corpus.train_pictures", max(recipe.encoder.width, recipe.encoder.height))
     validation.require_pictures("corpus.validation_pictures", max(recipe.encoder.width, recipe.encoder.height))
     encoder = recipe.encoder
-    grid = map_shape(encoder.height, encoder.width, encoder.channels)
-    config = recipe.model.config(vocabulary_size, grid, encoder.channels[-1], encoder.channels)
+    rows, columns = map_shape(encoder.height, encoder.width, encoder.channels)
+    config = CaptioningModelConfig.of(
+        recipe.model,
+        vocabulary_size=vocabulary_size,
+        rows=rows,
+        columns=columns,
+        feature_size=encoder.channels[-1],
+        channels=encoder.channels,
+    )
     grey = (GREY, GREY, GREY)
     preprocessing = Preprocessing(width=encoder.width, height=encoder.height, mean=grey, deviation=grey)
     return (

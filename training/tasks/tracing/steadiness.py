@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from carousel.models.nn.tracing import TracingModel
-from carousel.training.tracing_score import History, read
+from carousel.training.tasks.tracing.score import History, read
 
 
 @dataclass(frozen=True, slots=True)

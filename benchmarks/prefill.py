@@ -25,10 +25,11 @@ from carousel.export.int8_graph import build_int8_step
 from carousel.export.int8_prefill import build_int8_prefill
 from carousel.models.graph import STATE_PREFIX
 from carousel.service.engine.core import EngineCore
+from carousel.service.engine.parameters import SamplingParameters
+from carousel.service.engine.port import Request, Snapshot
 from carousel.service.engine.prefill.runner import OnnxPrefillRunner
 from carousel.service.engine.prefill.thread import PrefillThread
 from carousel.service.engine.runner import HeadPorts, OnnxRunner, StepPorts
-from carousel.service.engine.sequence import SamplingParameters, Sequence, Snapshot
 from carousel.service.engine.states.pool import StateSpec
 
 PROMPT_TOKENS = 1_000
@@ -88,7 +89,7 @@ class Benchmark:
         return {"machine": asdict(self._machine), "lengths": list(lengths), **figures}
 
     def streams(self) -> None:
-        """The time between two tokens of streams while prompts arrive one after another, by where they are eaten."""
+        """The time between two tokens of streams while prompts arrive one after another, by where they are consumed."""
         print(f"\n| {STREAMS} streams | gap between tokens, median | p99 | a prompt of {PROMPT_TOKENS:,} |")
         print("|---|---:|---:|---:|")
         print(f"| no prompt arrives |{self._gaps(self._core(), prompts=0)}|", flush=True)
@@ -102,16 +103,14 @@ class Benchmark:
 
     def _gaps(self, core: EngineCore, prompts: int) -> str:
         endless = SamplingParameters(max_tokens=1 << 30)
-        streams = [Sequence(np.array([place]), endless) for place in range(STREAMS)]
-        for stream in streams:
-            core.add(stream)
+        for place in range(STREAMS):
+            core.add(place, Request(np.array([place]), endless))
         for _ in range(20):
             core.step()
         gaps, took = list[float](), list[float]()
-        for _ in range(max(prompts, 1)):
-            prompt = _prompt(PROMPT_TOKENS)
+        for place in range(max(prompts, 1)):
             if prompts:
-                core.add(prompt)
+                core.add(STREAMS + place, _prompt(PROMPT_TOKENS))
             began, ended = time.perf_counter(), False
             while not ended:
                 start = time.perf_counter()
@@ -119,8 +118,8 @@ class Benchmark:
                 gaps.append(time.perf_counter() - start)
                 ended = bool(output.finished) if prompts else len(gaps) == 200
             took.append(time.perf_counter() - began)
-        for stream in streams:
-            core.cancel(stream)
+        for place in range(STREAMS):
+            core.cancel(place)
         core.step()
         p99 = statistics.quantiles(gaps, n=100)[98] if len(gaps) > 1 else gaps[0]
         last = f"{statistics.median(took) * 1e3:.0f} ms" if prompts else ""
@@ -149,17 +148,17 @@ def _times(slow: Seconds, fast: Seconds) -> str:
     return f"{slow.clock / fast.clock:.1f} ({slow.processor / fast.processor:.1f})"
 
 
-def _prompt(length: int, memory: Snapshot | None = None, *, keep: bool = False) -> Sequence:
+def _prompt(length: int, memory: Snapshot | None = None, *, keep: bool = False) -> Request:
     ids = np.random.default_rng(length).integers(0, WORDS, length)
-    return Sequence(ids, SamplingParameters(max_tokens=1, temperature=0.0), snapshot=memory, keep_state=keep)
+    return Request(ids, SamplingParameters(max_tokens=1, temperature=0.0), snapshot=memory, keep_state=keep)
 
 
 def _run(
     core: EngineCore, rows: int, length: int, memory: Snapshot | None = None, *, keep: bool = False
 ) -> Snapshot | None:
     """Run so many prompts to their ends; the last one's memory."""
-    for _ in range(rows):
-        core.add(_prompt(length, memory, keep=keep))
+    for row in range(rows):
+        core.add(row, _prompt(length, memory, keep=keep))
     kept = None
     while not core.idle:
         for _, end in core.step().finished:
@@ -170,7 +169,7 @@ def _run(
 def _sample(core: EngineCore, rows: int, length: int) -> None:
     """So many streams, at temperature 1 over the whole vocabulary: steps as a client that streams gets them."""
     for seed in range(rows):
-        core.add(Sequence(np.array([1]), SamplingParameters(max_tokens=length, seed=seed)))
+        core.add(seed, Request(np.array([1]), SamplingParameters(max_tokens=length, seed=seed)))
     while not core.idle:
         core.step()
 

@@ -21,7 +21,7 @@ from carousel.export.int8_graph import build_int8_step
 from carousel.export.int8_prefill import build_int8_prefill
 from carousel.models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
 from carousel.models.prefill import ABOVE
-from carousel.service.engine.sequence import Array
+from carousel.service.engine.parameters import Array
 
 STEPS = 64
 ROWS = (1, 4, 8, 16)

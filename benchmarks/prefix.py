@@ -21,7 +21,8 @@ import numpy as np
 
 from carousel.benchmarks.report import Machine
 from carousel.models.bundle import open_bundle
-from carousel.service.engine.sequence import Array, Ids, SamplingParameters, Sequence, TokenEvent
+from carousel.service.engine.parameters import Ids, SamplingParameters, State
+from carousel.service.engine.port import Request, Told
 from carousel.service.engine.states.pool import zeros
 from carousel.service.engine.threads.async_engine import AsyncEngine
 from carousel.service.prefixes.cache import PrefixCache
@@ -38,25 +39,28 @@ async def first_token_seconds(engine: AsyncEngine, prefixes: Prefixes, prompt: I
     """From admission to the first token; then the states are kept, which nobody waits for."""
     with engine.admit() as admission:
         beginning = prefixes.begin(prompt, None)
-        sequence = Sequence(
-            prompt, SamplingParameters(1), snapshot=beginning.snapshot, looks=beginning.looks, eaten=beginning.length
+        request = Request(
+            prompt,
+            SamplingParameters(1),
+            snapshot=beginning.snapshot,
+            checkpoints=beginning.checkpoints,
+            consumed=beginning.length,
         )
-        event = await admission.start(sequence).get()
+        event = await admission.start(request).get()
         seconds = time.perf_counter() - admission.admitted_at
-        assert isinstance(event, TokenEvent)
-        beginning.keep(sequence)
+        assert isinstance(event, Told)
+        beginning.keep(prompt, event.checkpoints)
     return seconds
 
 
-def loop_seconds(prefixes: Prefixes, prompt: Ids, state: dict[str, Array]) -> float:
+def loop_seconds(prefixes: Prefixes, prompt: Ids, state: State) -> float:
     """What the event loop gives to a cold prompt: looking it up, and keeping its states."""
     started = time.perf_counter()
     beginning = prefixes.begin(prompt, None)
     spent = time.perf_counter() - started
-    sequence = Sequence(prompt, SamplingParameters(1), looks=beginning.looks)
-    sequence.looked |= {look: dict(state) for look in beginning.looks}
+    checkpoints = {length: dict(state) for length in beginning.checkpoints}
     started = time.perf_counter()
-    beginning.keep(sequence)
+    beginning.keep(prompt, checkpoints)
     return spent + time.perf_counter() - started
 
 

@@ -16,11 +16,12 @@ from statistics import median
 import numpy as np
 
 from carousel.models.bundle import open_bundle
-from carousel.service.engine.sequence import SamplingParameters, Sequence
+from carousel.service.engine.parameters import SamplingParameters
+from carousel.service.engine.port import Request
 from carousel.service.engine.threads.async_engine import MAX_HELD_REPORTS
 from carousel.service.observability.metrics import Metrics, ModelMetrics
 from carousel.service.served.opening import open_core
-from carousel.service.work.tracing import trace_sequence
+from carousel.service.work.tracing import trace_request
 
 BUNDLES = ("bundles/shakespeare/2", "bundles/tutor/2")
 ROWS = (1, 16, 64, 128)
@@ -38,9 +39,9 @@ def shares(path: Path) -> Iterator[tuple[int, float, float]]:
         random = np.random.default_rng(rows)
         for seed in range(rows):
             if samples:
-                core.add(Sequence(random.integers(0, ids, 1), SamplingParameters(STEPS + 9, seed=seed)))
+                core.add(seed, Request(random.integers(0, ids, 1), SamplingParameters(STEPS + 9, seed=seed)))
             else:
-                core.add(trace_sequence(random.integers(0, ids, STEPS + 9)))
+                core.add(seed, trace_request(random.integers(0, ids, STEPS + 9)))
         core.step()
         at_once = 1 if samples else min(STEPS, MAX_HELD_REPORTS)
         steps, recordings = [], []

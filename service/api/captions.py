@@ -22,9 +22,9 @@ from carousel.service.api.routes.responses import EVENTS, SvgResponse
 from carousel.service.api.wire import frames, slices
 from carousel.service.api.wire.caption_messages import CaptionFields, CaptionsResponse
 from carousel.service.api.wire.slices import LARGE_ANSWER
-from carousel.service.engine.admission.admission import Admission
 from carousel.service.engine.encoder.encoder import Encoding
-from carousel.service.engine.sequence import FinishReason
+from carousel.service.engine.parameters import FinishReason
+from carousel.service.engine.port import Place
 from carousel.service.errors import RequestError, ServiceError
 from carousel.service.observability.requests import record_of
 from carousel.service.pictures.attention import attention_svg
@@ -148,7 +148,9 @@ async def _captions(model: ServedModel, images: ImageReader, asked: Asked, param
     with ExitStack() as places:
         # As many rows as there are at most, and as are free: a large request takes turns instead of everybody's place.
         urgency = asked.fields.urgency
-        free = min(model.engine.max_rows, model.engine.max_admitted(batch=urgency.batch) - model.engine.admitted)
+        engine = model.engine.describe()
+        most = engine.max_admitted_batch if urgency.batch else engine.max_admitted
+        free = min(engine.max_rows, most - engine.admitted)
         wanted = min(len(asked.files), max(1, free // parameters.rows))
         admissions = admit_many(places, model, wanted, urgency, parameters.rows)
         encodings = await _encodings(model, images, asked)
@@ -180,13 +182,13 @@ async def _encodings(model: ServedModel, images: ImageReader, asked: Asked) -> l
 
 
 async def _find_all(
-    model: ServedModel, admissions: list[Admission], encodings: Sequence[Encoding], parameters: CaptionParameters
+    model: ServedModel, admissions: list[Place], encodings: Sequence[Encoding], parameters: CaptionParameters
 ) -> list[list[Caption]]:
     """Every image's captions, as many images at once as there are places; the first failure ends the rest."""
     results: dict[int, list[Caption]] = {}
     waiting = iter(range(len(encodings)))
 
-    async def work(admission: Admission) -> None:
+    async def work(admission: Place) -> None:
         for place in waiting:
             results[place] = await find_captions(model, admission, encodings[place], parameters)
 
@@ -222,7 +224,7 @@ def _words(model: ServedModel, caption: Caption) -> list[str]:
 
 async def _begin(
     model: ServedModel,
-    place: Admission,
+    place: Place,
     images: ImageReader,
     asked: Asked,
     parameters: CaptionParameters,

@@ -30,14 +30,14 @@ from carousel.service.api.wire.echo import Echo, echo_of
 from carousel.service.api.wire.error_bodies import openai_body
 from carousel.service.api.wire.messages import CompletionsRequest, NotAllowed, OpenAIErrorBody, check_top_k
 from carousel.service.api.wire.slices import LARGE_ANSWER
-from carousel.service.engine.sequence import FinishReason, Ids
+from carousel.service.engine.parameters import FinishReason, Ids
 from carousel.service.errors import RequestError, ServiceError
 from carousel.service.observability.requests import record_of
 from carousel.service.served.repository import ServedModel
 from carousel.service.work.choices import ChoiceParameters, Choices
 from carousel.service.work.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
 from carousel.service.work.memories import Memories, Recall
-from carousel.service.work.prompt import check_uneaten, prompt_ids, unknown_tokens
+from carousel.service.work.prompt import check_unconsumed, prompt_ids, unknown_tokens
 from carousel.service.work.weighing import Weighed
 
 TEXT, LOGPROBS = "\0the text\0", "\0the logprobs\0"
@@ -112,7 +112,8 @@ class Completion:
         self.overflow: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the client has read the events too slowly and the generation was ended."""
         urgency, self._count = body.urgency, len(body.prompts) * body.copies
-        most = model.engine.max_admitted(batch=urgency.batch)
+        described = model.engine.describe()
+        most = described.max_admitted_batch if urgency.batch else described.max_admitted
         if self._count > most:
             raise RequestError(
                 "invalid_request",
@@ -150,7 +151,7 @@ class Completion:
             on_overflow=partial(note, self.overflow),
         )
         for place, ids in enumerate(self._prompts):
-            check_uneaten(self._model, recall.snapshot, len(ids))
+            check_unconsumed(self._model, recall.snapshot, len(ids))
             own = slice(place * body.copies, (place + 1) * body.copies)
             self._choices.append(Choices(self._model, self._admissions[own], ids, samplings[own], parameters, recall))
             await asyncio.sleep(0)
@@ -318,7 +319,7 @@ class Completion:
         return self._model.bundle.text_codec
 
     def _usage(self, usages: Mapping[int, Usage]) -> dict[str, Any]:
-        """Of all choices, by index: the first of a prompt's has eaten it for the others."""
+        """Of all choices, by index: the first of a prompt's has consumed it for the others."""
         prompt = sum(map(len, self._prompts))
         completion = sum(usage.completion_tokens for usage in usages.values())
         cached = sum(usages[index].cached_tokens for index in range(0, self._count, self._body.copies))

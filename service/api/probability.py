@@ -22,13 +22,13 @@ from carousel.service.api.wire.messages import (
     ScoreRequest,
     ScoreResponse,
 )
-from carousel.service.engine.sequence import SamplingParameters
+from carousel.service.engine.parameters import SamplingParameters
 from carousel.service.errors import RequestError
 from carousel.service.served.repository import ServedModel
 from carousel.service.sessions.memory import NO_IDS
 from carousel.service.work.generation import Finished, Generation, Token, admit
 from carousel.service.work.memories import Memories
-from carousel.service.work.prompt import check_uneaten, prompt_ids, unknown_tokens
+from carousel.service.work.prompt import check_unconsumed, prompt_ids, unknown_tokens
 from carousel.service.work.weighing import weigh
 
 ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
@@ -61,7 +61,7 @@ async def _next_token(model: ServedModel, memories: Memories, body: NextTokenReq
         async with memories.recall(model.identity, body.memory) as recall:
             if body.prompt is None and recall.before is None:
                 raise RequestError("empty_prompt", f"session {body.session!r} is new and there is no text; give one")
-            check_uneaten(model, recall.snapshot, len(prompt))
+            check_unconsumed(model, recall.snapshot, len(prompt))
             generation = Generation(
                 model,
                 admission,
@@ -79,7 +79,7 @@ async def _next_token(model: ServedModel, memories: Memories, body: NextTokenReq
             if body.memory.keeps:
                 assert isinstance(finished, Finished)
                 assert finished.snapshot is not None
-                await recall.keep(finished.snapshot, eaten=len(prompt), context=generation.context)
+                await recall.keep(finished.snapshot, consumed=len(prompt), context=generation.context)
         for event in events:
             if isinstance(event, Token):
                 candidates = [
@@ -108,12 +108,12 @@ async def _score(model: ServedModel, memories: Memories, body: ScoreRequest) -> 
         async with memories.recall(model.identity, body.memory) as recall:
             if len(prompt) < 2 and recall.before is None:
                 raise RequestError("invalid_request", "a text of 1 token has nothing to score; at least 2 are needed")
-            check_uneaten(model, recall.snapshot, len(prompt))
+            check_unconsumed(model, recall.snapshot, len(prompt))
             weighed = await weigh(model, admission, prompt, recall.snapshot, keep_state=body.memory.keeps)
             assert weighed is not None  # nobody cancels it but the end of this request
             if weighed.snapshot is not None:
                 context = np.concatenate([recall.context, prompt])[-CONTEXT_TOKENS:]
-                await recall.keep(weighed.snapshot, eaten=len(prompt), context=context)
+                await recall.keep(weighed.snapshot, consumed=len(prompt), context=context)
         # A long text's answer is megabytes of JSON: written on a thread, not to hold the event loop up.
         return await asyncio.to_thread(_score_json, model, body.text, prompt.tolist(), weighed.logprobs, recall.told)
 

@@ -28,14 +28,14 @@ from carousel.service.api.wire.trace_messages import (
     TraceFields,
     TraceResponse,
 )
-from carousel.service.engine.admission.admission import Admission
-from carousel.service.engine.sequence import Ids
+from carousel.service.engine.parameters import Ids
+from carousel.service.engine.port import Place
 from carousel.service.errors import RequestError
 from carousel.service.pictures.mastery import mastery_svg
 from carousel.service.prefixes.prefixes import FROM_ZEROS
 from carousel.service.served.repository import ServedModel
 from carousel.service.sessions.sessions import Change, SessionView
-from carousel.service.work.generation import admit_many, run_quietly
+from carousel.service.work.generation import admit_many, run_to_end
 from carousel.service.work.memories import MAX_MARKS, Memories, Recall
 from carousel.service.work.tracing import (
     MAX_CURVE_VALUES,
@@ -43,7 +43,7 @@ from carousel.service.work.tracing import (
     Traced,
     encode_history,
     skill_ids,
-    trace_sequence,
+    trace_request,
     traced,
     without_output,
 )
@@ -109,7 +109,7 @@ async def _trace(model: ServedModel, memories: Memories, body: TraceBody) -> byt
     learners: Sequence[TraceFields] = body.learners if isinstance(body, LearnersRequest) else [body]
     with ExitStack() as places:
         # As many rows as there are at most: a large request takes turns instead of everybody's place.
-        wanted = min(len(learners), model.engine.max_rows)
+        wanted = min(len(learners), model.engine.describe().max_rows)
         admissions = admit_many(places, model, wanted, body.urgency)
         if sum(len(fields.attempts) for fields in learners) < LONG_HISTORY:
             asked = _check_all(model, learners, many)
@@ -163,13 +163,13 @@ def _check_sessions(learners: Sequence[TraceFields]) -> None:
 
 
 async def _run_all(
-    model: ServedModel, admissions: list[Admission], asked: list[_Asked], recalls: list[Recall]
+    model: ServedModel, admissions: list[Place], asked: list[_Asked], recalls: list[Recall]
 ) -> list[Traced]:
     """Every learner's history, as many at once as there are places; the first failure ends the rest."""
     results: dict[int, Traced] = {}
     waiting = iter(range(len(asked)))
 
-    async def work(admission: Admission) -> None:
+    async def work(admission: Place) -> None:
         measured = False
         for place in waiting:
             one, recall = asked[place], recalls[place]
@@ -178,7 +178,7 @@ async def _run_all(
             beginning = FROM_ZEROS
             if recall.snapshot is None and not more:
                 beginning = model.prefixes.begin(one.history.ids, one.fields.cache_salt)
-            sequence = trace_sequence(
+            wanted = trace_request(
                 one.history.ids,
                 each=one.fields.each,
                 recalled=recall.snapshot,
@@ -187,10 +187,11 @@ async def _run_all(
                 last=MAX_MARKS if wants_marks else 1,
                 keep_state=recall.choice.keeps,
             )
-            results[place] = traced(sequence, await run_quietly(model, admission, sequence), beginning.length)
-            beginning.keep(sequence)
+            end = await run_to_end(model, admission, wanted)
+            results[place] = traced(wanted, end, beginning.length)
+            beginning.keep(wanted.prompt, end.checkpoints)
             if not measured:
-                model.metrics.queued(admission, sequence)
+                model.metrics.queued(admission)
                 measured = True
 
     if len(asked) == 1:
@@ -206,7 +207,7 @@ def _note(one: _Asked, recall: Recall, result: Traced) -> Change | None:
     marks = marks_of(one.history.ids, result.outputs) if recall.choice.session is not None else []
     # A token holds what the model said last only for who asks for `each`: it is as long as the states.
     signed = result.snapshot if one.fields.each else without_output(result.snapshot)
-    return recall.note(result.snapshot, eaten=len(one.history.ids), marks=marks, signed=signed)
+    return recall.note(result.snapshot, consumed=len(one.history.ids), marks=marks, signed=signed)
 
 
 def _json(

@@ -14,8 +14,8 @@ from typing import cast
 import numpy as np
 
 from carousel.service.engine.device import Tensor
+from carousel.service.engine.parameters import Array
 from carousel.service.engine.runner import Runner, Step, StepArrays
-from carousel.service.engine.sequence import Array
 
 
 class Apart:

@@ -1,4 +1,4 @@
-"""The engine's loop body: who joins, one step of everyone, what came of it.
+"""The engine's loop body: who joins, one step of everyone, what heads make of it, who leaves.
 
 Axes: n active rows.
 """
@@ -7,39 +7,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import cast
 
 import numpy as np
 
-from carousel.service.engine.heads.beam_rows import BeamRows
-from carousel.service.engine.heads.quiet_rows import QuietRows
-from carousel.service.engine.prefill.prefill import Prefill
-from carousel.service.engine.rows.plan import Mask, Rows
-from carousel.service.engine.rows.table import CHUNK, NOT_FINITE, Ended, RowTable
-from carousel.service.engine.runner import PrefillRunner, Runner, Step, StepArrays, run_zeros
-from carousel.service.engine.sampling.sampler import Sampler, Samples
+from carousel.service.engine.heads.head import Stepped
+from carousel.service.engine.heads.registry import open_heads
+from carousel.service.engine.parameters import FinishReason, Ids
+from carousel.service.engine.port import Counts, Ended, Request, Snapshot, StepReport
+from carousel.service.engine.prefill.prefill import Arrival, Prefill
+from carousel.service.engine.rows.table import RowTable
+from carousel.service.engine.runner import PrefillRunner, Runner
 from carousel.service.engine.scheduler import Scheduler
-from carousel.service.engine.sequence import (
-    FinishEvent,
-    FinishReason,
-    Floats,
-    Ids,
-    Sequence,
-    Snapshot,
-    StepOutput,
-    StepReport,
-    TokenBatch,
-)
-from carousel.service.engine.states.pool import HostPool, StatePool, zeros
+from carousel.service.engine.sequence import Joined, Sequence, StepOutput, TokenBatch
+from carousel.service.engine.states.pool import HostPool, StatePool
+from carousel.service.engine.steps import Steps
 
 
 class EngineCore:
-    """Sequences in, events out, one step at a time. Not thread-safe: one thread owns it.
+    """Requests in, events out, one step at a time. Not thread-safe: one thread owns it.
 
     Args:
         runner: runs the step graph.
-        max_rows: sequences that may run at once.
+        max_rows: rows that may run at once.
         clock: seconds, monotonic.
         prefill: runs the prefill graph; None where there is none, and every id is fed to a step.
         pool: holds the runner's states, max_rows of them; None for arrays on the host.
@@ -55,288 +45,193 @@ class EngineCore:
         pool: StatePool | None = None,
     ) -> None:
         ports = runner.ports
-        (size,) = ports.outputs[ports.head.reads].shape
         self.scheduler = Scheduler(max_rows)
+        self.prefill = Prefill(prefill, ports.states)
         self._runner = runner
         self._clock = clock
         self._pool: StatePool = pool or HostPool(ports.states, ports.context, max_rows)
-        self._table = RowTable(max_rows, size)
-        self._beams = BeamRows(self._pool, self._table)
-        self.prefill = Prefill(prefill, ports.states)
-        self._sampler = Sampler(size)
-        self._inputs = zeros(ports.inputs, max_rows)
-        self._said = zeros(ports.outputs, max_rows)
-        self._ids: Ids = cast(Ids, self._inputs[ports.head.feeds])
-        self._outputs: Floats = cast(Floats, self._said[ports.head.reads])
-        self._quiet = QuietRows(self._table, self._sampler, self._outputs)
-        attends = ports.head.attends
-        self._attention = None if attends is None else cast(Floats, self._said[attends])
-        self._bound: dict[tuple[int, bool], Step] = {}
-        """Steps by number of rows and by which of the pool's two arrays is read."""
-        self._finished: list[tuple[Sequence, FinishEvent]] = []
+        self._table = RowTable(max_rows)
+        self._steps = Steps(runner, self._pool, max_rows)
+        self._fed = cast(Ids, self._steps.inputs[ports.head.feeds])
+        self._heads = open_heads(ports, self._table, self._pool, max_rows)
+        self._sequences: dict[int, Sequence] = {}
+        """All that wait or run, by id."""
+        self._joined: list[Joined] = []
+        self._finished: list[tuple[int, Ended]] = []
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; it joins at the next step with a free row, or with as many as its beam is wide.
+    def add(self, id: int, request: Request, *, batch: bool = False) -> None:
+        """Queue a request; it joins at the next step with a free row, or with as many as its beam is wide.
+
+        Args:
+            id: of no other that waits or runs.
+            request: what to do.
+            batch: whether it waits for as long as any waits that is not.
 
         Raises:
             ValueError: its beam is wider than the engine.
         """
+        sequence = Sequence(id, request, batch)
         self.scheduler.add(sequence)
-        self.prefill.begin(sequence)
+        self._sequences[id] = sequence
+        sequence.ahead = self.prefill.begin(id, request, batch=batch)
 
-    def cancel(self, sequence: Sequence) -> None:
-        """End a sequence before the next step; nothing happens if it has ended already."""
-        row = self.scheduler.find(sequence)
-        if row is not None:
-            self._finish(row, FinishReason.CANCELLED)
-        elif self.scheduler.withdraw(sequence):
-            self.prefill.withdraw(sequence)
-            snapshot = None
-            if sequence.keep_state and sequence.beam is None:
-                state = sequence.snapshot.state if sequence.snapshot else self._pool.blank()
-                snapshot = Snapshot(state, sequence.prompt[sequence.eaten :])
-            self._finished.append((sequence, FinishEvent(FinishReason.CANCELLED, snapshot=snapshot)))
+    def cancel(self, id: int) -> None:
+        """End a request before the next step; nothing happens if it has ended already."""
+        sequence = self._sequences.get(id)
+        if sequence is None:
+            return
+        if self.scheduler.withdraw(sequence):
+            self._withdrawn(sequence, FinishReason.CANCELLED)
+        else:
+            self._finish(self.scheduler.running.index(sequence), FinishReason.CANCELLED)
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether rows are in use."""
+        return bool(self.scheduler.running)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to run and nothing to tell."""
-        scheduler = self.scheduler
-        return not (scheduler.running or scheduler.waiting or scheduler.waiting_batch or self._finished)
+        return not (self._sequences or self._finished)
 
     def step(self) -> StepOutput:
-        """Let waiting sequences join, take every row one id forward, and tell what came of it.
+        """Let waiting requests join, take every row one id forward, and tell what came of it.
 
         Raises:
             RunnerBroken: the step failed for every row, and for a row of zeros too.
         """
         started = self._clock()
-        self._join(started)
-        prefill_seconds = 0.0
-        if self.prefill.pending and not self._finished:  # which wait to be told
-            eating = self._clock()
-            if self.prefill.eat(busy=bool(self.scheduler.running)):
-                self._join(started)
-            prefill_seconds = self._clock() - eating
+        prefill_seconds = self._schedule(started)
         n, batch, report = len(self.scheduler.running), None, None
         if n:
-            prompt_rows = self._table.generated[:n] == 0
-            ids = self._ids[:n]
-            ids[:] = self._table.next_ids(n)
-            runner_started = self._clock()
-            failures = self._run(n)
-            runner_seconds = self._clock() - runner_started
-            batch, generated = self._digest(ids, failures)
+            prompt_rows = int(np.count_nonzero(self._table.added[:n] == 0))
+            stepped, runner_seconds = self._run(n)
+            for head in self._heads.values():
+                if head.count:
+                    head.after_step(stepped)
+            self._let_go(stepped)
+            batch = stepped.batch
             report = StepReport(
                 rows=n,
-                prompt_tokens=int(prompt_rows.sum()),
-                eaten_ahead=self.prefill.take_eaten(),
-                generated_tokens=generated,
+                prompt_tokens=prompt_rows,
+                consumed_ahead=self.prefill.take_consumed(),
+                generated_tokens=stepped.added,
                 step_seconds=self._clock() - started,
                 runner_seconds=runner_seconds + prefill_seconds,
             )
-        return StepOutput(batch, self._take_finished(), report)
+        return self._told(batch, report)
 
     def fail_all(self, detail: str) -> StepOutput:
-        """End every sequence, running and waiting."""
+        """End every request, running and waiting."""
         while self.scheduler.running:
             self._finish(len(self.scheduler.running) - 1, FinishReason.FAILED, detail)
         for sequence in self.scheduler.withdraw_all():
-            self.prefill.withdraw(sequence)
-            self._finished.append((sequence, FinishEvent(FinishReason.FAILED, detail)))
-        return StepOutput(None, self._take_finished(), None)
+            self._withdrawn(sequence, FinishReason.FAILED, detail)
+        return self._told(None, None)
+
+    def _schedule(self, now: float) -> float:
+        """Let waiting sequences into free rows. Returns for how many seconds prompts were consumed meanwhile."""
+        self._join(now)
+        if not self.prefill.pending or self._finished:  # which wait to be told
+            return 0.0
+        started = self._clock()
+        if self.prefill.consume(busy=bool(self.scheduler.running)):
+            self._join(now)
+        return self._clock() - started
 
     def _join(self, now: float) -> None:
-        """Let waiting sequences into free rows."""
+        for id, arrival in self.prefill.take_arrived(self._sequences).items():
+            sequence = self._sequences[id]
+            sequence.ahead = False
+            _arrive(sequence, arrival)
         for rows, sequence in self.scheduler.admit():
+            request = sequence.request
+            self._joined.append(Joined(sequence.id, now, sequence.asked))
             for row in rows:
-                self._pool.acquire(row, sequence.snapshot.state if sequence.snapshot else None, sequence.context)
-            if sequence.beam is None:
-                self._look(rows[0], sequence)
-                self._table.acquire(rows[0], sequence)
-            else:
-                self._beams.acquire(rows, sequence)
-            sequence.joined_at = now
+                self._pool.acquire(row, sequence.state, request.context)
+            sequence.state = None
+            self._checkpoint(rows[0], sequence)
+            self._table.acquire(rows[0], sequence)
+            self._heads[type(request.head)].acquire(rows, sequence)
 
-    def _run(self, n: int) -> Ended:
-        """One step of all rows. Returns the rows that failed, with the reason.
-
-        A step that raises says nothing about which row it was; what it read is untouched, so each row is tried alone.
-        """
-        key = (n, self._pool.swapped)
-        failures: Ended = {}
-        try:
-            step = self._bound.get(key)
-            if step is None:
-                step = self._bound[key] = self._bind(slice(0, n))
-            step()
-        except Exception:
-            for row in range(n):
-                try:
-                    self._bind(slice(row, row + 1))()
-                except Exception as error:
-                    failures[row] = (FinishReason.FAILED, f"{type(error).__name__}: {error}")
-            if len(failures) == n:
-                run_zeros(self._runner, 1)
-        self._pool.swap()
-        return failures
-
-    def _bind(self, rows: slice) -> Step:
-        pool = self._pool
-        return self._runner.bind(
-            StepArrays(
-                inputs={name: array[rows] for name, array in self._inputs.items()},
-                before=pool.before(rows),
-                context=pool.context(rows),
-                after=pool.after(rows),
-                outputs={name: array[rows] for name, array in self._said.items()},
-            )
-        )
-
-    def _digest(self, ids: Ids, ended: Ended) -> tuple[TokenBatch | None, int]:
-        """After a step: weigh, read, sample, search, queue what was found, and let go of who has ended.
-
-        Returns what was sampled, and how many tokens that makes, those of beams counted.
-        """
-        n, table = len(ids), self._table
-        table.mark_seen(ids)
-        quiet = table.traits(n).quiet
-        if quiet is not None:
-            self._quiet.note(self.scheduler.running, ended)
+    def _run(self, n: int) -> tuple[Stepped, float]:
+        """One step of all rows, and how many seconds the runner took."""
+        table, ids = self._table, self._fed[:n]
+        ids[:] = table.next_ids(n)
+        started = self._clock()
+        failures = self._steps.run(n)
+        seconds = self._clock() - started
         table.advance(n)
         done = table.empty(n)
         if table.unfilled[:n].any():
             for row in np.flatnonzero(done & (table.unfilled[:n] > 0)).tolist():
-                self._refill(row)
+                sequence = self.scheduler.running[row]
+                self._checkpoint(row, sequence)
+                table.fill(row, sequence)
             done = table.empty(n)
-        grown, over = self._beams.advance(self._outputs[:n], self._attention, done, ended) if self._beams else (0, [])
-        if quiet is not None:
-            for row in np.flatnonzero(done & quiet).tolist():
-                ended.setdefault(row, (FinishReason.STOP, ""))
-            done &= ~quiet
-        batch, sampled = self._sample(done, ended)
-        for row in sorted(ended, reverse=True):  # from the last on, so that no row moves before its turn
-            self._finish(row, *ended[row])
-        for sequence, reason, detail in over:
-            self._finish(self.scheduler.running.index(sequence), reason, detail)
-        return batch, grown + sampled
+        return Stepped(ids, self._steps.outputs, done, self.scheduler.running, failures), seconds
 
-    def _sample(self, emits: Mask, ended: Ended) -> tuple[TokenBatch | None, int]:
-        """Sample where `emits`, queue the tokens, and note in `ended` who is done.
-
-        Returns what is to be told now, and how many tokens were sampled.
-        """
-        if ended:
-            emits[list(ended)] = False
-        if not emits.any():
-            return None, 0
-        table, running, traits = self._table, self.scheduler.running, self._table.traits(len(emits))
-        samples = self._sampler.sample(self._outputs[: len(emits)], table, emits)
-        if not samples.finite.all():
-            for row in np.flatnonzero(emits & ~samples.finite).tolist():
-                ended[row] = (FinishReason.FAILED, NOT_FINITE)
-            emits &= samples.finite
-        rows = np.flatnonzero(emits)
-        tokens = samples.tokens[rows]
-        table.push(rows, tokens)
-        if traits.whole is None:
-            batch: TokenBatch | None = self._tell(rows, samples)
-        else:
-            whole = traits.whole[rows]
-            batch = None if whole.all() else self._tell(rows[~whole], samples)
-            self._keep(rows[whole], samples)
-        generated = table.generated[rows]
-        for row in rows[generated >= table.max_tokens[rows]].tolist():
-            ended[row] = (FinishReason.LENGTH, "")
-        if traits.ends:
-            for row in rows[tokens == table.end[rows]].tolist():
-                ended[row] = (FinishReason.STOP, "")
-        if traits.stops:
-            for row in rows[table.stops[rows]].tolist():
-                self._ask_stop(row, int(table.pending[row, 0]), ended)
-        for row in rows[generated % CHUNK == 0].tolist():
-            if row not in ended:
-                table.draw(row, running[row])
-        return batch, len(rows)
-
-    def _tell(self, rows: Rows, samples: Samples) -> TokenBatch:
-        """What these rows sampled."""
-        table, looks, running = self._table, self._attention, self.scheduler.running
-        traits = table.traits(len(running))
-        return TokenBatch(
-            sequences=[running[row] for row in rows.tolist()],
-            tokens=samples.tokens[rows].tolist(),
-            logprobs=samples.logprobs[rows].tolist(),
-            alternatives={
-                place: samples.alternatives[row]
-                for place, row in enumerate(rows.tolist())
-                if row in samples.alternatives
-            }
-            if samples.alternatives
-            else {},
-            attention={place: looks[rows[place]].copy() for place in np.flatnonzero(table.attentive[rows]).tolist()}
-            if traits.attentive and looks is not None
-            else {},
-        )
-
-    def _keep(self, rows: Rows, samples: Samples) -> None:
-        """Let sequences that are told as a whole remember what these rows sampled."""
-        running, attentive = self.scheduler.running, self._table.attentive
-        looks = self._attention if self._table.traits(len(running)).attentive else None
-        chosen = zip(rows.tolist(), samples.tokens[rows].tolist(), samples.logprobs[rows].tolist(), strict=True)
-        for row, token, logprob in chosen:
-            looked = looks[row].copy() if looks is not None and attentive[row] else None
-            running[row].said.append((token, logprob, looked))
-
-    def _ask_stop(self, row: int, token: int, ended: Ended) -> None:
-        """Ask a sequence whether the token just sampled ends it. If what answers fails, its row fails and no other."""
-        stop = self.scheduler.running[row].stop
-        assert stop is not None
-        try:
-            if stop(token):
-                ended[row] = (FinishReason.STOP, "")
-        except BaseException as error:  # a panic of the tokenizers library is not an Exception
-            ended[row] = (FinishReason.FAILED, f"{type(error).__name__}: {error}")
-
-    def _refill(self, row: int) -> None:
-        sequence = self.scheduler.running[row]
-        self._quiet.collect(row, sequence)
-        self._look(row, sequence)
-        self._table.fill(row, sequence)
-
-    def _look(self, row: int, sequence: Sequence) -> None:
+    def _checkpoint(self, row: int, sequence: Sequence) -> None:
         """Take a copy of the state, where one is asked for after as many ids."""
-        if sequence.eaten in sequence.looks and sequence.eaten not in sequence.looked:
-            sequence.looked[sequence.eaten] = self._pool.snapshot(row)
+        if sequence.consumed in sequence.wanted and sequence.consumed not in sequence.checkpoints:
+            sequence.checkpoints[sequence.consumed] = self._pool.snapshot(row)
+
+    def _let_go(self, step: Stepped) -> None:
+        """Free the rows of all who end with a step."""
+        for row in sorted(step.ends, reverse=True):  # from the last on, so that no row moves before its turn
+            self._finish(row, *step.ends[row])
+        for sequence, reason, detail in step.over:
+            self._finish(self.scheduler.running.index(sequence), reason, detail)
 
     def _finish(self, row: int, reason: FinishReason, detail: str = "") -> None:
-        """End the sequence that the row belongs to: free its rows, then tell."""
+        """End the sequence whose (first) row it is: free its rows, then tell."""
         sequence = self.scheduler.running[row]
-        if sequence.beam is not None:
-            for each in self._beams.rows_of(sequence):
-                self._release(each)
-            beam = self._beams.release(sequence)
-            found = beam.hypotheses() if beam.ended else ()
-            sequence.sampled = beam.length
-            self._finished.append((sequence, FinishEvent(reason, detail, hypotheses=found)))
-            return
-        sequence.sampled = int(self._table.generated[row])
+        request, pending = sequence.request, self._table.pending_ids(row)
         snapshot = None
-        if sequence.keep_state and reason is not FinishReason.FAILED:
-            pending = np.concatenate([self._table.pending_ids(row), sequence.prompt[sequence.eaten :]])
-            snapshot = sequence.prompt_snapshot or Snapshot(self._pool.snapshot(row), pending)
-        end = FinishEvent(reason, detail, snapshot)
-        if sequence.quiet and reason is FinishReason.STOP:
-            end = replace(self._quiet.end(row, sequence), snapshot=snapshot)
-        self._release(row)
-        self._finished.append((sequence, end))
+        if request.keep_state and request.head.resumable and reason is not FinishReason.FAILED:
+            rest = np.concatenate([pending, request.prompt[sequence.consumed :]])
+            snapshot = sequence.prompt_snapshot or Snapshot(self._pool.snapshot(row), rest)
+        added, result = self._heads[type(request.head)].end(row, sequence)
+        counts = Counts(_prompt_count(sequence, 0 if added else len(pending)), added)
+        for each in self.scheduler.rows_of(row):
+            last = self.scheduler.remove(each)
+            self._pool.release(each, last)
+            self._table.release(each, last)
+            for head in self._heads.values():
+                if head.count:
+                    head.release(each, last)
+        self._end(sequence, Ended(reason, detail, snapshot, result, counts, sequence.checkpoints))
 
-    def _release(self, row: int) -> None:
-        last = self.scheduler.remove(row)
-        self._pool.release(row, last)
-        self._table.release(row, last)
-        if self._beams and row != last:
-            self._beams.move(row, last, self.scheduler.running[row])
+    def _withdrawn(self, sequence: Sequence, reason: FinishReason, detail: str = "") -> None:
+        """End a sequence that waited."""
+        request, arrival = sequence.request, self.prefill.withdraw(sequence.id)
+        if arrival is not None:
+            _arrive(sequence, arrival)
+        snapshot = None
+        if request.keep_state and request.head.resumable and reason is not FinishReason.FAILED:
+            snapshot = Snapshot(sequence.state or self._pool.blank(), request.prompt[sequence.consumed :])
+        counts = Counts(_prompt_count(sequence, 0))
+        self._end(sequence, Ended(reason, detail, snapshot, None, counts, sequence.checkpoints))
 
-    def _take_finished(self) -> list[tuple[Sequence, FinishEvent]]:
+    def _end(self, sequence: Sequence, ended: Ended) -> None:
+        del self._sequences[sequence.id]
+        self._finished.append((sequence.id, ended))
+
+    def _told(self, batch: TokenBatch | None, report: StepReport | None) -> StepOutput:
+        joined, self._joined = self._joined, []
         finished, self._finished = self._finished, []
-        return finished
+        return StepOutput(joined, batch, finished, report)
+
+
+def _prompt_count(sequence: Sequence, pending: int) -> int:
+    """How many ids of a prompt were consumed or weighed, of which so many still lie in its row."""
+    prompt, behind = sequence.request.prompt, sequence.consumed - pending
+    return len(prompt) if behind == len(prompt) - sequence.request.head.targets_only else behind
+
+
+def _arrive(sequence: Sequence, arrival: Arrival) -> None:
+    """A sequence's prompt has been consumed so far, ahead of its joining."""
+    sequence.consumed = arrival.consumed
+    sequence.state = arrival.state
+    sequence.checkpoints.update(arrival.checkpoints)

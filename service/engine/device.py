@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from carousel.service.engine.sequence import Array
+from carousel.service.engine.parameters import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from carousel.service.engine.apart import Apart, AtLeastTwo
+from carousel.service.engine.parameters import Array, Floats
 from carousel.service.engine.rows.plan import Rows
 from carousel.service.engine.runner import Runner, StepArrays, StepPorts
-from carousel.service.engine.sequence import Array, Floats
 from carousel.service.engine.session import RunnerBroken
 from carousel.service.engine.states.pool import zeros
 

@@ -14,7 +14,7 @@ import numpy as np
 from carousel.models.encoder import IMAGE
 from carousel.models.graph import next_name
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
-from carousel.service.engine.sequence import Array, Floats, Ids
+from carousel.service.engine.parameters import Array, Floats, Ids
 from carousel.service.engine.session import NO_WEIGHTS, Binding, RunnerBroken, Session, Weights, open_session
 from carousel.service.engine.states.pool import StateSpec, zeros
 
@@ -116,7 +116,7 @@ class PrefillRunner(Protocol):
         """The states after these ids, as steps would have left them; it raises whatever the runtime raises.
 
         Args:
-            ids: what each row eats. <int64>[b, T]
+            ids: what each row consumes. <int64>[b, T]
             states: what they go on from. [b, ...] each
         """
         ...

@@ -37,7 +37,7 @@ class Scheduler:
     def admit(self) -> list[tuple[range, Sequence]]:
         """Let waiting sequences into free rows; returns who joined, with the rows.
 
-        Who is not ready, as its prompt is being eaten, keeps its place in the queue, and has its rows kept free.
+        Who is not ready, as its prompt is being consumed, keeps its place in the queue, and has its rows kept free.
         """
         joined, free = [], self.max_rows - len(self.running)
         for queue in (self.waiting, self.waiting_batch):
@@ -64,12 +64,12 @@ class Scheduler:
         self.running.pop()
         return last
 
-    def find(self, sequence: Sequence) -> int | None:
-        """The (first) row of a running sequence, or None."""
-        try:
-            return self.running.index(sequence)
-        except ValueError:
-            return None
+    def rows_of(self, row: int) -> list[int]:
+        """All rows of the sequence that has this one, from the last on: in this order they can be removed."""
+        sequence = self.running[row]
+        if sequence.rows == 1:
+            return [row]
+        return [each for each in range(len(self.running) - 1, -1, -1) if self.running[each] is sequence]
 
     def withdraw(self, sequence: Sequence) -> bool:
         """Take a waiting sequence out of the queue; False if it does not wait."""

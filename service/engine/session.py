@@ -9,7 +9,7 @@ import onnxruntime
 
 from carousel.models.cores import usable_cores
 from carousel.service.engine.device import Device
-from carousel.service.engine.sequence import Array
+from carousel.service.engine.parameters import Array
 
 Session = onnxruntime.InferenceSession
 Binding = onnxruntime.IOBinding

@@ -8,10 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from carousel.models.bundle import Bundle
 from carousel.models.step import Task
-from carousel.service.engine.admission.admission import Admission
 from carousel.service.engine.encoder.encoder import EncoderReport
-from carousel.service.engine.sequence import Sequence, StepReport
-from carousel.service.engine.threads.async_engine import AsyncEngine
+from carousel.service.engine.port import Engine, Place, StepReport
 from carousel.service.observability.histogram import FrequentHistogram
 from carousel.service.observability.outcomes import BEFORE_A_MODEL, UNREAD, endpoints, outcomes_of
 
@@ -147,7 +145,7 @@ class Metrics:
             self.state_cache_hit_tokens,
         )  # fmt: skip
         """What else has a series for each version."""
-        self._engines: dict[tuple[str, str], list[AsyncEngine]] = {}
+        self._engines: dict[tuple[str, str], list[Engine]] = {}
         """Those that run, by model and version: more than one while a version makes room for itself, opened anew."""
         self._tasks: dict[tuple[str, str], Task] = {}
         """What they do."""
@@ -171,16 +169,16 @@ class Metrics:
             self.requests.labels(*labels, endpoint, outcome)
         self._tasks[labels] = task
 
-    def watch(self, labels: tuple[str, str], engine: AsyncEngine) -> None:
+    def watch(self, labels: tuple[str, str], engine: Engine) -> None:
         """Read an engine's occupancy whenever the metrics are collected: a gauge that is set can go stale."""
         self.keep(labels)
         engines = self._engines.setdefault(labels, [])
         engines.append(engine)
-        self.rows.labels(*labels, "active").set_function(lambda: sum(one.running for one in engines))
-        self.rows.labels(*labels, "free").set_function(lambda: sum(one.max_rows - one.running for one in engines))
-        self.queue_depth.labels(*labels).set_function(lambda: sum(one.waiting for one in engines))
+        self.rows.labels(*labels, "active").set_function(lambda: sum(one.describe().running for one in engines))
+        self.rows.labels(*labels, "free").set_function(lambda: sum(map(_free, engines)))
+        self.queue_depth.labels(*labels).set_function(lambda: sum(one.describe().waiting for one in engines))
 
-    def unwatch(self, labels: tuple[str, str], engine: AsyncEngine) -> None:
+    def unwatch(self, labels: tuple[str, str], engine: Engine) -> None:
         """An engine has ended: with the last of a version its gauges go."""
         engines = self._engines.get(labels, [])
         if engine not in engines:
@@ -253,7 +251,7 @@ class ModelMetrics:
         self._encoder_images = metrics.encoder_images.labels(*labels)
         self.shed = {reason: metrics.shed.labels(*labels, reason) for reason in SHED_REASONS}
 
-    def begin(self, engine: AsyncEngine, bundle: Bundle, serving: Mapping[str, str], load_seconds: float) -> None:
+    def begin(self, engine: Engine, bundle: Bundle, serving: Mapping[str, str], load_seconds: float) -> None:
         """The model is served from now on.
 
         Args:
@@ -270,14 +268,14 @@ class ModelMetrics:
         what = (manifest.task, manifest.precision, bundle.digest)
         metrics.model_info.labels(*self._labels, *what, *(serving[name] for name in SERVING)).set(1)
 
-    def end(self, engine: AsyncEngine) -> None:
+    def end(self, engine: Engine) -> None:
         """The model is served no more, and nothing of it runs."""
         self._metrics.unwatch(self._labels, engine)
 
-    def queued(self, place: Admission, sequence: Sequence) -> None:
-        """Record how long a sequence that has run waited for its row."""
-        assert sequence.joined_at is not None
-        self.queue_seconds.observe(sequence.joined_at - place.admitted_at)
+    def queued(self, place: Place) -> None:
+        """Record how long the request that last had a place, and has run, waited for its row."""
+        assert place.joined_at is not None
+        self.queue_seconds.observe(place.joined_at - place.admitted_at)
 
     def steps(self, reports: Iterable[StepReport]) -> None:
         """Record steps."""
@@ -286,7 +284,7 @@ class ModelMetrics:
             self._step_seconds[report.phase].observe(report.step_seconds)
             self._engine_overhead_seconds.observe(report.step_seconds - report.runner_seconds)
             self._step_rows.observe(report.rows)
-            prompt_tokens += report.prompt_tokens + report.eaten_ahead
+            prompt_tokens += report.prompt_tokens + report.consumed_ahead
             generated_tokens += report.generated_tokens
         self._prompt_tokens.inc(prompt_tokens)
         self._generated_tokens.inc(generated_tokens)
@@ -301,6 +299,12 @@ class ModelMetrics:
         """Record one batch of images."""
         self._encoder_seconds.observe(report.seconds)
         self._encoder_images.observe(report.images)
+
+
+def _free(engine: Engine) -> int:
+    """Rows that nobody has."""
+    described = engine.describe()
+    return described.max_rows - described.running
 
 
 def _named(labels: tuple[str, str]) -> dict[str, str]:

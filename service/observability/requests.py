@@ -19,7 +19,7 @@ from urllib.parse import quote
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from carousel.service.engine.sequence import Sequence
+from carousel.service.engine.timeline import Timeline
 from carousel.service.errors import ERRORS, close_code
 from carousel.service.keys.caller import Caller, current_caller
 from carousel.service.observability.metrics import UNKNOWN, Metrics
@@ -56,8 +56,8 @@ class RequestRecord:
     """What was asked for. Told only where it is no route's."""
     route: str = UNKNOWN
     """The template of the path's route, of what was refused before it came there."""
-    sequences: list[Sequence] = field(default_factory=list)
-    """What engines ran for it, with marks, where spans are made."""
+    sequences: list[Timeline] = field(default_factory=list)
+    """What engines ran for it, where spans are made."""
     trace_id: str = ""
     """Of its spans, where they are made."""
 
@@ -73,8 +73,8 @@ class Tracer(Protocol):
 TRACER: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 """Of the request, or the socket, that the running task serves."""
 
-WATCHED: ContextVar[list[Sequence] | None] = ContextVar("watched", default=None)
-"""Where sequences that the running task hands to engines are noted."""
+WATCHED: ContextVar[list[Timeline] | None] = ContextVar("watched", default=None)
+"""Where the requests that the running task hands to engines are noted."""
 
 
 def watch(record: RequestRecord) -> None:

@@ -7,7 +7,7 @@
 
 A step is no span: it belongs to all its rows, and there are thousands a second. `generate` has attributes for them: how
 many steps the engine took meanwhile, and of how many rows on average. All spans of a request are made when it has
-ended, out of the record that its log line is made of and the marks that the engine left on its sequences. So a request
+ended, out of the record that its log line is made of and the timelines of what engines ran for it. So a request
 pays next to nothing while it runs, and an attribute can be nothing but what is named here: never what a client sent.
 """
 
@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from starlette.types import Scope
 
-from carousel.service.engine.sequence import Sequence
+from carousel.service.engine.timeline import Timeline
 from carousel.service.errors import status_of
 from carousel.service.observability.outcomes import CANCELLED, OK
 from carousel.service.observability.requests import RequestRecord
@@ -93,34 +93,35 @@ class RequestSpans:
             if _status(record.outcome) >= 500:
                 span.set_status(Status(StatusCode.ERROR, record.outcome))
             if span.is_recording():
-                for sequence in record.sequences[:MAX_SEQUENCES]:
-                    self._sequence(sequence, end, set_span_in_context(span))
+                for timeline in record.sequences[:MAX_SEQUENCES]:
+                    self._request(timeline, end, set_span_in_context(span))
         return f"{span.get_span_context().trace_id:032x}"
 
-    def _sequence(self, sequence: Sequence, request_end: float, within: Context) -> None:
-        """The spans of one sequence, as many as it lived to see."""
-        marks = sequence.marks
-        assert marks is not None, "sequences of a record have them"
-        end = request_end if marks.ended is None else marks.ended.at
-        joined, first = sequence.joined_at, marks.first_token
+    def _request(self, timeline: Timeline, request_end: float, within: Context) -> None:
+        """The spans of what one request made an engine run, as many as it lived to see."""
+        end = request_end if timeline.ended is None else timeline.ended.at
+        joined, first = timeline.joined_at, timeline.first_token
         if first is not None and first.at > end:  # its last token as well, which its reader came to see later
-            first = marks.ended
-        with self._span("wait", marks.admitted_at, joined or end, {}, within) as wait:
+            first = timeline.ended
+        with self._span("wait", timeline.admitted_at, joined or end, {}, within) as wait:
             # Until here it was tokenised or decoded and its memory was looked for; from here on it queued.
-            wait.add_event("submitted", timestamp=self._nanoseconds(marks.submitted_at))
+            wait.add_event("submitted", timestamp=self._nanoseconds(timeline.submitted_at))
         if joined is None:
             return
-        if first is not None or sequence.quiet:
-            told: Attributes = {"carousel.prompt_tokens": len(sequence.prompt), "carousel.cached_tokens": marks.cached}
+        if first is not None or not timeline.generates:
+            told: Attributes = {
+                "carousel.prompt_tokens": timeline.prompt_tokens,
+                "carousel.cached_tokens": timeline.cached_tokens,
+            }
             with self._span("prompt", joined, end if first is None else first.at, told, within):
                 pass
-        if not sequence.quiet:
-            told = {"carousel.tokens": sequence.sampled, "carousel.rows": sequence.rows}
-            if marks.reason is not None:
-                told["carousel.finish_reason"] = marks.reason.value
-            if first is not None and marks.ended is not None and (steps := marks.ended.steps - first.steps) > 0:
+        if timeline.generates:
+            told = {"carousel.tokens": timeline.new_tokens, "carousel.rows": timeline.rows}
+            if timeline.reason is not None:
+                told["carousel.finish_reason"] = timeline.reason.value
+            if first is not None and timeline.ended is not None and (steps := timeline.ended.steps - first.steps) > 0:
                 told["carousel.steps"] = steps
-                told["carousel.step_rows_mean"] = (marks.ended.step_rows - first.step_rows) / steps
+                told["carousel.step_rows_mean"] = (timeline.ended.step_rows - first.step_rows) / steps
             with self._span("generate", joined if first is None else first.at, end, told, within):
                 pass
 

@@ -1,4 +1,4 @@
-"""States by the prompt that led to them: which beginning of this prompt has been eaten before?
+"""States by the prompt that led to them: which beginning of this prompt has been consumed before?
 
 A radix tree per scope. An edge holds the ids between two nodes, a node the state after all ids on the way to it, or
 none where two prompts part. So a beginning is found to the token, in time proportional to the prompt whatever is kept;
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from carousel.service.engine.sequence import Array, Ids
+from carousel.service.engine.parameters import Array, Ids
 
 STRIDE = 128
 """Ids between states where not all are kept."""
@@ -49,8 +49,8 @@ class Match:
     """What is known of a prompt.
 
     Args:
-        length: ids that `state` has eaten; 0 for none. The last id of the prompt is never one of them: it must be eaten
-            to have outputs.
+        length: ids that `state` has consumed; 0 for none. The last id of the prompt is never one of them: it must
+            be consumed to have outputs.
         state: one row of each, not to be written to; None where length is 0.
         known: ids that some entry begins with, too. Where it is more than `length`, here two prompts part.
     """

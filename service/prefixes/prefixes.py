@@ -1,7 +1,7 @@
-"""Which beginning of a prompt need not be eaten again, and which states of the rest are worth keeping.
+"""Which beginning of a prompt need not be consumed again, and which states of the rest are worth keeping.
 
 A recurrent state is as long after four thousand ids as after four, and it is exact to the id: whoever goes on from it
-gets, bit for bit, what eating all of them would have given.
+gets, bit for bit, what consuming all of them would have given.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from carousel.service.engine.sequence import Array, Ids, Sequence, Snapshot
+from carousel.service.engine.parameters import Ids, State
+from carousel.service.engine.port import Snapshot
 from carousel.service.keys.caller import current_caller
 from carousel.service.prefixes.cache import STRIDE, PrefixCache, Scope
 
@@ -21,15 +22,15 @@ benchmarks.prefix`), which a small model's step of 64 rows takes for two of them
 more to longer ones."""
 
 SHARE = 8
-"""Looks on the way through one prompt take at most such a part of the cache: states may be large, and others have
+"""Checkpoints on the way through one prompt take at most such a part of the cache: states may be large, and others have
 prompts too."""
 
 MAX_STRIDES = 16
-"""Looks on the way through one prompt, so that the second which shares a beginning need not wait for a third. They are
-STRIDE ids apart, as often as the engine visits a row anyhow; in a longer prompt, further."""
+"""Checkpoints on the way through one prompt, so that the second which shares a beginning need not wait for a third.
+They are STRIDE ids apart, as often as the engine visits a row anyhow; in a longer prompt, further."""
 
 
-def _drop(ids: Ids, state: Mapping[str, Array]) -> None:
+def _drop(ids: Ids, state: State) -> None:
     """Keep nothing."""
 
 
@@ -38,26 +39,26 @@ class Beginning:
     """How a sequence that starts from zeros may start instead. The default: from zeros, and nothing is kept.
 
     Args:
-        length: ids of the prompt that need not be eaten: `Sequence.eaten`.
+        length: ids of the prompt that need not be consumed: `Request.consumed`.
         snapshot: the memory after them; None where there are none.
-        looks: `Sequence.looks`.
+        checkpoints: `Request.checkpoints`.
         put: where the states go.
     """
 
     length: int = 0
     snapshot: Snapshot | None = None
-    looks: tuple[int, ...] = ()
-    put: Callable[[Ids, Mapping[str, Array]], None] = _drop
+    checkpoints: tuple[int, ...] = ()
+    put: Callable[[Ids, State], None] = _drop
 
-    def keep(self, sequence: Sequence) -> None:
-        """Keep what was looked at, after the first event of a sequence that did not fail.
+    def keep(self, prompt: Ids, states: Mapping[int, State]) -> None:
+        """Keep the states on the way through a prompt, told with the first event of a request that did not fail.
 
         A state that is not finite is not kept: an int8 graph's logits are numbers whatever the state holds.
         """
-        for length in self.looks:
-            state = sequence.looked.get(length)
+        for length in self.checkpoints:
+            state = states.get(length)
             if state is not None and all(np.isfinite(row).all() for row in state.values()):
-                self.put(sequence.prompt[:length], state)
+                self.put(prompt[:length], state)
 
 
 FROM_ZEROS = Beginning()
@@ -70,7 +71,7 @@ class Prefixes:
         cache: shared by all models.
         digest: the model's.
         state_bytes: what a sequence's states take.
-        on_lookup: called with the tokens of each prompt that is looked up, and how many need not be eaten.
+        on_lookup: called with the tokens of each prompt that is looked up, and how many need not be consumed.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Prefixes:
         self._on_lookup = on_lookup
 
     def begin(self, prompt: Ids, salt: str | None) -> Beginning:
-        """How a sequence that eats this prompt from zeros is to start.
+        """How a sequence that consumes this prompt from zeros is to start.
 
         Args:
             prompt: <int64>[N]
@@ -96,11 +97,11 @@ class Prefixes:
         match = self._cache.find(scope, prompt)
         self._on_lookup(len(prompt), match.length)
         stride = max(STRIDE, -(-end // self._strides)) if self._strides else end
-        looks = {*range(stride, end, stride), match.known, end}  # `known`: where prompts part, the next may meet
+        checkpoints = {*range(stride, end, stride), match.known, end}  # `known`: where prompts part, the next may meet
         return Beginning(
             length=match.length,
             snapshot=None if match.state is None else Snapshot(match.state, prompt[match.length :]),
-            looks=tuple(sorted(look for look in looks if look > match.length and look >= MIN_LENGTH)),
+            checkpoints=tuple(sorted(at for at in checkpoints if at > match.length and at >= MIN_LENGTH)),
             put=lambda ids, state: self._cache.put(scope, ids, state),
         )
 

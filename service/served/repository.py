@@ -12,6 +12,7 @@ from carousel.models.bundle import Bundle, list_repository, open_bundle
 from carousel.models.cores import usable_cores
 from carousel.models.errors import BundleError, BundleNotFound
 from carousel.service.engine.encoder.encoder import Encoder, EncoderReport
+from carousel.service.engine.port import Engine
 from carousel.service.engine.session import RunnerBroken
 from carousel.service.engine.threads.async_engine import AsyncEngine
 from carousel.service.errors import RequestError
@@ -43,7 +44,7 @@ class ServedModel:
 
     name: str
     bundle: Bundle
-    engine: AsyncEngine
+    engine: Engine
     encoder: Encoder | None
     """Where sequences begin with what the bundle's encoder makes of an image."""
     serving: Serving
@@ -56,7 +57,7 @@ class ServedModel:
     @property
     def failure(self) -> str | None:
         """Why the model does not run; None while it does."""
-        return self.engine.failure or (None if self.encoder is None else self.encoder.failure)
+        return self.engine.describe().failure or (None if self.encoder is None else self.encoder.failure)
 
 
 class Repository:

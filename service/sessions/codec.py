@@ -26,7 +26,8 @@ from typing import NoReturn
 import numpy as np
 
 from carousel.models.graph import ELEMENT_TYPES
-from carousel.service.engine.sequence import Array, Ids, Snapshot
+from carousel.service.engine.parameters import Array, Ids
+from carousel.service.engine.port import Snapshot
 from carousel.service.sessions.errors import InvalidMemory
 from carousel.service.sessions.memory import Memory
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from carousel.models.bundle import Bundle
-from carousel.service.engine.sequence import Ids, Snapshot
+from carousel.service.engine.parameters import Ids
+from carousel.service.engine.port import Snapshot
 from carousel.service.engine.states.pool import StateSpec
 from carousel.service.sessions.errors import ModelMismatch
 
@@ -46,14 +47,14 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Memory:
-    """A snapshot and the few facts around it. Its size does not depend on how much the model has eaten.
+    """A snapshot and the few facts around it. Its size does not depend on how much the model has consumed.
 
     Args:
         model: name of the model that made it.
         version: that model's version.
         digest: that model's digest, in hexadecimal.
-        snapshot: one row of every state, and the ids not yet eaten.
-        steps: ids eaten since the memory began.
+        snapshot: one row of every state, and the ids not yet consumed.
+        steps: ids consumed since the memory began.
         created_at: when it began, Unix seconds.
         updated_at: when it was last written, Unix seconds.
         context: the last ids, which a detokeniser must know to go on. <int64>[at most a few]
@@ -73,7 +74,7 @@ def remember(
     model: ModelIdentity,
     snapshot: Snapshot,
     *,
-    eaten: int,
+    consumed: int,
     now: float,
     before: Memory | None = None,
     context: Ids = NO_IDS,
@@ -83,7 +84,7 @@ def remember(
     Args:
         model: the model that ran.
         snapshot: how it ended.
-        eaten: ids that this request made it eat.
+        consumed: ids that this request made it consume.
         now: Unix seconds.
         before: the memory that the request went on from; None where it began from zeros.
         context: the last ids of the text.
@@ -93,7 +94,7 @@ def remember(
         version=model.version,
         digest=model.digest,
         snapshot=snapshot,
-        steps=eaten + (0 if before is None else before.steps),
+        steps=consumed + (0 if before is None else before.steps),
         created_at=now if before is None else before.created_at,
         updated_at=now,
         context=context,

@@ -9,20 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from carousel.models.step import ATTENTION
-from carousel.service.engine.admission.admission import Admission
 from carousel.service.engine.encoder.encoder import Encoding
-from carousel.service.engine.sequence import (
+from carousel.service.engine.parameters import (
     BeamParameters,
     FinishReason,
     Floats,
+    Found,
+    Sampled,
     SamplingParameters,
-    Sequence,
-    TokenEvent,
 )
-from carousel.service.engine.streams.token_stream import TokenStream
+from carousel.service.engine.port import Events, Place, Request, Told
 from carousel.service.errors import RequestError
 from carousel.service.served.repository import ServedModel
-from carousel.service.work.generation import Finished, Usage, measure_token, raise_for, run_quietly
+from carousel.service.work.generation import Finished, Usage, measure_token, raise_for, run_to_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class CaptionParameters:
     @property
     def rows(self) -> int:
         """That one image takes of the engine."""
-        return self.search.width if isinstance(self.search, BeamParameters) else 1
+        return self.search.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ class CaptionStream:
     def __init__(
         self,
         model: ServedModel,
-        admission: Admission,
+        admission: Place,
         encoding: Encoding,
         parameters: CaptionParameters,
         on_overflow: Callable[[], None] = lambda: None,
@@ -104,9 +103,9 @@ class CaptionStream:
         self._admission = admission
         self._on_overflow = on_overflow
         self._end_id = model.bundle.image_codec.end_id
-        self._sequence = _sequence(model, encoding, parameters)
+        self._request = _request(model, encoding, parameters)
         self._cancelled = False
-        self._stream: TokenStream | None = None
+        self._stream: Events | None = None
         self.logprob = 0.0
         """Of all tokens so far, the end token among them."""
         self.length = 0
@@ -123,7 +122,7 @@ class CaptionStream:
         Raises:
             EngineStopped: `admit` turns it into model_unavailable.
         """
-        self._stream = self._admission.start(self._sequence, self._overflowed)
+        self._stream = self._admission.start(self._request, self._overflowed)
         if self._cancelled:
             self._admission.cancel()
 
@@ -141,8 +140,8 @@ class CaptionStream:
         detokenizer = self._model.bundle.image_codec.detokenizer()
         text, last_at, shown = "", 0.0, 0
         logprobs: list[float] = []
-        while isinstance(event := await stream.get(), TokenEvent):
-            last_at = measure_token(self._model, self._admission, self._sequence, self.length, last_at)
+        while isinstance(event := await stream.get(), Told):
+            last_at = measure_token(self._model, self._admission, self.length, last_at)
             logprobs.append(event.logprob)
             self.logprob, self.length = math.fsum(logprobs), len(logprobs)
             if event.token == self._end_id:
@@ -162,7 +161,7 @@ class CaptionStream:
 
 
 async def find_captions(
-    model: ServedModel, admission: Admission, encoding: Encoding, parameters: CaptionParameters
+    model: ServedModel, admission: Place, encoding: Encoding, parameters: CaptionParameters
 ) -> list[Caption]:
     """The captions of one image, the best first.
 
@@ -175,33 +174,32 @@ async def find_captions(
     Raises:
         ServiceError: step_failed or model_unavailable.
     """
-    sequence = _sequence(model, encoding, parameters)
-    sequence.whole = True
-    end = await run_quietly(model, admission, sequence)
-    model.metrics.queued(admission, sequence)
-    codec = model.bundle.image_codec
-    if isinstance(parameters.search, BeamParameters):
+    end = await run_to_end(model, admission, _request(model, encoding, parameters, buffered=True))
+    model.metrics.queued(admission)
+    codec, result = model.bundle.image_codec, end.result
+    if isinstance(result, Found):
         return [
             Caption(codec.caption(one.tokens), one.tokens, one.logprob, one.score, one.reason, one.attention)
-            for one in end.hypotheses
+            for one in result.hypotheses
         ]
-    tokens, logprobs, looks = zip(*sequence.said, strict=True)
-    logprob = math.fsum(logprobs)
+    assert isinstance(result, Sampled)
+    tokens, logprob = result.tokens, math.fsum(result.logprobs)
     words = tokens[:-1] if tokens[-1] == codec.end_id else tokens
-    maps = [looked for looked in looks[: len(words)] if looked is not None]
+    maps = result.attention[: len(words)]
     score = logprob / len(tokens) ** parameters.length_penalty
     return [Caption(codec.caption(words), words, logprob, score, end.reason, np.stack(maps) if maps else None)]
 
 
-def _sequence(model: ServedModel, encoding: Encoding, parameters: CaptionParameters) -> Sequence:
+def _request(
+    model: ServedModel, encoding: Encoding, parameters: CaptionParameters, *, buffered: bool = False
+) -> Request:
     codec = model.bundle.image_codec
-    search = parameters.search
-    return Sequence(
+    return Request(
         np.array([codec.begin_id], np.int64),
-        search if isinstance(search, SamplingParameters) else None,
-        beam=search if isinstance(search, BeamParameters) else None,
+        parameters.search,
         end=codec.end_id,
         snapshot=encoding.snapshot,
         context=encoding.context,
         attention=parameters.attention,
+        buffered=buffered,
     )

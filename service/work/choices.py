@@ -1,4 +1,4 @@
-"""The choices of a completion: texts that go on from one prompt, which is eaten once however many are wanted."""
+"""The choices of a completion: texts that go on from one prompt, which is consumed once however many are wanted."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from carousel.service.engine.admission.admission import Admission
-from carousel.service.engine.sequence import FinishReason, Ids, SamplingParameters
+from carousel.service.engine.parameters import FinishReason, Ids, SamplingParameters
+from carousel.service.engine.port import Place
 from carousel.service.prefixes.prefixes import Beginning
 from carousel.service.served.repository import ServedModel
 from carousel.service.work.generation import Finished, Generation, Token, TokenTaker, Usage
@@ -22,7 +22,7 @@ class ChoiceParameters:
     Args:
         stops: strings that end a text; it ends before them.
         weigh: how many of the most probable tokens to tell in each place of the prompt, which is weighed; None where it
-            is only eaten.
+            is only consumed.
         cache_salt: prompts with another one are not met.
         on_overflow: called when the events of a choice are read too slowly.
     """
@@ -34,7 +34,7 @@ class ChoiceParameters:
 
 
 class Choices:
-    """The first choice eats the prompt, and the others go on from a copy of the state that it led to.
+    """The first choice consumes the prompt, and the others go on from a copy of the state that it led to.
 
     Args:
         model: the model.
@@ -48,7 +48,7 @@ class Choices:
     def __init__(
         self,
         model: ServedModel,
-        places: Sequence[Admission],
+        places: Sequence[Place],
         prompt: Ids,
         samplings: Sequence[SamplingParameters],
         parameters: ChoiceParameters,
@@ -63,8 +63,8 @@ class Choices:
         self._generations: dict[int, Generation] = {}
         self._weighed: Weighed | None = None
         self._beginning: Beginning | None = None
-        """How who comes after whoever has eaten the prompt starts."""
-        self._eaten = asyncio.Event()
+        """How who comes after whoever has consumed the prompt starts."""
+        self._consumed = asyncio.Event()
         """Set once they can."""
         self._cancelled = False
 
@@ -73,7 +73,7 @@ class Choices:
         self._cancelled = True
         for place in self._places:
             place.cancel()
-        self._eaten.set()
+        self._consumed.set()
 
     async def events(self, index: int, taker: TokenTaker | None = None) -> AsyncIterator[Weighed | Token | Finished]:
         """What comes of one choice: Weighed, where that is asked for; the tokens; Finished.
@@ -90,7 +90,7 @@ class Choices:
         sampling = self._samplings[index]
         if index > 0:
             self._places[index].defer()
-            await self._eaten.wait()
+            await self._consumed.wait()
         elif self._parameters.weigh is not None or sampling.max_tokens == 0:
             await self._weigh(sampling)
         if self._weighed is not None and self._parameters.weigh is not None:
@@ -105,8 +105,8 @@ class Choices:
     async def keep(self, index: int, end: Finished) -> None:
         """Write the memory of a choice that has ended, where it is to be kept."""
         if end.snapshot is not None:
-            eaten = end.usage.prompt_tokens + end.usage.completion_tokens
-            await self._recall.keep(end.snapshot, eaten=eaten, context=self._generations[index].context)
+            consumed = end.usage.prompt_tokens + end.usage.completion_tokens
+            await self._recall.keep(end.snapshot, consumed=consumed, context=self._generations[index].context)
 
     async def _weigh(self, sampling: SamplingParameters) -> None:
         alone = sampling.max_tokens == 0
@@ -135,7 +135,7 @@ class Choices:
             context=recall.context,
             keep_state=recall.choice.keeps,
             beginning=self._beginning,
-            on_eaten=self._go_on_from if forks else None,
+            on_consumed=self._go_on_from if forks else None,
             on_overflow=parameters.on_overflow,
             cache_salt=parameters.cache_salt,
         )
@@ -145,4 +145,4 @@ class Choices:
 
     def _go_on_from(self, beginning: Beginning | None) -> None:
         self._beginning = beginning
-        self._eaten.set()
+        self._consumed.set()

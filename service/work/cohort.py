@@ -10,6 +10,7 @@ import csv
 import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +19,12 @@ import numpy as np
 from carousel.models.bundle import Bundle
 from carousel.models.output_file import open_output
 from carousel.service.engine.core import EngineCore
+from carousel.service.engine.parameters import FinishReason, Ids
+from carousel.service.engine.port import Ended, Request
 from carousel.service.engine.probe import check_rows
-from carousel.service.engine.sequence import FinishEvent, FinishReason, Ids, Sequence
 from carousel.service.served.opening import open_runner
 from carousel.service.work.cohort_file import Cohort, CohortError
-from carousel.service.work.tracing import trace_sequence, traced
+from carousel.service.work.tracing import trace_request, traced
 
 OUTPUT_COLUMNS = ("learner", "attempt", "skill", "correct", "probability")
 LEARNERS_PER_ROW = 8
@@ -74,20 +76,21 @@ def _predictions(
     core: EngineCore, cohort: Cohort, on_answers: Callable[[int], object]
 ) -> Iterator[tuple[str, Ids, list[float | None]]]:
     """Each learner with the answers and P(correct) before each, None where there is none."""
-    flying: deque[tuple[str, Ids, Sequence | None]] = deque()
-    ends: dict[Sequence, FinishEvent] = {}
-    waiting = iter(cohort.learners.items())
+    flying: deque[tuple[str, Ids, int, Request | None]] = deque()
+    ends: dict[int, Ended] = {}
+    waiting = zip(count(), cohort.learners.items())
     while True:
         while len(flying) < LEARNERS_PER_ROW * core.scheduler.max_rows:
-            learner, answers = next(waiting, (None, None))
-            if learner is None or answers is None:
+            following = next(waiting, None)
+            if following is None:
                 break
+            id, (learner, answers) = following
             codes = np.array(answers, np.int64)
             known = codes[codes >= 0]
-            sequence = trace_sequence(known) if len(known) else None
-            if sequence is not None:
-                core.add(sequence)
-            flying.append((learner, codes, sequence))
+            request = trace_request(known) if len(known) else None
+            if request is not None:
+                core.add(id, request)
+            flying.append((learner, codes, id, request))
         if not flying:
             return
         with np.errstate(all="ignore"):
@@ -95,17 +98,17 @@ def _predictions(
         if output.report is not None:
             on_answers(output.report.prompt_tokens)
         ends.update(output.finished)
-        while flying and (flying[0][2] is None or flying[0][2] in ends):
-            learner, codes, sequence = flying.popleft()
-            yield learner, codes, _before(learner, codes, sequence, None if sequence is None else ends.pop(sequence))
+        while flying and (flying[0][3] is None or flying[0][2] in ends):
+            learner, codes, id, request = flying.popleft()
+            yield learner, codes, _before(learner, codes, request, ends.pop(id, None))
 
 
-def _before(learner: str, codes: Ids, sequence: Sequence | None, end: FinishEvent | None) -> list[float | None]:
+def _before(learner: str, codes: Ids, request: Request | None, end: Ended | None) -> list[float | None]:
     before = np.full(len(codes), np.nan, np.float32)
-    if sequence is not None and end is not None:
+    if request is not None and end is not None:
         if end.reason is FinishReason.FAILED:
             raise CohortError(f"learner {learner!r}: the model failed: {end.detail}")
-        known = traced(sequence, end).before
+        known = traced(request, end).before
         assert known is not None
         before[codes >= 0] = known
     return [None if probability != probability else probability for probability in before.tolist()]

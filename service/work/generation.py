@@ -12,21 +12,10 @@ from typing import Protocol
 import numpy as np
 
 from carousel.models.codec.text import CONTEXT_TOKENS
-from carousel.service.engine.admission.admission import Admission
-from carousel.service.engine.admission.queue_time import INTERACTIVE, Urgency, retry_after_seconds
+from carousel.service.engine.admission.queue_time import retry_after_seconds
 from carousel.service.engine.errors import DeadlineExceeded, EngineFull, EngineStopped, WaitTooLong
-from carousel.service.engine.sequence import (
-    Alternative,
-    Array,
-    FinishEvent,
-    FinishReason,
-    Ids,
-    SamplingParameters,
-    Sequence,
-    Snapshot,
-    TokenEvent,
-)
-from carousel.service.engine.streams.token_stream import TokenStream
+from carousel.service.engine.parameters import Alternative, FinishReason, Ids, SamplingParameters, State
+from carousel.service.engine.port import INTERACTIVE, Ended, Events, Place, Request, Snapshot, Told, Urgency
 from carousel.service.errors import ServiceError, Unavailable
 from carousel.service.keys.caller import current_caller
 from carousel.service.observability.requests import WATCHED
@@ -73,7 +62,7 @@ class Collector:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens in and out; `cached_tokens` of the prompt's were not eaten again."""
+    """Tokens in and out; `cached_tokens` of the prompt's were not consumed again."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -91,7 +80,7 @@ class Finished:
 
 
 @contextmanager
-def admit(model: ServedModel, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> Iterator[Admission]:
+def admit(model: ServedModel, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> Iterator[Place]:
     """A place in the model's engine for a sequence of so many rows, of which the engine has at least as many.
 
     The request's time runs from here on: what is done in the `with` block before a sequence is started is cancelled
@@ -109,14 +98,16 @@ def admit(model: ServedModel, rows: int = 1, urgency: Urgency = INTERACTIVE, *, 
     with refusals(model), model.engine.admit(rows, urgency, queued=queued) as place:
         caller = current_caller()
         if caller.metered:
-            place.on_end = lambda sequence: caller.spend(sequence.spent)
+            place.on_end = lambda request, ended: caller.spend(
+                max(0, ended.counts.prompt - request.paid) + ended.counts.new
+            )
         place.watched = WATCHED.get()
         yield place
 
 
 def admit_many(
     places: ExitStack | AsyncExitStack, model: ServedModel, count: int, urgency: Urgency, rows: int = 1
-) -> list[Admission]:
+) -> list[Place]:
     """So many places for one request, which `places` gives back; raises what `admit` raises."""
     return [places.enter_context(admit(model, rows, urgency, queued=place * rows)) for place in range(count)]
 
@@ -160,8 +151,8 @@ class Generation:
         context: ids before the prompt that the detokeniser should know, where there is a snapshot.
         keep_state: whether the end brings a snapshot.
         keep_prompt: whether that snapshot, and the context, forget what was sampled.
-        beginning: how to start where somebody else has eaten all but the last id, and pays for the prompt.
-        on_eaten: called once the prompt is eaten, or will not be, with how others may start who go on from it.
+        beginning: how to start where somebody else has consumed all but the last id, and pays for the prompt.
+        on_consumed: called once the prompt is consumed, or will not be, with how others may start who go on from it.
         on_overflow: called when the events are read too slowly and the generation was ended; whoever reads them may
             be stuck in a send for as long as the client likes.
     """
@@ -169,7 +160,7 @@ class Generation:
     def __init__(
         self,
         model: ServedModel,
-        admission: Admission,
+        admission: Place,
         prompt: Ids,
         sampling: SamplingParameters,
         stops: list[str],
@@ -180,7 +171,7 @@ class Generation:
         keep_state: bool = False,
         keep_prompt: bool = False,
         beginning: Beginning | None = None,
-        on_eaten: Callable[[Beginning], None] | None = None,
+        on_consumed: Callable[[Beginning], None] | None = None,
         on_overflow: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
@@ -196,20 +187,20 @@ class Generation:
         if snapshot is None and beginning is None:
             begun = model.prefixes.begin(prompt, cache_salt)
         self._beginning = begun
-        self._on_eaten = on_eaten
+        self._on_consumed = on_consumed
         self.cached_tokens = begun.length
-        eats = prompt if snapshot is None else np.concatenate([snapshot.pending, prompt])
-        start, last = beginning or begun, len(eats) - 1
-        self.sequence = Sequence(
-            prompt=eats,
-            sampling=sampling,
+        consumes = prompt if snapshot is None else np.concatenate([snapshot.pending, prompt])
+        start, last = beginning or begun, len(consumes) - 1
+        self._request = Request(
+            consumes,
+            sampling,
             stop=stop_condition(stops, codec.detokenizer(self._context.tolist())),
             snapshot=start.snapshot,
             keep_state=keep_state,
             keep_prompt=keep_prompt,
-            looks=begun.looks if on_eaten is None else tuple(sorted({*begun.looks, last})),
-            eaten=start.length,
-            paid=paid_before(snapshot) if beginning is None else len(eats),
+            checkpoints=begun.checkpoints if on_consumed is None else tuple(sorted({*begun.checkpoints, last})),
+            consumed=start.length,
+            paid=paid_before(snapshot) if beginning is None else len(consumes),
         )
         self._tokens: deque[int] = deque(maxlen=CONTEXT_TOKENS)
         self._texts: list[str] = []
@@ -224,18 +215,18 @@ class Generation:
     @property
     def context(self) -> Ids:
         """The last ids of prompt and tokens so far: what a generation that goes on from here gives its detokeniser."""
-        if self.sequence.keep_prompt:
+        if self._request.keep_prompt:
             return self._context
         return np.concatenate([self._context, np.array(self._tokens, np.int64)])[-CONTEXT_TOKENS:]
 
-    def _start(self, taker: TokenTaker | None) -> TokenStream:
-        def hand_over(event: TokenEvent) -> bool:
+    def _start(self, taker: TokenTaker | None) -> Events:
+        def hand_over(event: Told) -> bool:
             if taker is None or not taker.ready:
                 return False
             taker.take(self._token(event))
             return True
 
-        stream = self._admission.start(self.sequence, self._overflowed, hand_over if taker else None)
+        stream = self._admission.start(self._request, self._overflowed, hand_over if taker else None)
         if self._cancelled:
             self._admission.cancel()
         return stream
@@ -252,88 +243,89 @@ class Generation:
         """
         # Not kept: the stream knows this generation, and a circle would keep both until the garbage is collected.
         stream = self._start(taker)
-        while isinstance(event := await stream.get(), TokenEvent):
+        while isinstance(event := await stream.get(), Told):
             end = stream.ended_with
             yield self._token(event, cut_off=end is not None and end.reason is FinishReason.LENGTH)
         usage = Usage(self._prompt_tokens, len(self._texts), self.cached_tokens)
         raise_for(self._model, event)
         if not self._texts:
-            self._eaten()
+            self._prompt_consumed(event.checkpoints)
         yield Finished(event.reason, "".join(self._texts), usage, event.snapshot)
 
-    def _token(self, event: TokenEvent, cut_off: bool = False) -> Token:
+    def _token(self, event: Told, cut_off: bool = False) -> Token:
         """What a sampled token adds to the text; with all that was held back, where the text is `cut_off` after it."""
         count = len(self._texts)
-        self._last_at = measure_token(self._model, self._admission, self.sequence, count, self._last_at)
+        self._last_at = measure_token(self._model, self._admission, count, self._last_at)
         self._tokens.append(event.token)
         text = self._matcher.push(self._detokenizer.push(event.token))
         if cut_off:
             text += self._matcher.flush()
         self._texts.append(text)
         if count == 0:
-            self._eaten()
+            self._prompt_consumed(event.checkpoints)
         return Token(count, event.token, text, event.logprob, event.alternatives)
 
-    def _eaten(self) -> None:
-        """The prompt has been eaten, or never will be: let others go on from what it led to."""
-        self._beginning.keep(self.sequence)
-        on_eaten, self._on_eaten = self._on_eaten, None
-        if on_eaten is not None:
-            state = self.sequence.looked.get(len(self.sequence.prompt) - 1)
-            on_eaten(FROM_ZEROS if state is None else after_all(self.sequence.prompt, state))
+    def _prompt_consumed(self, checkpoints: Mapping[int, State]) -> None:
+        """The prompt has been consumed, or never will be: let others go on from what it led to."""
+        prompt = self._request.prompt
+        self._beginning.keep(prompt, checkpoints)
+        on_consumed, self._on_consumed = self._on_consumed, None
+        if on_consumed is not None:
+            state = checkpoints.get(len(prompt) - 1)
+            on_consumed(FROM_ZEROS if state is None else after_all(prompt, state))
 
     def _overflowed(self) -> None:
         self._model.metrics.shed["slow_reader"].inc()
         self._on_overflow()
 
 
-def after_all(prompt: Ids, state: Mapping[str, Array]) -> Beginning:
+def after_all(prompt: Ids, state: State) -> Beginning:
     """How a sequence starts whose prompt has led to this state, but for its last id."""
     last = len(prompt) - 1
     return Beginning(last, Snapshot(state, prompt[last:]))
 
 
 def paid_before(snapshot: Snapshot | None) -> int:
-    """How many ids that a memory has not eaten were charged for: the last that was sampled or weighed. (What is left
+    """How many ids that a memory has not consumed were charged for: the last that was sampled or weighed. (What is left
     of a prompt that was cancelled was not.)"""
     return int(snapshot is not None and len(snapshot.pending) == 1)
 
 
-def measure_token(model: ServedModel, admission: Admission, sequence: Sequence, count: int, last_at: float) -> float:
+def measure_token(model: ServedModel, admission: Place, count: int, last_at: float) -> float:
     """Record how long a token took that has come just now, `count` having come before it; when that was."""
     now, metrics = time.perf_counter(), model.metrics
     if count == 0:
         metrics.time_to_first_token_seconds.observe(now - admission.admitted_at)
-        metrics.queued(admission, sequence)
-        if sequence.marks is not None:
-            sequence.marks.first_token = model.engine.mark()
+        metrics.queued(admission)
+        admission.note_first_token()
     else:
         metrics.inter_token_seconds.observe(now - last_at)
     return now
 
 
-async def run_quietly(model: ServedModel, admission: Admission, sequence: Sequence) -> FinishEvent:
-    """Run a sequence of which nothing is told before its end, to that.
+async def run_to_end(model: ServedModel, admission: Place, request: Request) -> Ended:
+    """Run a request of which nothing is told before its end, to that.
 
     Raises:
         ServiceError: step_failed, deadline_exceeded or model_unavailable.
         EngineStopped: `admit` turns it into model_unavailable.
     """
-    event = await admission.start(sequence).get()
-    assert isinstance(event, FinishEvent)
+    event = await admission.start(request).get()
+    assert isinstance(event, Ended)
     raise_for(model, event)
     return event
 
 
-def raise_for(model: ServedModel, event: FinishEvent) -> None:
+def raise_for(model: ServedModel, event: Ended) -> None:
     """Turn an end that is a failure into the error that a client is told."""
     if event.reason is FinishReason.SLOW_READER:
         raise ServiceError("slow_reader", f"the stream was not read fast enough: {event.detail}")
     if event.reason is FinishReason.DEADLINE:
         raise _late(model, event.detail)
     if event.reason is FinishReason.OVERLOAD:
-        raise _full(model, WaitTooLong(event.detail, model.engine.held_seconds))
+        raise _full(model, WaitTooLong(event.detail, model.engine.describe().held_seconds))
     if event.reason is FinishReason.FAILED:
-        if model.engine.failure is not None:
-            raise Unavailable("model_unavailable", f"{model.name}: {model.engine.failure}", 1)
+        failure = model.engine.describe().failure
+        if failure is not None:
+            raise Unavailable("model_unavailable", f"{model.name}: {failure}", 1)
         raise ServiceError("step_failed", f"{model.name} failed on this request: {event.detail}")

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
-from carousel.service.engine.sequence import Ids, Snapshot
+from carousel.service.engine.parameters import Ids
+from carousel.service.engine.port import Snapshot
 from carousel.service.errors import ServiceError
 from carousel.service.keys.caller import current_caller
 from carousel.service.observability.metrics import Metrics
@@ -87,7 +88,7 @@ class Recall:
         self,
         snapshot: Snapshot,
         *,
-        eaten: int,
+        consumed: int,
         context: Ids = NO_IDS,
         marks: Sequence[bytes] = (),
         signed: Snapshot | None = None,
@@ -96,7 +97,7 @@ class Recall:
 
         Args:
             snapshot: how the request ended.
-            eaten: ids that it added to the memory.
+            consumed: ids that it added to the memory.
             context: the last ids, which a detokeniser must know.
             marks: for the session's trail.
             signed: what a token holds, where that is not `snapshot`.
@@ -104,7 +105,7 @@ class Recall:
         Raises:
             ServiceError: any of the sessions' codes.
         """
-        change = self.note(snapshot, eaten=eaten, context=context, marks=marks, signed=signed)
+        change = self.note(snapshot, consumed=consumed, context=context, marks=marks, signed=signed)
         if change is not None:
             with _as_service_errors():
                 await self._sessions.commit(change)
@@ -113,14 +114,16 @@ class Recall:
         self,
         snapshot: Snapshot,
         *,
-        eaten: int,
+        consumed: int,
         context: Ids = NO_IDS,
         marks: Sequence[bytes] = (),
         signed: Snapshot | None = None,
     ) -> Change | None:
         """As `keep`, but what is to be written to the session is for `Memories.commit`, with that of other learners."""
         with _as_service_errors():
-            memory = remember(self._model, snapshot, eaten=eaten, now=time.time(), before=self.before, context=context)
+            memory = remember(
+                self._model, snapshot, consumed=consumed, now=time.time(), before=self.before, context=context
+            )
             if self.choice.return_state:
                 portable = memory if signed is None else replace(memory, snapshot=signed)
                 self._state = self._signer.sign(portable, current_caller().tenant)

@@ -1,4 +1,4 @@
-"""From what a client sends to ids the engine eats, with every way that can be refused."""
+"""From what a client sends to ids the engine consumes, with every way that can be refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import asyncio
 import numpy as np
 
 from carousel.models.errors import TextTooLong, UnencodableText
-from carousel.service.engine.sequence import Ids, Snapshot
+from carousel.service.engine.parameters import Ids
+from carousel.service.engine.port import Snapshot
 from carousel.service.errors import RequestError
 from carousel.service.served.repository import ServedModel
 
@@ -81,17 +82,17 @@ def unknown_tokens(model: ServedModel, ids: Ids) -> int:
     return 0 if unknown is None else int(np.count_nonzero(ids == unknown))
 
 
-def check_uneaten(model: ServedModel, recalled: Snapshot | None, fed: int) -> None:
-    """Refuse to pile up prompts that were cancelled before they were eaten.
+def check_unconsumed(model: ServedModel, recalled: Snapshot | None, fed: int) -> None:
+    """Refuse to pile up prompts that were cancelled before they were consumed.
 
     Raises:
         RequestError: prompt_too_long.
     """
-    uneaten = 0 if recalled is None else len(recalled.pending)
+    unconsumed = 0 if recalled is None else len(recalled.pending)
     longest = model.bundle.manifest.limits.max_prompt_tokens
-    if uneaten > 1 and uneaten + fed > longest:  # 1 is the last token
+    if unconsumed > 1 and unconsumed + fed > longest:  # 1 is the last token
         raise RequestError(
             "prompt_too_long",
-            f"the prompt is {fed:,} tokens and {uneaten:,} are left of a generation that was cancelled; "
+            f"the prompt is {fed:,} tokens and {unconsumed:,} are left of a generation that was cancelled; "
             f"{model.name} takes {longest:,} together (manifest limits.max_prompt_tokens)",
         )

@@ -12,7 +12,8 @@ import numpy as np
 
 from carousel.models.codec.interaction import InteractionCodec
 from carousel.models.errors import UnknownSkill
-from carousel.service.engine.sequence import FinishEvent, Floats, Ids, Readout, Sequence, Snapshot
+from carousel.service.engine.parameters import Floats, Ids, Reading, ReadParameters
+from carousel.service.engine.port import Ended, Request, Snapshot
 from carousel.service.errors import RequestError
 from carousel.service.prefixes.prefixes import FROM_ZEROS, Beginning
 from carousel.service.served.repository import ServedModel
@@ -31,7 +32,7 @@ MAX_CURVE_VALUES = 250_000
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The attempts of one request that the model knows, as it eats them.
+    """The attempts of one request that the model knows, as it consumes them.
 
     Args:
         ids: `2 * skill + correct` each. <int64>[N], N at least 1
@@ -55,7 +56,7 @@ class Traced:
         curve: P(correct) after each attempt at the skills asked for. <float32>[N, K]
         outputs: P(correct) at every skill after each of the last attempts, oldest first. <float32>[at most N, S]
         snapshot: the memory, its OUTPUT included; None where it was not asked for.
-        cached: attempts that were not eaten again.
+        cached: attempts that were not consumed again.
     """
 
     before: Floats | None
@@ -165,7 +166,7 @@ def skill_ids(codec: InteractionCodec, skills: Iterable[str | int], where: str) 
     return np.array(ids, np.int64)
 
 
-def trace_sequence(
+def trace_request(
     ids: Ids,
     *,
     each: bool = True,
@@ -174,8 +175,8 @@ def trace_sequence(
     curve: Ids | None = None,
     last: int = 1,
     keep_state: bool = False,
-) -> Sequence:
-    """What the engine runs for a history: each attempt is eaten once.
+) -> Request:
+    """What the engine runs for a history: each attempt is consumed once.
 
     Args:
         ids: <int64>[N]
@@ -189,37 +190,35 @@ def trace_sequence(
     """
     # After the last attempt there is no next one: any column will do.
     targets = np.append(ids[1:] >> 1, 0) if each else None
-    readout = Readout(targets, curve, last)
-    return Sequence(
+    return Request(
         ids,
-        None,
-        readout,
+        ReadParameters(targets, curve, last),
         snapshot=beginning.snapshot if recalled is None else recalled,
         keep_state=keep_state,
-        looks=beginning.looks,
-        eaten=beginning.length,
+        checkpoints=beginning.checkpoints,
+        consumed=beginning.length,
     )
 
 
-def traced(sequence: Sequence, end: FinishEvent, cached: int = 0) -> Traced:
-    """What came of it; `cached` attempts were not eaten again."""
-    reading = end.reading
-    assert reading is not None
+def traced(request: Request, end: Ended, cached: int = 0) -> Traced:
+    """What came of it; `cached` attempts were not consumed again."""
+    reading = end.result
+    assert isinstance(reading, Reading)
     after = reading.outputs[-1]
     before = None
     if reading.values is not None:
-        before = np.concatenate([_first(sequence), reading.values[:-1]])
+        before = np.concatenate([_first(request), reading.values[:-1]])
     snapshot = None
     if end.snapshot is not None:
         snapshot = Snapshot({**end.snapshot.state, OUTPUT: after}, end.snapshot.pending)
     return Traced(before, after, reading.curve, reading.outputs, snapshot, cached)
 
 
-def _first(sequence: Sequence) -> Floats:
+def _first(request: Request) -> Floats:
     """P(correct) before the first attempt, which the memory gone on from may hold. <float32>[1]"""
-    if sequence.snapshot is None or OUTPUT not in sequence.snapshot.state:
+    if request.snapshot is None or OUTPUT not in request.snapshot.state:
         return np.full(1, np.nan, np.float32)
-    first: Floats = sequence.snapshot.state[OUTPUT][sequence.prompt[:1] >> 1].astype(np.float32)
+    first: Floats = request.snapshot.state[OUTPUT][request.prompt[:1] >> 1].astype(np.float32)
     return first
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from carousel.service.engine.sequence import Floats, Ids
+from carousel.service.engine.parameters import Floats, Ids
 
 LEVELS = 255
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from carousel.service.engine.admission.admission import Admission
-from carousel.service.engine.sequence import Alternative, FinishReason, Ids, Sequence, Snapshot
+from carousel.service.engine.parameters import Alternative, FinishReason, Ids, ScoreParameters, Scores
+from carousel.service.engine.port import Place, Request, Snapshot
 from carousel.service.prefixes.prefixes import Beginning
 from carousel.service.served.repository import ServedModel
-from carousel.service.work.generation import after_all, paid_before, run_quietly
+from carousel.service.work.generation import after_all, paid_before, run_to_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +22,14 @@ class Weighed:
     beside: list[tuple[Alternative, ...]]
     """Of each token, the most probable ones in its place, where they were asked for."""
     beginning: Beginning | None
-    """How a sequence starts that goes on from the text: but for the last id it is eaten. None where nothing was."""
+    """How a sequence starts that goes on from the text: but for the last id it is consumed. None where nothing was."""
     snapshot: Snapshot | None
     """The memory of the text, where it is to be kept and something was weighed."""
 
 
 async def weigh(
     model: ServedModel,
-    admission: Admission,
+    admission: Place,
     text: Ids,
     before: Snapshot | None = None,
     *,
@@ -55,19 +55,19 @@ async def weigh(
     unweighed = max(0, len(text) - len(ids) + 1)
     if len(ids) == 1:
         return Weighed([None], [()], None, None)
-    sequence = Sequence(
-        ids, None, snapshot=before, keep_state=keep_state, alternatives=alternatives, paid=paid_before(before)
-    )
-    end = await run_quietly(model, admission, sequence)
+    head = ScoreParameters(alternatives)
+    request = Request(ids, head, snapshot=before, keep_state=keep_state, paid=paid_before(before))
+    end = await run_to_end(model, admission, request)
     if end.reason is FinishReason.CANCELLED:
         return None
     if alone:
-        model.metrics.queued(admission, sequence)
-    assert end.logprobs is not None
+        model.metrics.queued(admission)
+    scores = end.result
+    assert isinstance(scores, Scores)
     known = len(text) - unweighed  # what was left of an earlier text is not asked about
     return Weighed(
-        logprobs=[*[None] * unweighed, *end.logprobs[-known:].tolist()],
-        beside=[*[()] * unweighed, *(sequence.beside[-known:] if alternatives else [()] * known)],
+        logprobs=[*[None] * unweighed, *scores.logprobs[-known:].tolist()],
+        beside=[*[()] * unweighed, *(scores.alternatives[-known:] if alternatives else [()] * known)],
         beginning=None if end.snapshot is None else after_all(ids, end.snapshot.state),
         snapshot=end.snapshot,
     )

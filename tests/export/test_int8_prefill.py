@@ -21,7 +21,8 @@ from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 from carousel.models.nn.validation import VALIDATION, ValidationData, write_validation
 from carousel.models.prefill import check_prefill
 from carousel.models.weights import WEIGHTS
-from carousel.service.engine.sequence import SamplingParameters, Sequence
+from carousel.service.engine.parameters import SamplingParameters
+from carousel.service.engine.port import Request
 from carousel.service.served.opening import open_core
 
 SIZES = [
@@ -117,7 +118,7 @@ def test_int8_export_writes_what_graphs_share_once_and_it_is_served(run_director
     assert "layer0.input.table" in names[0] & names[1]
     assert names[0] == set.union(*names[1:])
     core = open_core(bundle, 1, 4)
-    core.add(Sequence(np.arange(7) % bundle.output_size, SamplingParameters(5, seed=1)))
+    core.add(0, Request(np.arange(7) % bundle.output_size, SamplingParameters(5, seed=1)))
     while not core.idle:
         core.step()
 

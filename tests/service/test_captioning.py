@@ -2,7 +2,7 @@
 
 import pytest
 
-from carousel.service.engine.sequence import BeamParameters, SamplingParameters
+from carousel.service.engine.parameters import BeamParameters, SamplingParameters
 from carousel.service.observability.metrics import Metrics
 from carousel.service.pictures.images import ImageReader
 from carousel.service.served.repository import Repository

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carousel.service.engine.sequence import SamplingParameters, Sequence
 from carousel.service.prefixes.cache import STRIDE, PrefixCache
 from carousel.service.prefixes.prefixes import FROM_ZEROS, MAX_STRIDES, MIN_LENGTH, Prefixes
 
@@ -29,77 +28,78 @@ def prefixes(asked):
     return Prefixes(PrefixCache(1 << 24), "digest", STATE_BYTES, asked)
 
 
-def eat(prefixes, prompt, salt=None, *, state=lambda length: np.float32(length), upto=None):
-    """Begin, eat without an engine, keep; how much was known."""
+def consume(prefixes, prompt, salt=None, *, state=lambda length: np.float32(length), upto=None):
+    """Begin, consume without an engine, keep; how much was known."""
     prompt = np.array(prompt)
     beginning = prefixes.begin(prompt, salt)
-    sequence = Sequence(prompt, SamplingParameters(), looks=beginning.looks, eaten=beginning.length)
-    for look in beginning.looks:
-        if upto is None or look <= upto:
-            sequence.looked[look] = {"state.h": np.full(3, state(look), np.float32)}
-    beginning.keep(sequence)
+    states = {
+        length: {"state.h": np.full(3, state(length), np.float32)}
+        for length in beginning.checkpoints
+        if upto is None or length <= upto
+    }
+    beginning.keep(prompt, states)
     if beginning.length:
         assert (beginning.snapshot.state["state.h"] == state(beginning.length)).all()
     return beginning.length
 
 
 def test_prompt_sent_again_is_known_but_for_its_last_id(prefixes, asked):
-    assert eat(prefixes, range(50)) == 0
-    assert eat(prefixes, range(50)) == 49
-    assert eat(prefixes, range(51)) == 49
-    assert eat(prefixes, range(51)) == 50
+    assert consume(prefixes, range(50)) == 0
+    assert consume(prefixes, range(50)) == 49
+    assert consume(prefixes, range(51)) == 49
+    assert consume(prefixes, range(51)) == 50
     assert asked == [(50, 0), (50, 49), (51, 49), (51, 50)]
 
 
 def test_third_prompt_finds_where_the_first_two_parted(prefixes):
-    assert eat(prefixes, [*range(30), 100, 101, 102]) == 0
-    assert eat(prefixes, [*range(30), 200]) == 0
-    assert eat(prefixes, [*range(30), 300]) == 30
+    assert consume(prefixes, [*range(30), 100, 101, 102]) == 0
+    assert consume(prefixes, [*range(30), 200]) == 0
+    assert consume(prefixes, [*range(30), 300]) == 30
 
 
 @pytest.mark.parametrize("length", [2 * STRIDE + 10, MAX_STRIDES * STRIDE + 1, 60_000])
 def test_second_prompt_finds_most_of_a_long_beginning(prefixes, length):
     prompt = np.arange(length)
-    assert len(prefixes.begin(prompt, None).looks) <= MAX_STRIDES + 1
-    eat(prefixes, prompt)
+    assert len(prefixes.begin(prompt, None).checkpoints) <= MAX_STRIDES + 1
+    consume(prefixes, prompt)
     prompt[-5:] = 7
-    assert length - 5 - max(STRIDE, -(-length // MAX_STRIDES)) <= eat(prefixes, prompt) <= length - 5
-    assert eat(prefixes, [*prompt[:-5], 8]) == length - 5
+    assert length - 5 - max(STRIDE, -(-length // MAX_STRIDES)) <= consume(prefixes, prompt) <= length - 5
+    assert consume(prefixes, [*prompt[:-5], 8]) == length - 5
 
 
 def test_short_prompt_is_neither_looked_up_nor_kept(prefixes, asked):
     for length in range(1, MIN_LENGTH + 1):
         assert prefixes.begin(np.arange(length), None) is FROM_ZEROS
     assert asked == []
-    assert eat(prefixes, range(MIN_LENGTH + 1)) == 0
-    assert eat(prefixes, range(MIN_LENGTH + 1)) == MIN_LENGTH
-    assert eat(prefixes, [0, 1, 2, 9, 9, 9]) == 0
-    assert all(look >= MIN_LENGTH for look in prefixes.begin(np.array([0, 1, 2, 8, 8, 8]), None).looks)
+    assert consume(prefixes, range(MIN_LENGTH + 1)) == 0
+    assert consume(prefixes, range(MIN_LENGTH + 1)) == MIN_LENGTH
+    assert consume(prefixes, [0, 1, 2, 9, 9, 9]) == 0
+    assert all(at >= MIN_LENGTH for at in prefixes.begin(np.array([0, 1, 2, 8, 8, 8]), None).checkpoints)
 
 
 def test_salts_and_models_never_meet(prefixes, asked):
-    eat(prefixes, range(50), "mine")
-    assert eat(prefixes, range(50)) == 0
-    assert eat(prefixes, range(50), "yours") == 0
+    consume(prefixes, range(50), "mine")
+    assert consume(prefixes, range(50)) == 0
+    assert consume(prefixes, range(50), "yours") == 0
     other = Prefixes(prefixes._cache, "other digest", STATE_BYTES, asked)
-    assert eat(other, range(50), "mine") == 0
-    assert eat(prefixes, range(50), "mine") == 49
+    assert consume(other, range(50), "mine") == 0
+    assert consume(prefixes, range(50), "mine") == 49
     prefixes.drop()
-    assert eat(prefixes, range(50), "mine") == 0
-    assert eat(other, range(50), "mine") == 49
+    assert consume(prefixes, range(50), "mine") == 0
+    assert consume(other, range(50), "mine") == 49
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_state_that_is_not_finite_is_not_kept(prefixes, value):
     prompt = range(3 * STRIDE)
-    eat(prefixes, prompt, state=lambda length: value if length > STRIDE else length)
-    assert eat(prefixes, prompt) == STRIDE
+    consume(prefixes, prompt, state=lambda length: value if length > STRIDE else length)
+    assert consume(prefixes, prompt) == STRIDE
 
 
-def test_prompt_that_was_not_eaten_is_kept_as_far_as_it_was(prefixes):
+def test_prompt_that_was_not_consumed_is_kept_as_far_as_it_was(prefixes):
     prompt = range(3 * STRIDE)
-    eat(prefixes, prompt, upto=2 * STRIDE + 1)
-    assert eat(prefixes, prompt) == 2 * STRIDE
+    consume(prefixes, prompt, upto=2 * STRIDE + 1)
+    assert consume(prefixes, prompt) == 2 * STRIDE
 
 
 def test_nothing_is_looked_up_without_room(asked):

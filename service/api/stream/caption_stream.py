@@ -9,7 +9,7 @@ from carousel.service.api.stream.connection import Connection, Work
 from carousel.service.api.wire import frames
 from carousel.service.api.wire.caption_messages import CaptionStart, CaptionStreamMessage
 from carousel.service.api.wire.stream_messages import Cancel
-from carousel.service.engine.admission.admission import Admission
+from carousel.service.engine.port import Place
 from carousel.service.errors import RequestError
 from carousel.service.observability.requests import RequestRecord
 from carousel.service.pictures.images import ImageFile
@@ -44,7 +44,7 @@ class CaptionConnection(Connection):
         return None
 
     async def _send_events(
-        self, start: CaptionStart, image: ImageFile, admission: Admission, record: RequestRecord
+        self, start: CaptionStart, image: ImageFile, admission: Place, record: RequestRecord
     ) -> None:
         model = self.model
         try:

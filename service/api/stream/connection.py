@@ -21,8 +21,7 @@ from carousel.service.api.wire import frames
 from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
 from carousel.service.api.wire.stream_messages import Cancel
 from carousel.service.api.wire.validation import invalid, parsed
-from carousel.service.engine.admission.admission import Admission
-from carousel.service.engine.admission.queue_time import INTERACTIVE
+from carousel.service.engine.port import INTERACTIVE, Place
 from carousel.service.errors import ErrorCode, RequestError, ServiceError, close_code
 from carousel.service.keys.caller import current_caller
 from carousel.service.observability.metrics import UNKNOWN
@@ -37,7 +36,7 @@ ENDPOINT = "/v1/models/{model}/stream"
 FAREWELL_SECONDS = 2.0
 """How long the last event and the close may take to send to a client that does not read."""
 
-Work = Callable[[Admission, RequestRecord], Coroutine[Any, Any, None]]
+Work = Callable[[Place, RequestRecord], Coroutine[Any, Any, None]]
 """One generation, from the place taken for it to its last event."""
 
 Message = TypeVar("Message")

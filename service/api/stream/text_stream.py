@@ -14,14 +14,14 @@ from carousel.service.api.stream.connection import Connection, Work
 from carousel.service.api.wire import frames
 from carousel.service.api.wire.messages import DEFAULT_MAX_TOKENS, check_top_k
 from carousel.service.api.wire.stream_messages import Cancel, Feed, Start, StreamMessage
-from carousel.service.engine.admission.admission import Admission
-from carousel.service.engine.sequence import Ids, Snapshot
+from carousel.service.engine.parameters import Ids
+from carousel.service.engine.port import Place, Snapshot
 from carousel.service.errors import RequestError
 from carousel.service.observability.requests import RequestRecord
 from carousel.service.sessions.memory import NO_IDS
 from carousel.service.work.generation import Generation, Token
 from carousel.service.work.memories import MemoryChoice, Recall
-from carousel.service.work.prompt import check_uneaten, prompt_ids, unknown_tokens
+from carousel.service.work.prompt import check_unconsumed, prompt_ids, unknown_tokens
 
 
 class TextConnection(Connection):
@@ -50,7 +50,7 @@ class TextConnection(Connection):
         self.urgency = request.urgency
         return partial(self._send_events, request)
 
-    async def _send_events(self, request: Start | Feed, admission: Admission, record: RequestRecord) -> None:
+    async def _send_events(self, request: Start | Feed, admission: Place, record: RequestRecord) -> None:
         prompt = await prompt_ids(self.model, request.text_or_ids)
         if isinstance(request, Start):
             self._session, choice = request.session, request.memory
@@ -60,7 +60,7 @@ class TextConnection(Connection):
             await self._generate_from(recall, request, prompt, admission, record)
 
     async def _generate_from(
-        self, recall: Recall, request: Start | Feed, prompt: Ids, admission: Admission, record: RequestRecord
+        self, recall: Recall, request: Start | Feed, prompt: Ids, admission: Place, record: RequestRecord
     ) -> None:
         model, choice = self.model, recall.choice
         memory, context = recall.snapshot, recall.context
@@ -75,7 +75,7 @@ class TextConnection(Connection):
                 memory, context = self._memory, self._context
             elif memory is None:
                 raise RequestError("unknown_session", f"session {choice.session!r} was deleted; send start first")
-        check_uneaten(model, memory, len(prompt))
+        check_unconsumed(model, memory, len(prompt))
         try:
             sampling = request.sampling.parameters(model.bundle.manifest, default_max_tokens=DEFAULT_MAX_TOKENS)
             check_top_k(sampling.top_k, model.bundle.text_codec.vocabulary_size)
@@ -104,6 +104,6 @@ class TextConnection(Connection):
                 self._memory_of = model.bundle.digest
                 if choice.keeps:
                     assert event.snapshot is not None
-                    eaten = event.usage.prompt_tokens + event.usage.completion_tokens
-                    await recall.keep(event.snapshot, eaten=eaten, context=generation.context)
+                    consumed = event.usage.prompt_tokens + event.usage.completion_tokens
+                    await recall.keep(event.snapshot, consumed=consumed, context=generation.context)
                 await self.send_end(event, record, **recall.told)

@@ -10,7 +10,7 @@ from carousel.models.manifest import MAX_LENGTH_PENALTY
 from carousel.service.api.wire.lists import few_told
 from carousel.service.api.wire.messages import SamplingFields, Temperature, UrgencyFields, check_top_k
 from carousel.service.api.wire.stream_messages import Cancel
-from carousel.service.engine.sequence import BeamParameters
+from carousel.service.engine.parameters import BeamParameters
 from carousel.service.served.repository import ServedModel
 from carousel.service.work.captioning import CaptionParameters, check_attention
 
@@ -66,7 +66,7 @@ class CaptionFields(SamplingFields, UrgencyFields):
             width = 1 if sampling or self.stream else manifest.decoding.beam_width
         if self.stream and width > 1:
             raise ValueError(f"stream is for beam_width 1, and it is {width:,}: a beam has no words before its end")
-        widest = min(manifest.limits.max_beam_width, model.engine.max_rows)
+        widest = min(manifest.limits.max_beam_width, model.engine.describe().max_rows)
         if width > widest:
             raise ValueError(
                 f"beam_width is {width:,}; allowed are 1 to {widest:,} (manifest limits.max_beam_width, and the rows "

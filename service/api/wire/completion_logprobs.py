@@ -9,7 +9,7 @@ from typing import Any
 
 from carousel.models.codec.text import TextCodec
 from carousel.service.api.wire.frames import quote
-from carousel.service.engine.sequence import Alternative
+from carousel.service.engine.parameters import Alternative
 from carousel.service.work.generation import Token
 
 Logprobs = dict[str, list[Any]]

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from carousel.models.codec.text import TextCodec
-from carousel.service.engine.sequence import Ids
+from carousel.service.engine.parameters import Ids
 from carousel.service.work.prompt import LONG_TEXT
 
 

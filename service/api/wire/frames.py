@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from carousel.service.engine.sequence import Floats
+from carousel.service.engine.parameters import Floats
 from carousel.service.errors import ServiceError
 from carousel.service.served.repository import ServedModel
 from carousel.service.work.captioning import CaptionToken

@@ -20,8 +20,8 @@ from pydantic import (
 
 from carousel.models.manifest import MAX_TEMPERATURE, Manifest
 from carousel.service.api.wire.lists import few_told, in_slices
-from carousel.service.engine.admission.queue_time import Urgency
-from carousel.service.engine.sequence import SamplingParameters
+from carousel.service.engine.parameters import SamplingParameters
+from carousel.service.engine.port import Urgency
 from carousel.service.work.memories import MemoryChoice
 
 MAX_PROMPTS = 128

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-from carousel.service.engine.admission.queue_time import Urgency
 from carousel.service.engine.errors import DeadlineExceeded, EngineFull, EngineStopped
-from carousel.service.engine.sequence import FinishEvent, FinishReason, Marks, Sequence
-from carousel.service.engine.streams.token_stream import TokenSink, TokenStream
+from carousel.service.engine.parameters import FinishReason
+from carousel.service.engine.port import Ended, Request, TokenSink, Urgency
+from carousel.service.engine.streams.token_stream import TokenStream
+from carousel.service.engine.timeline import Moment, Timeline
 
 
 class Host(Protocol):
@@ -24,31 +25,30 @@ class Host(Protocol):
         ...
 
     def submit(
-        self, sequence: Sequence, on_overflow: Callable[[], None], sink: TokenSink | None, *, first: bool
+        self, request: Request, place: Admission, on_overflow: Callable[[], None], sink: TokenSink | None
     ) -> TokenStream:
-        """Start a sequence; `first` where its place had none before."""
+        """Start a request."""
         ...
 
-    def cancel(self, sequence: Sequence) -> None:
-        """End a sequence."""
+    def cancel(self, id: int) -> None:
+        """End a request."""
         ...
 
-    def end(self, sequence: Sequence, event: FinishEvent) -> None:
-        """End a sequence, and tell its reader at once."""
+    def end(self, id: int, ended: Ended) -> None:
+        """End a request, and tell its reader at once."""
         ...
 
     def leave(self, place: Admission) -> None:
         """Take the place back."""
         ...
 
+    def moment(self) -> Moment:
+        """Now."""
+        ...
+
 
 class Admission:
-    """A place in the engine for one sequence; a context manager that ends the sequence when it is left.
-
-    From when it is entered the request's time runs. When that is up, or an overload ends who waits, the sequence ends;
-    or, as long as there has been none, the work on it: the task that has entered is cancelled, and leaving raises why.
-    What comes after the sequence (a session that is written) is not cut off, unless `cover` says so.
-    """
+    """A Place (engine/port.py)."""
 
     def __init__(self, engine: Host, rows: int, urgency: Urgency, deadline_seconds: float, now: float) -> None:
         self._engine = engine
@@ -60,83 +60,92 @@ class Admission:
         """That has entered."""
         self._cancelling: int | None = None
         """How often the task had been cancelled before it was from here; None where it was not."""
-        self._sequence: Sequence | None = None
+        self._stream: TokenStream | None = None
+        """Of the request that has the place, or had it last."""
+        self._timeline: Timeline | None = None
         self._covered = True
         """Whether it is the task that an early end ends."""
         self._ended: DeadlineExceeded | EngineFull | None = None
         """Why it came to an early end."""
-        self.on_end: Callable[[Sequence], None] | None = None
-        """Called with each sequence that has this place, once it has ended; later than the place, perhaps."""
-        self.watched: list[Sequence] | None = None
-        """Gets each sequence that has this place, with marks; None where nobody wants them."""
+        self.on_end: Callable[[Request, Ended], None] | None = None
+        self.watched: list[Timeline] | None = None
         self.admitted_at = now
 
     @property
     def started(self) -> bool:
-        """Whether a sequence has had it."""
-        return self._sequence is not None
+        """See Place."""
+        return self._stream is not None
 
     @property
     def waits(self) -> bool:
         """Whether its rows, or the work before them, are still to come."""
-        sequence = self._sequence
-        return self._ended is None and (sequence is None or sequence.joined_at is None)
+        return self._ended is None and self.joined_at is None
+
+    @property
+    def joined_at(self) -> float | None:
+        """See Place."""
+        return None if self._stream is None else self._stream.joined_at
 
     def start(
-        self, sequence: Sequence, on_overflow: Callable[[], None] = lambda: None, sink: TokenSink | None = None
+        self, request: Request, on_overflow: Callable[[], None] = lambda: None, sink: TokenSink | None = None
     ) -> TokenStream:
-        """Submit the sequence that the place was taken for.
-
-        Args:
-            sequence: what to run.
-            on_overflow: called when its reader has fallen too far behind and the sequence was ended.
-            sink: takes tokens past the stream while its reader waits.
-        """
+        """See Place."""
         if self._engine.failure is not None:
             raise EngineStopped(self._engine.failure)
-        assert sequence.rows == self.rows, "a place was taken for another number of rows"
+        assert request.head.rows == self.rows, "a place was taken for another number of rows"
+        now = time.perf_counter()
+        self._timeline = None
         if self.watched is not None:
-            now = time.perf_counter()
-            sequence.marks = Marks(self.admitted_at if self._sequence is None else now, now, sequence.eaten)
-            self.watched.append(sequence)
-        first, self._sequence, self._covered = self._sequence is None, sequence, False
-        sequence.on_end = self.on_end
-        sequence.batch = self.batch
-        stream = self._engine.submit(sequence, on_overflow, sink, first=first)
+            self._timeline = Timeline(
+                rows=self.rows,
+                prompt_tokens=len(request.prompt),
+                cached_tokens=request.consumed,
+                generates=request.head.new_ids > 0,
+                admitted_at=now if self.started else self.admitted_at,
+                submitted_at=now,
+            )
+            self.watched.append(self._timeline)
+        stream = self._engine.submit(request, self, on_overflow, sink)
+        stream.timeline = self._timeline
+        self._stream, self._covered = stream, False
         if self._ended is not None:  # what is started after the end is too late as well
-            self._end_sequence(self._ended)
+            self._end_request(self._ended)
         return stream
 
     def end(self, why: DeadlineExceeded | EngineFull) -> None:
-        """Come to an early end, for this reason."""
+        """See Place."""
         if self._ended is not None:
             return
         self._ended = why
         if not self._covered:
-            if self._sequence is not None:  # else it ends when it starts
-                self._end_sequence(why)
+            if self._stream is not None:  # else it ends when it starts
+                self._end_request(why)
         elif self._task is not None:
             self._cancelling = self._task.cancelling()
             self._task.cancel()
 
     def cover(self) -> None:
-        """From here on it is the task again that an early end ends: the sequence has ended, and much is left to do."""
+        """See Place."""
         self._covered = True
 
     def defer(self) -> None:
-        """The sequence waits for another one of its request: an early end is told when it starts, to whoever reads it,
-        as others of the request may have been told something already."""
+        """See Place. Others of the client's request may have been told something already."""
         self._covered = False
 
-    def _end_sequence(self, why: DeadlineExceeded | EngineFull) -> None:
-        assert self._sequence is not None
+    def _end_request(self, why: DeadlineExceeded | EngineFull) -> None:
+        assert self._stream is not None
         reason = FinishReason.DEADLINE if isinstance(why, DeadlineExceeded) else FinishReason.OVERLOAD
-        self._engine.end(self._sequence, FinishEvent(reason, str(why)))
+        self._engine.end(self._stream.id, Ended(reason, str(why)))
 
     def cancel(self) -> None:
-        """End the sequence early; its stream still gets a FinishEvent."""
-        if self._sequence is not None:
-            self._engine.cancel(self._sequence)
+        """See Place."""
+        if self._stream is not None:
+            self._engine.cancel(self._stream.id)
+
+    def note_first_token(self) -> None:
+        """See Place."""
+        if self._timeline is not None:
+            self._timeline.first_token = self._engine.moment()
 
     def __enter__(self) -> Admission:
         self._task = asyncio.current_task()

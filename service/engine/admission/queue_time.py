@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
-
-from carousel.service.engine.sequence import Sequence
+from typing import NamedTuple
 
 SMOOTHING = 0.05
 """Weight of the sequence that ended last in the mean: about the last 20 tell."""
@@ -24,20 +22,14 @@ ENDS_SECONDS = 0.005
 MAX_RETRY_SECONDS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Urgency:
-    """Who goes first, and when it is too late.
+class Held(NamedTuple):
+    """Rows that a request has."""
 
-    Args:
-        batch: waits for as long as any sequence waits that is not.
-        timeout_seconds: from admission to the end; the engine's own bound where that is shorter.
-    """
-
-    batch: bool = False
-    timeout_seconds: float = math.inf
-
-
-INTERACTIVE = Urgency()
+    joined_at: float
+    """Since when, of a monotonic clock, in seconds."""
+    asked: int
+    """How many ids it asked for, from then on."""
+    rows: int
 
 
 class QueueTime:
@@ -70,20 +62,21 @@ class QueueTime:
         """How long a row is held in the mean; 0 before anybody has ended."""
         return self._pace * self._asked
 
-    def wait_seconds(self, running: Collection[Sequence], place: int, now: float) -> float:
+    def wait_seconds(self, running: Collection[Held], place: int, now: float, *, rows: int) -> float:
         """How long who is at such a place of the queue waits for a row; 0 before anybody has ended.
 
         Args:
-            running: who has rows: a sequence stands there once for each of them.
+            running: who has rows.
             place: in the queue, from 1.
             now: of the clock that `joined_at` is read from.
+            rows: that those who run have together.
         """
-        free = self._rows - len(running)
+        free = self._rows - rows
         if place <= free or not self._asked:
             return 0.0
         if now - self._ends_at > ENDS_SECONDS:
-            joined = ((now if one.joined_at is None else one.joined_at, one.asked) for one in list(running))
-            self._ends, self._ends_at = sorted(at + self._pace * asked for at, asked in joined), now
+            ends = (one.joined_at + self._pace * one.asked for one in running for _ in range(one.rows))
+            self._ends, self._ends_at = sorted(ends), now
         rounds, taken = divmod(place - free - 1, self._rows)
         held = self.held_seconds
         return rounds * held + (max(0.0, self._ends[taken] - now) if taken < len(self._ends) else held)

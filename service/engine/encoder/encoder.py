@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from carousel.service.engine.encoder.pace import CALL_SECONDS, Pace
+from carousel.service.engine.parameters import Array, Floats, Ids
+from carousel.service.engine.port import Snapshot
 from carousel.service.engine.rows.table import NOT_FINITE
-from carousel.service.engine.sequence import Array, Floats, Ids, Snapshot
 from carousel.service.engine.session import RunnerBroken
 
 logger = logging.getLogger("carousel.encoder")
@@ -63,7 +64,7 @@ class Encoding:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The states for a Sequence to start from."""
+        """The states for a Request to start from."""
         return Snapshot(self.states, NO_IDS)
 
 

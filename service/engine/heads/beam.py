@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from carousel.service.engine.parameters import BeamParameters, FinishReason, Floats, Hypothesis
 from carousel.service.engine.rows.plan import Doubles, Rows
-from carousel.service.engine.sequence import BeamParameters, FinishReason, Floats, Hypothesis
 
 
 @dataclass(frozen=True, slots=True)

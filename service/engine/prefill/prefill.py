@@ -1,8 +1,8 @@
 """Long prompts and histories taken many ids forward in one call, before their sequences join the batch.
 
-Whoever has a long prompt waits for its row while the prompt is eaten, beside the steps of the others where there is a
-thread for it (prefill_thread.py), up to the ids whose outputs somebody wants: those are left to steps. What the calls
-leave is what steps would have left, bit for bit, so nobody can tell from a result how a prompt was cut.
+Whoever has a long prompt waits for its row while the prompt is consumed, beside the steps of the others where there is
+a thread for it (thread.py), up to the ids whose outputs somebody wants: those are left to steps. What the calls leave
+is what steps would have left, bit for bit, so nobody can tell from a result how a prompt was cut.
 
 Axes: b sequences that are taken forward together, T ids of each.
 """
@@ -11,37 +11,68 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from carousel.service.engine.device import Tensor
+from carousel.service.engine.parameters import State
+from carousel.service.engine.port import Request
 from carousel.service.engine.prefill.runner import MIN_PIECES, PIECE
 from carousel.service.engine.runner import PrefillRunner, Runner, StepArrays
-from carousel.service.engine.sequence import Array, Sequence, Snapshot
 from carousel.service.engine.session import RunnerBroken
 from carousel.service.engine.states.pool import StateSpec, zeros
 
 logger = logging.getLogger("carousel.engine")
 
 MAX_TOKENS = 32
-"""Ids of all sequences together before whoever eats looks up again, while others are in steps."""
+"""Ids of all sequences together before whoever consumes them looks up again, while others are in steps."""
 
 MAX_TOKENS_ALONE = 512
 """Likewise while nobody is: then it is only who joins or leaves that waits."""
 
 MAX_ROWS = 8
 """Sequences in one call, first come first served. With eight a token costs a third of what it costs with one; with
-sixteen hardly less than with eight. No call begins with less of the budget left: each eats at least one id."""
+sixteen hardly less than with eight. No call begins with less of the budget left: each consumes at least one id."""
 
 MIN_TOKENS = 3
-"""A prompt with less to eat is left to steps. At three a call costs about what it saves, and the first token comes
+"""A prompt with less to consume is left to steps. At three a call costs about what it saves, and the first token comes
 after one step instead of four."""
 
 
+@dataclass(eq=False, slots=True)
+class _Prompt:
+    """One that is on its way. Belongs to who holds the lock."""
+
+    id: int
+    request: Request
+    batch: bool
+    end: int
+    """Up to which id it is taken forward: the others are left to steps."""
+    consumed: int
+    state: State | None
+    """After so many ids; None for zeros."""
+    wanted: frozenset[int]
+    checkpoints: dict[int, State]
+
+
+class Arrival(NamedTuple):
+    """How far a prompt has come."""
+
+    consumed: int
+    """Ids."""
+    state: State | None
+    """After them; None for zeros."""
+    checkpoints: Mapping[int, State]
+    """The states that were asked for on the way."""
+
+
 class Prefill:
-    """Who has a long prompt to eat, and how they get through it. Any thread may call; calls of the runner take turns.
+    """Who has a long prompt, and how they get through it. Any thread may call; calls of the runner take turns.
+
+    A prompt that has come as far as it shall lies ready until it is taken: nobody else knows how far it is.
 
     Args:
         runner: runs the prefill graph; None where there is none: then all is left to steps.
@@ -56,16 +87,18 @@ class Prefill:
         self._turn = threading.Lock()
         """Held during a call of the runner."""
         self._lock = threading.Lock()
-        """Of all that follows, and of the marks of the sequences in the queue."""
-        self._queue: dict[Sequence, int] = {}
-        """Who is to be taken forward, in order of arrival, and how many of the last ids are left to steps."""
-        self._eaten = 0
-        self.eat_beside: Callable[[], None] | None = None
-        """Has prompts eaten beside the steps; None where `eat` does it between them."""
+        """Of all that follows."""
+        self._queue: dict[int, _Prompt] = {}
+        """Who is to be taken forward, by id, in order of arrival."""
+        self._arrived: dict[int, Arrival] = {}
+        """Who need wait no longer, by id."""
+        self._consumed = 0
+        self.consume_beside: Callable[[], None] | None = None
+        """Has prompts consumed beside the steps; None where `consume` does it between them."""
 
     @property
     def pending(self) -> bool:
-        """Whether there is anything to eat."""
+        """Whether there is anything to consume."""
         return bool(self._queue)
 
     def check(self, steps: Runner) -> None:
@@ -87,71 +120,92 @@ class Prefill:
             logger.warning("%s", self.refusal)
             self._runner = None
 
-    def begin(self, sequence: Sequence) -> None:
-        """Queue a sequence that is to join, if what it has to eat is long enough. A second time nothing happens."""
-        with self._lock:
-            if sequence.ahead is not None:
-                return
-            left = _left_to_steps(sequence) if self._runner is not None else None
-            sequence.ahead = left is not None and len(sequence.prompt) - sequence.eaten - left >= MIN_TOKENS
-            if left is not None and sequence.ahead:
-                self._queue[sequence] = left
-                self._look(sequence)
+    def begin(self, id: int, request: Request, *, batch: bool = False) -> bool:
+        """Queue a request that is to join, if what it has to consume is long enough. A second time nothing happens.
 
-    def withdraw(self, sequence: Sequence) -> None:
-        """Forget a sequence: its marks stay what they are, whatever is being eaten."""
+        Returns:
+            Whether its joining has to wait until it has arrived.
+        """
         with self._lock:
-            self._leave(sequence)
+            if id in self._queue or id in self._arrived:
+                return True
+            left = request.head.left_to_steps
+            if self._runner is None or left is None or len(request.prompt) - request.consumed - left < MIN_TOKENS:
+                return False
+            state = None if request.snapshot is None else request.snapshot.state
+            end, wanted = len(request.prompt) - left, request.wanted
+            prompt = _Prompt(id, request, batch, end, request.consumed, state, wanted, {})
+            self._queue[id] = prompt
+            self._note(prompt)
+            return True
 
-    def eat(self, *, busy: bool) -> bool:
+    def withdraw(self, id: int) -> Arrival | None:
+        """Forget a request, whatever is being consumed; how far it had come, if it was ever queued."""
+        with self._lock:
+            self._leave(id)
+            return self._arrived.pop(id, None)
+
+    def take_arrived(self, known: Container[int]) -> Mapping[int, Arrival]:
+        """Those of these ids that need wait no longer: each is told once."""
+        if not self._arrived:  # looked at without the lock: who comes now is taken before the next step
+            return {}
+        with self._lock:
+            taken = {id: arrival for id, arrival in self._arrived.items() if id in known}
+            for id in taken:
+                del self._arrived[id]
+        return taken
+
+    def consume(self, *, busy: bool) -> bool:
         """Take prompts forward as far as may be before a step, or have it done beside it. Whether it was done here.
 
         Args:
             busy: whether anybody is in steps.
         """
-        if busy and self.eat_beside is not None:
-            self.eat_beside()
+        if busy and self.consume_beside is not None:
+            self.consume_beside()
             return False
         return self.advance(MAX_TOKENS if busy else MAX_TOKENS_ALONE)
 
     def advance(self, budget: int) -> bool:
         """Take the first prompts forward by so many ids, or fewer. False where there was nothing to do."""
-        eaten, called = 0, False
+        consumed, called = 0, False
         with self._turn:
-            while budget - eaten >= MAX_ROWS and (chosen := self._choose()):
-                eaten += self._take([*chosen], min(*chosen.values(), (budget - eaten) // len(chosen)))
+            while budget - consumed >= MAX_ROWS and (chosen := self._choose()):
+                consumed += self._take([*chosen], min(*chosen.values(), (budget - consumed) // len(chosen)))
                 called = True
         return called
 
-    def take_eaten(self) -> int:
-        """How many ids were eaten since somebody asked."""
+    def take_consumed(self) -> int:
+        """How many ids were consumed since somebody asked."""
         with self._lock:
-            eaten, self._eaten = self._eaten, 0
-        return eaten
+            consumed, self._consumed = self._consumed, 0
+        return consumed
 
     def give_up(self) -> None:
         """Leave all to steps, from now on."""
         with self._lock:
             self._runner = None
-            for sequence in [*self._queue]:
-                self._leave(sequence)
+            for id in [*self._queue]:
+                self._leave(id)
 
-    def _choose(self) -> dict[Sequence, int]:
-        """Whose turn it is, and how many ids each may eat."""
+    def _choose(self) -> dict[_Prompt, int]:
+        """Whose turn it is, and how many ids each may consume."""
         with self._lock:
-            first = sorted(self._queue, key=lambda sequence: sequence.batch)[:MAX_ROWS]
-            return {sequence: self._ahead(sequence) for sequence in first}
+            first = sorted(self._queue.values(), key=lambda prompt: prompt.batch)[:MAX_ROWS]
+            return {prompt: self._ahead(prompt) for prompt in first}
 
-    def _ahead(self, sequence: Sequence) -> int:
-        """How many ids there are up to where the state is looked at, or up to those that are left to steps."""
-        end = len(sequence.prompt) - self._queue[sequence]
-        return next((look for look in sequence.looks if sequence.eaten < look < end), end) - sequence.eaten
+    def _ahead(self, prompt: _Prompt) -> int:
+        """How many ids there are up to the next checkpoint, or up to those that are left to steps."""
+        return (
+            min((at for at in prompt.wanted if prompt.consumed < at < prompt.end), default=prompt.end) - prompt.consumed
+        )
 
-    def _take(self, sequences: list[Sequence], length: int) -> int:
-        """Let sequences eat their next ids. One whose ids the runner fails on has eaten none and is left to steps."""
+    def _take(self, prompts: list[_Prompt], length: int) -> int:
+        """Let prompts' next ids be consumed. One whose ids the runner fails on has come no further and is left to
+        steps."""
         with self._lock:
-            ids = np.stack([one.prompt[one.eaten : one.eaten + length] for one in sequences])  # [b, T]
-            rows = [self._state(one) for one in sequences]
+            ids = np.stack([one.request.prompt[one.consumed : one.consumed + length] for one in prompts])  # [b, T]
+            rows = [self._state(one) for one in prompts]
             runner = self._runner
         if runner is None:  # given up meanwhile
             return 0
@@ -159,48 +213,39 @@ class Prefill:
             after = runner(ids, {name: np.stack([row[name] for row in rows]) for name in self._states})
             left = {name: np.asarray(after[name]) for name in self._states}
         except Exception:
-            if len(sequences) == 1:
-                self.withdraw(sequences[0])
+            if len(prompts) == 1:
+                with self._lock:
+                    self._leave(prompts[0].id)
                 return 0
-            return sum(self._take([one], length) for one in sequences)
+            return sum(self._take([one], length) for one in prompts)
         with self._lock:
-            self._eaten += ids.size
-            for place, sequence in enumerate(sequences):
-                if sequence in self._queue:  # else it was withdrawn meanwhile
-                    self._move_on(sequence, length, {name: array[place].copy() for name, array in left.items()})
+            self._consumed += ids.size
+            for place, prompt in enumerate(prompts):
+                if prompt.id in self._queue:  # else it was withdrawn meanwhile
+                    self._move_on(prompt, length, {name: array[place].copy() for name, array in left.items()})
         return int(ids.size)
 
-    def _move_on(self, sequence: Sequence, length: int, state: Mapping[str, Array]) -> None:
-        sequence.eaten += length
-        sequence.asked -= length  # of its row
-        sequence.snapshot = Snapshot(state, sequence.prompt[sequence.eaten :])
-        self._look(sequence)
-        if sequence.eaten == len(sequence.prompt) - self._queue[sequence]:
-            self._leave(sequence)
+    def _move_on(self, prompt: _Prompt, length: int, state: State) -> None:
+        prompt.consumed += length
+        prompt.state = state
+        self._note(prompt)
+        if prompt.consumed == prompt.end:
+            self._leave(prompt.id)
 
-    def _leave(self, sequence: Sequence) -> None:
-        if self._queue.pop(sequence, None) is not None:
-            sequence.ahead = False
+    def _leave(self, id: int) -> None:
+        prompt = self._queue.pop(id, None)
+        if prompt is not None:
+            self._arrived[id] = Arrival(prompt.consumed, prompt.state, prompt.checkpoints)
 
-    def _look(self, sequence: Sequence) -> None:
-        if sequence.eaten in sequence.looks:
-            sequence.looked[sequence.eaten] = self._state(sequence)
+    def _note(self, prompt: _Prompt) -> None:
+        if prompt.consumed in prompt.wanted:
+            prompt.checkpoints[prompt.consumed] = self._state(prompt)
 
-    def _state(self, sequence: Sequence) -> Mapping[str, Array]:
+    def _state(self, prompt: _Prompt) -> State:
         """One row of every state."""
-        if sequence.snapshot is not None:
-            return sequence.snapshot.state
+        if prompt.state is not None:
+            return prompt.state
         return {name: array[0] for name, array in zeros(self._states, 1).items()}
-
-
-def _left_to_steps(sequence: Sequence) -> int | None:
-    """How many of a prompt's last ids need steps, for what the model says after them; None where all do."""
-    readout = sequence.readout
-    if sequence.sampling is not None:
-        return 1
-    if readout is not None and readout.targets is None and readout.columns is None:
-        return readout.last
-    return None
 
 
 def _same_states(prefill: PrefillRunner, runner: Runner, *, seed: int = 0) -> bool:

@@ -24,7 +24,7 @@ from carousel.models.graph import ELEMENT_TYPES, next_name
 from carousel.models.prefill import ABOVE, BELOW
 from carousel.models.step import STEP_INPUTS, Task
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
-from carousel.service.engine.sequence import Ids
+from carousel.service.engine.parameters import Ids
 from carousel.service.engine.session import NO_WEIGHTS, Weights, open_session
 
 Fed = Mapping[str, Tensor]

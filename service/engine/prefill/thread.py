@@ -1,13 +1,13 @@
-"""Eats long prompts beside the steps of others, on a thread of its own: no stream waits while somebody joins."""
+"""Consumes long prompts beside the steps of others, on a thread of its own: no stream waits while somebody joins."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+from carousel.service.engine.port import Request
 from carousel.service.engine.prefill.prefill import MAX_TOKENS, Prefill
-from carousel.service.engine.sequence import Sequence
 
 logger = logging.getLogger("carousel.engine")
 
@@ -17,7 +17,7 @@ class PrefillThread:
 
     Args:
         prefill: knows the prompts.
-        busy: whether the engine's thread is in steps: else it eats them itself, sooner.
+        busy: whether the engine's thread is in steps: else it consumes them itself, sooner.
         name: of the thread.
     """
 
@@ -30,18 +30,17 @@ class PrefillThread:
 
     def start(self) -> None:
         """Start the thread."""
-        self._prefill.eat_beside = self.nudge
+        self._prefill.consume_beside = self.nudge
         self._thread.start()
 
-    def begin(self, sequences: Iterable[Sequence]) -> None:
-        """These have been queued, or will be at once."""
-        for sequence in sequences:
-            self._prefill.begin(sequence)
+    def begin(self, id: int, request: Request, *, batch: bool) -> None:
+        """This one will be queued at once."""
+        self._prefill.begin(id, request, batch=batch)
         if self._prefill.pending and self._busy():
             self.nudge()
 
     def nudge(self) -> None:
-        """There may be something to eat."""
+        """There may be something to consume."""
         if not self._nudged:  # read without the lock: it is set for as long as the thread has yet to look
             with self._wake:
                 self._nudged = True
@@ -49,7 +48,7 @@ class PrefillThread:
 
     def close(self) -> None:
         """Stop the thread, and wait for it."""
-        self._prefill.eat_beside = None  # a circle would keep its graphs until the garbage is collected
+        self._prefill.consume_beside = None  # a circle would keep its graphs until the garbage is collected
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -62,7 +61,7 @@ class PrefillThread:
                 while not self._closed and self._busy() and self._prefill.advance(MAX_TOKENS):
                     pass
         except BaseException:  # who waits for this thread would wait for ever
-            logger.exception("the thread that eats prompts failed; prompts are fed step by step")
+            logger.exception("the thread that consumes prompts failed; prompts are fed step by step")
             self._prefill.give_up()
 
     def _wait(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from carousel.service.engine.sequence import Floats, Ids
+from carousel.service.engine.parameters import Floats, Ids
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.intp]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from carousel.service.engine.parameters import Floats, Ids
 from carousel.service.engine.rows.plan import Mask, Rows
-from carousel.service.engine.sequence import Floats, Ids
 
 GROUPS = 512
 """Groups at most, where that is twice as many as the tokens that are asked for: numpy puts so few in order at once."""

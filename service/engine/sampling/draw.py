@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from carousel.service.engine.device import address_of
+from carousel.service.engine.parameters import Array, Floats, Ids
 from carousel.service.engine.rows.plan import Doubles
-from carousel.service.engine.sequence import Array, Floats, Ids
 from carousel.service.engine.session import open_session
 
 SAMPLE_GRAPH = Path(__file__).with_name("sample.onnx")

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from carousel.service.engine.parameters import Floats, Ids
 from carousel.service.engine.rows.plan import Doubles, Mask, MassOnly
 from carousel.service.engine.sampling.candidates import Candidates
 from carousel.service.engine.sampling.draw import bucket_width
 from carousel.service.engine.sampling.truncation import goal_of, place_of
-from carousel.service.engine.sequence import Floats, Ids
 
 SPARSE = 8
 """A nucleus is small where fewer than one in so many tokens are in it: it is taken out of the others first."""

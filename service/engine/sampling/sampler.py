@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from carousel.service.engine.parameters import Alternative, Floats, Ids
 from carousel.service.engine.rows.plan import BlockPlan, Doubles, Mask, Rows, block_rows
-from carousel.service.engine.rows.table import RowTable
+from carousel.service.engine.rows.sampling_table import SamplingTable
 from carousel.service.engine.sampling.candidates import largest
 from carousel.service.engine.sampling.draw import Draw
 from carousel.service.engine.sampling.nucleus import NucleusDraw
 from carousel.service.engine.sampling.softmax import Softmax
 from carousel.service.engine.sampling.truncation import draw_from_largest
-from carousel.service.engine.sequence import Alternative, Floats, Ids
 
 TINY = np.float32(1e-30)
 """Below this a probability is near the end of what float32 can tell apart, and its logarithm is had another way."""
@@ -50,7 +50,7 @@ class Sampler:
         self._draw = Draw(vocabulary_size, None if self._softmax.in_place else self._weights)
         self._nucleus = NucleusDraw(vocabulary_size)
 
-    def sample(self, logits: Floats, table: RowTable, emits: Mask) -> Samples:
+    def sample(self, logits: Floats, table: SamplingTable, emits: Mask) -> Samples:
         """Choose the next token of each row as its parameters in `table` say.
 
         Args:

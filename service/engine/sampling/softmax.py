@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from carousel.service.engine.device import address_of
-from carousel.service.engine.sequence import Floats
+from carousel.service.engine.parameters import Floats
 from carousel.service.engine.session import SOFTMAX_GRAPH, Binding, open_session
 
 MAX_BOUND = 512

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from carousel.service.engine.parameters import Floats, Ids
 from carousel.service.engine.rows.plan import Doubles, LargestOnly
 from carousel.service.engine.sampling.candidates import LEAST, Candidates, bounds_of_largest, grouping
-from carousel.service.engine.sequence import Floats, Ids
 
 ALMOST_ONE = 1.0 - 2.0**-52
 """A random number's share of a sum is less than the sum, however it is rounded."""

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
+from carousel.service.engine.parameters import Array
 from carousel.service.engine.rows.plan import Rows
-from carousel.service.engine.sequence import Array
 from carousel.service.engine.session import RunnerBroken, open_session
 from carousel.service.engine.states.pool import Buffers, StateSpec, zeros
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carousel.service.engine.device import DeviceArray, Tensor
-from carousel.service.engine.sequence import Array
+from carousel.service.engine.parameters import Array
 
 Held = TypeVar("Held", Array, DeviceArray)
 

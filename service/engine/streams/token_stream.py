@@ -10,36 +10,40 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from carousel.service.engine.sequence import Event, FinishEvent, FinishReason, TokenEvent
+from carousel.service.engine.parameters import FinishReason
+from carousel.service.engine.port import Ended, Event, TokenSink, Told
 from carousel.service.engine.streams.lock_turns import LOCK_TURNS
+from carousel.service.engine.timeline import Timeline
 
 MAX_EVENTS = 1024
 """Events that may wait for a reader. A reader that falls further behind is ended, not buffered without end."""
 
 
-TokenSink = Callable[[TokenEvent], bool]
-"""Takes a token the moment it comes, without waiting; False where it cannot: then the token queues up for the reader.
-What it raises, the reader gets."""
-
-
 class TokenStream:
-    """Events in order; the last one is a FinishEvent. Belongs to the event loop's thread.
+    """Events in order; the last one is Ended. Belongs to the event loop's thread.
 
     Args:
+        id: of the request.
         on_overflow: called once when the reader has fallen too far behind.
         sink: takes tokens past the queue, but for the last one of a sequence that a step ended.
         max_events: see MAX_EVENTS.
-        whole: whether the end is the only event.
+        silent: whether the end is the only event.
     """
 
     def __init__(
         self,
+        id: int,
         on_overflow: Callable[[], None],
         sink: TokenSink | None = None,
         max_events: int = MAX_EVENTS,
         *,
-        whole: bool = False,
+        silent: bool = False,
     ) -> None:
+        self.id = id
+        self.joined_at: float | None = None
+        """When the request got its rows."""
+        self.timeline: Timeline | None = None
+        """Of the request, where somebody wants to know."""
         self._events: deque[Event] = deque()
         self._max_events = max_events
         self._on_overflow = on_overflow
@@ -50,16 +54,16 @@ class TokenStream:
         """Of the sink."""
         self.finished = False
         """Whether the last event has been put in."""
-        self._whole = whole
-        if not whole:
+        self._silent = silent
+        if not silent:
             LOCK_TURNS.enter()
 
-    def put_token(self, event: TokenEvent, last: bool) -> None:
+    def put_token(self, event: Told, last: bool) -> None:
         """Add a token, past the queue if that can be.
 
         Args:
             event: the token.
-            last: whether the FinishEvent follows at once. Then both are queued: a reader treats the last token as such.
+            last: whether the end follows at once. Then both are queued: a reader treats the last token as such.
         """
         if self._sink is not None and not last and self._waiter is not None and self._error is None:
             try:
@@ -77,16 +81,16 @@ class TokenStream:
             return
         if len(self._events) >= self._max_events:
             self._events.clear()
-            event = FinishEvent(FinishReason.SLOW_READER, f"{self._max_events:,} events were waiting to be read")
+            event = Ended(FinishReason.SLOW_READER, f"{self._max_events:,} events were waiting to be read")
             self._on_overflow()
-        self.finished = isinstance(event, FinishEvent)
-        if self.finished and not self._whole:
+        self.finished = isinstance(event, Ended)
+        if self.finished and not self._silent:
             LOCK_TURNS.leave()
         self._events.append(event)
         self._wake()
 
     async def get(self) -> Event:
-        """The next event; waits for it. Not to be called after the FinishEvent."""
+        """The next event; waits for it. Not to be called after the end."""
         while not self._events and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -98,10 +102,10 @@ class TokenStream:
         return self._events.popleft()
 
     @property
-    def ended_with(self) -> FinishEvent | None:
+    def ended_with(self) -> Ended | None:
         """If the next event is the last one, that event: it lets a reader treat the last token as such."""
         head = self._events[0] if self._events else None
-        return head if isinstance(head, FinishEvent) else None
+        return head if isinstance(head, Ended) else None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -13,28 +13,36 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
 from carousel.models.cores import usable_cores
 from carousel.service.engine.admission.admission import Admission
-from carousel.service.engine.admission.places import Places
-from carousel.service.engine.admission.queue_time import INTERACTIVE, Urgency
+from carousel.service.engine.admission.controller import AdmissionController
+from carousel.service.engine.admission.queue_time import Held
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.errors import BeamTooWide, EngineFull, EngineStopped, WaitTooLong
-from carousel.service.engine.prefill.thread import PrefillThread
-from carousel.service.engine.sequence import (
-    FinishEvent,
-    FinishReason,
-    Mark,
-    Sequence,
-    StepOutput,
+from carousel.service.engine.parameters import FinishReason
+from carousel.service.engine.port import (
+    INTERACTIVE,
+    NOTHING,
+    Counts,
+    Description,
+    Ended,
+    Place,
+    Request,
     StepReport,
-    TokenEvent,
+    TokenSink,
+    Told,
+    Urgency,
 )
+from carousel.service.engine.prefill.thread import PrefillThread
+from carousel.service.engine.sequence import StepOutput, TokenBatch
 from carousel.service.engine.session import RunnerBroken
-from carousel.service.engine.streams.token_stream import TokenSink, TokenStream
+from carousel.service.engine.streams.token_stream import TokenStream
+from carousel.service.engine.timeline import Moment
 
 logger = logging.getLogger("carousel.engine")
 
@@ -49,16 +57,27 @@ ENDED_TOGETHER = 8
 ENDED_EVERY_SECONDS = 0.005
 """Of the thousand who may wait when an overload begins, so many are told at a time: tokens go out in between."""
 
-Command = tuple[Literal["add", "cancel"], Sequence]
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    id: int
+    request: Request
+    batch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    id: int
 
 
 class AsyncEngine:
-    """An EngineCore on a thread of its own. Every method but the thread's belongs to the event loop.
+    """An EngineCore on a thread of its own: an Engine (engine/port.py). Every method but the thread's belongs to the
+    event loop.
 
     Args:
         core: the engine, warm.
-        max_waiting: sequences that may wait for a row; a beam counts as many as it is wide.
-            Half of the places to wait in are not for batch sequences.
+        max_waiting: requests that may wait for a row; a beam counts as many as it is wide.
+            Half of the places to wait in are not for batch requests.
         on_steps: called on the event loop with the reports of steps, each once.
         name: of the thread.
         max_wait_seconds: nobody is let in who is to wait longer for a row, by the pace of those who ended last.
@@ -79,19 +98,23 @@ class AsyncEngine:
     ) -> None:
         self._core: EngineCore | None = core
         """None once closed: whoever still knows the engine then does not keep its memory."""
-        self._scheduler = core.scheduler
         self._clock = clock
-        self._places = Places(core.scheduler, max_waiting, min(max_wait_seconds, deadline_seconds), clock)
+        self._controller = AdmissionController(
+            core.scheduler.max_rows, max_waiting, min(max_wait_seconds, deadline_seconds), clock
+        )
         self._deadline_seconds = deadline_seconds
         self._on_steps = on_steps
         self._steps = self._step_rows = 0
         self._vacant = asyncio.Event()
         self._admitted: dict[Admission, None] = {}
         """Who has a place, in the order in which they were let in."""
-        self._streams: dict[Sequence, TokenStream] = {}
-        self._outbox: list[Command] = []
+        self._ids = count()
+        self._streams: dict[int, TokenStream] = {}
+        self._places: dict[int, tuple[Place, Request]] = {}
+        """Of each stream: the place that its request has, and that."""
+        self._outbox: list[_Add | _Cancel] = []
         """Commands of this iteration of the event loop, which go to the thread together."""
-        self._commands: list[Command] = []
+        self._commands: list[_Add | _Cancel] = []
         self._undelivered = 0
         self._reports: list[StepReport] = []
         """Of steps that told nobody anything."""
@@ -100,20 +123,22 @@ class AsyncEngine:
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._in_steps = threading.Event()
+        """Whether rows are in use, as the engine's thread has seen it after its last step."""
         self._prefill_thread: PrefillThread | None = None
         """None where there is one core alone; and once closed, like the core."""
         if usable_cores() > 1:
-            self._prefill_thread = PrefillThread(core.prefill, lambda: bool(self._scheduler.running), f"{name}-prefill")
+            self._prefill_thread = PrefillThread(core.prefill, self._in_steps.is_set, f"{name}-prefill")
 
     def start(self) -> None:
-        """Start the thread. Called on the event loop."""
+        """See Engine."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         if self._prefill_thread is not None:
             self._prefill_thread.start()
 
     async def close(self) -> None:
-        """End every sequence and stop the thread."""
+        """See Engine."""
         self._failure = self._failure or "the server is shutting down"
         self._hand_over()
         with self._wake:
@@ -132,81 +157,55 @@ class AsyncEngine:
             return "the engine's thread has ended"
         return self._failure
 
-    @property
-    def admitted(self) -> int:
-        """Places that were taken and have not been left: one for each row that a sequence has or waits for."""
-        return self._places.taken
-
-    @property
-    def running(self) -> int:
-        """Rows in use, as of now."""
-        return len(self._scheduler.running)
-
-    @property
-    def waiting(self) -> int:
-        """Sequences that wait for their rows, as of now."""
-        return len(self._scheduler.waiting) + len(self._scheduler.waiting_batch)
-
-    def max_admitted(self, *, batch: bool = False) -> int:
-        """Places there are: rows, and rows waited for."""
-        return self._places.most(batch=batch)
-
-    @property
-    def held_seconds(self) -> float:
-        """How long a row is held in the mean, which is how long a round of the queue takes."""
-        return self._places.queue_time.held_seconds
-
-    @property
-    def max_rows(self) -> int:
-        """Rows there are."""
-        return self._scheduler.max_rows
+    def describe(self) -> Description:
+        """See Engine."""
+        controller = self._controller
+        return Description(
+            failure=self.failure,
+            max_rows=controller.max_rows,
+            running=controller.running,
+            waiting=len(self._streams) - controller.running_requests,
+            admitted=controller.taken,
+            max_admitted=controller.most(batch=False),
+            max_admitted_batch=controller.most(batch=True),
+            held_seconds=controller.queue_time.held_seconds,
+        )
 
     def admit(self, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> Admission:
-        """Take a place for one sequence, before anything expensive is done for it.
-
-        Args:
-            rows: that the sequence will have, each a place.
-            urgency: how it waits, and how long it may take.
-            queued: places that the same request has taken already: it does not wait for others on account of them.
-
-        Raises:
-            EngineFull: all places are taken, or fewer are free, or (WaitTooLong) a row would come too late.
-            EngineStopped: the engine does not run.
-            BeamTooWide: there are not so many rows.
-        """
-        if rows > self.max_rows:
-            raise BeamTooWide(f"the beam is {rows:,} rows wide; allowed are {self.max_rows:,}")
+        """See Engine."""
+        if rows > self._controller.max_rows:
+            raise BeamTooWide(f"the beam is {rows:,} rows wide; allowed are {self._controller.max_rows:,}")
         self.check_room(rows, urgency, queued=queued)
         self._came(urgency)
         place = Admission(self, rows, urgency, self._deadline_seconds, self._clock())
-        self._places.take(rows, batch=urgency.batch)
+        self._controller.take(rows, batch=urgency.batch)
         self._admitted[place] = None
         return place
 
     def check_room(self, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> None:
-        """Hold that `admit` would take a place now. It raises what that raises."""
+        """See Engine."""
         if self.failure is not None:
             raise EngineStopped(self.failure)
         try:
-            self._places.check(rows, urgency, queued=queued)
+            self._controller.check(rows, urgency, queued=queued)
         except EngineFull as refusal:
             self._came(urgency, refusal)
             raise
 
-    def mark(self) -> Mark:
+    def moment(self) -> Moment:
         """Now."""
-        return Mark(self._clock(), self._steps, self._step_rows)
+        return Moment(self._clock(), self._steps, self._step_rows)
 
     def _came(self, urgency: Urgency, refusal: EngineFull | None = None) -> None:
         """Note that somebody asked for rows. When an overload begins with that, who waits behind a short queue ends."""
-        on = self._places.overload.on
-        if self._places.came(urgency, refusal):
+        on = self._controller.overload.on
+        if self._controller.came(urgency, refusal):
             behind = self._behind_short()
             logger.warning(
                 "%s: more come than can be served; %s who wait are refused", self._thread.name, f"{len(behind):,}"
             )
             self._refuse(behind)
-        elif on and not self._places.overload.on:
+        elif on and not self._controller.overload.on:
             logger.warning("%s: no more come than can be served", self._thread.name)
 
     def _refuse(self, places: list[tuple[Admission, float]]) -> None:
@@ -221,72 +220,68 @@ class AsyncEngine:
 
     def _behind_short(self) -> list[tuple[Admission, float]]:
         """Those for whom there is no row and no room in a short queue, batch apart; and how long they would wait."""
-        places, free = self._places, self.max_rows - len(self._scheduler.running)
+        controller = self._controller
+        free = controller.max_rows - controller.running
         rows, behind = 0, []
         for place in self._admitted:
             if place.waits and not place.batch:
                 rows += place.rows
-                if rows > free + places.short or not places.is_short(rows):
-                    behind.append((place, places.wait_seconds(rows)))
+                if rows > free + controller.short or not controller.is_short(rows):
+                    behind.append((place, controller.wait_seconds(rows)))
         return behind
 
     def leave(self, place: Admission) -> None:
         """Take a place back (Admission does it)."""
         self._admitted.pop(place, None)
-        self._places.leave(place.rows, batch=place.batch, started=place.started)
-        if not self._places.taken:
+        self._controller.leave(place.rows, batch=place.batch, started=place.started)
+        if not self._controller.taken:
             self._vacant.set()
 
     async def vacated(self) -> None:
-        """Wait until every place has been left."""
-        while self._places.taken:
+        """See Engine."""
+        while self._controller.taken:
             self._vacant.clear()
             await self._vacant.wait()
 
     def submit(
-        self, sequence: Sequence, on_overflow: Callable[[], None], sink: TokenSink | None, *, first: bool
+        self, request: Request, place: Place, on_overflow: Callable[[], None], sink: TokenSink | None
     ) -> TokenStream:
-        """Start a sequence (through an Admission).
-
-        Args:
-            sequence: what to run.
-            on_overflow: called when its reader has fallen too far behind.
-            sink: takes tokens past the stream.
-            first: whether its place had none before.
-        """
-        if not first:
-            self._places.submit(sequence)
+        """See Engine."""
+        if place.started:
+            self._controller.submit(place.rows, batch=place.batch)
+        id = next(self._ids)
 
         def end_slow_reader() -> None:
-            self.cancel(sequence)
+            self.cancel(id)
             on_overflow()
 
-        stream = TokenStream(end_slow_reader, sink, whole=sequence.whole or sequence.sampling is None)
-        self._streams[sequence] = stream
-        self._command("add", sequence)
+        silent = request.buffered or not request.head.streams
+        stream = self._streams[id] = TokenStream(id, end_slow_reader, sink, silent=silent)
+        self._places[id] = place, request
+        self._command(_Add(id, request, place.batch))
         return stream
 
-    def cancel(self, sequence: Sequence) -> None:
-        """End a sequence: its row is free after at most one more step."""
-        if sequence in self._streams:
-            self._command("cancel", sequence)
+    def cancel(self, id: int) -> None:
+        """See Engine."""
+        if id in self._streams:
+            self._command(_Cancel(id))
 
-    def end(self, sequence: Sequence, event: FinishEvent) -> None:
-        """End a sequence before its time, unless it has ended, and tell its reader at once."""
-        stream = self._streams.get(sequence)
+    def end(self, id: int, ended: Ended) -> None:
+        """End a request before its time, unless it has ended, and tell its reader at once."""
+        stream = self._streams.get(id)
         if stream is None or stream.finished:
             return
-        stream.put(event)
-        if sequence.marks is not None:
-            sequence.marks.reason = event.reason
-        self._command("cancel", sequence)
+        stream.put(ended)
+        if stream.timeline is not None:
+            stream.timeline.reason = ended.reason
+        self._command(_Cancel(id))
 
-    def _command(self, verb: Literal["add", "cancel"], sequence: Sequence) -> None:
+    def _command(self, command: _Add | _Cancel) -> None:
         """Note a command, and hand all of them over at the end of the event loop's iteration.
 
         Requests that arrive together so join in one step, instead of the first running ahead alone.
         """
-        self._outbox.append((verb, sequence))
+        self._outbox.append(command)
         if len(self._outbox) == 1:
             assert self._loop is not None
             self._loop.call_soon(self._hand_over)
@@ -294,11 +289,13 @@ class AsyncEngine:
     def _hand_over(self) -> None:
         commands = self._outbox.copy()
         self._outbox.clear()
+        if self._prefill_thread is not None:  # at once, not before the next step
+            for each in commands:
+                if isinstance(each, _Add):
+                    self._prefill_thread.begin(each.id, each.request, batch=each.batch)
         with self._wake:
             self._commands += commands
             self._wake.notify()
-        if self._prefill_thread is not None:  # at once, not before the next step
-            self._prefill_thread.begin(sequence for verb, sequence in commands if verb == "add")
 
     def _deliver(self, output: StepOutput, reports: list[StepReport]) -> None:
         """On the event loop: hand a step's events to their streams."""
@@ -309,23 +306,46 @@ class AsyncEngine:
         self._steps += len(reports)
         self._step_rows += sum(report.rows for report in reports)
         streams, batch = self._streams, output.batch
+        for id, at, asked in output.joined:
+            self._join(id, at, asked)
         if batch is not None:
-            last = {sequence for sequence, _ in output.finished}
-            alternatives, attention = batch.alternatives, batch.attention
-            for place, (sequence, token, logprob) in enumerate(
-                zip(batch.sequences, batch.tokens, batch.logprobs, strict=True)
-            ):
-                event = TokenEvent(token, logprob, alternatives.get(place, ()), attention.get(place))
-                streams[sequence].put_token(event, sequence in last)
-        for sequence, end in output.finished:
-            streams.pop(sequence).put(end)
-            if sequence.marks is not None:
-                sequence.marks.ended = self.mark()
-                sequence.marks.reason = sequence.marks.reason or end.reason
-            self._places.ended(sequence)
-            if sequence.on_end is not None:
-                sequence.on_end(sequence)
+            last = {id for id, _ in output.finished}
+            if batch.plain:
+                for id, token, logprob in zip(batch.ids, batch.tokens, batch.logprobs, strict=True):
+                    streams[id].put_token(Told(token, logprob), id in last)
+            else:
+                self._deliver_more(batch, last)
+        for id, ended in output.finished:
+            self._finish(id, ended)
         self._on_steps(reports)
+
+    def _deliver_more(self, batch: TokenBatch, last: set[int]) -> None:
+        """Tokens, some of which come with more."""
+        alternatives, attention, checkpoints = batch.alternatives, batch.attention, batch.checkpoints
+        for place, (id, token, logprob) in enumerate(zip(batch.ids, batch.tokens, batch.logprobs, strict=True)):
+            told = Told(
+                token, logprob, alternatives.get(place, ()), attention.get(place), checkpoints.get(place, NOTHING)
+            )
+            self._streams[id].put_token(told, id in last)
+
+    def _join(self, id: int, at: float, asked: int) -> None:
+        place, stream = self._places[id][0], self._streams[id]
+        stream.joined_at = at
+        if stream.timeline is not None:
+            stream.timeline.joined_at = at
+        self._controller.joined(id, Held(at, asked, place.rows), batch=place.batch)
+
+    def _finish(self, id: int, ended: Ended) -> None:
+        """A request has ended, and its rows are free."""
+        stream, (place, request) = self._streams.pop(id), self._places.pop(id)
+        stream.put(ended)
+        if stream.timeline is not None:
+            stream.timeline.ended = self.moment()
+            stream.timeline.reason = stream.timeline.reason or ended.reason
+            stream.timeline.new_tokens = ended.counts.new
+        self._controller.ended(id, place.rows, batch=place.batch)
+        if place.on_end is not None:
+            place.on_end(request, ended)
 
     def _run(self) -> None:
         """The thread: until closed, take commands, step, post what came of it."""
@@ -334,7 +354,10 @@ class AsyncEngine:
         try:
             with np.errstate(all="ignore"):  # a row of NaN is that row's failure, not a warning
                 while self._await_work():
-                    self._tell(core.step())
+                    output = core.step()
+                    if core.in_steps != self._in_steps.is_set():
+                        (self._in_steps.set if core.in_steps else self._in_steps.clear)()
+                    self._tell(output)
             self._tell(core.fail_all("the server is shutting down"))
         except RunnerBroken as error:
             self._break(core, f"the model's runner is broken ({error})")
@@ -353,18 +376,18 @@ class AsyncEngine:
                 )
             )
             commands, self._commands = self._commands, []
-        for verb, sequence in commands:
-            if verb == "add":
-                core.add(sequence)
+        for command in commands:
+            if isinstance(command, _Add):
+                core.add(command.id, command.request, batch=command.batch)
             else:
-                core.cancel(sequence)
+                core.cancel(command.id)
         return not self._closing
 
     def _tell(self, output: StepOutput) -> None:
         """Hand over what a step told, with the reports of all steps since the last time."""
         if output.report is not None:
             self._reports.append(output.report)
-        if output.batch is None and not output.finished and len(self._reports) < MAX_HELD_REPORTS:
+        if not output.tells and len(self._reports) < MAX_HELD_REPORTS:
             return
         reports, self._reports = self._reports, []
         assert self._loop is not None
@@ -384,10 +407,6 @@ class AsyncEngine:
             self._loop.call_soon_threadsafe(self._fail_streams, reason)
 
     def _fail_streams(self, reason: str) -> None:
-        """End the streams of sequences that the core never heard of."""
-        for sequence, stream in self._streams.items():
-            stream.put(FinishEvent(FinishReason.FAILED, reason))
-            if sequence.on_end is not None:
-                sequence.on_end(sequence)
-            self._places.ended(sequence)
-        self._streams.clear()
+        """End the streams of requests that the core never heard of."""
+        for id, (_, request) in [*self._places.items()]:
+            self._finish(id, Ended(FinishReason.FAILED, reason, counts=Counts(request.consumed)))

@@ -74,7 +74,10 @@ def _nothing_leaks(server, eventually):
     defects = _outcomes(server)["internal_error"]
     yield
     engines = [model.engine for model in server.context.repository.models.values()]
-    eventually(lambda: all(engine.admitted == 0 and engine.running == 0 for engine in engines), seconds=30)
+    eventually(
+        lambda: all(engine.describe().admitted == 0 and engine.describe().running == 0 for engine in engines),
+        seconds=30,
+    )
     assert _outcomes(server)["internal_error"] == defects
 
 

@@ -69,18 +69,18 @@ def test_client_that_vanishes_while_it_is_captioned_frees_its_rows(
     with unchanged():
         connection = raw_client()
         _send(connection, _form(picture(0), **fields))
-        eventually(lambda: engine.running >= 1)
+        eventually(lambda: engine.describe().running >= 1)
         connection.socket.close() if goodbye == "close" else connection.reset()
-    eventually(lambda: engine.admitted == 0 and engine.running == 0)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0)
     ended(ok=2, cancelled=1)
 
 
 def test_client_that_vanishes_with_many_images_frees_all_rows(raw_client, engine, eventually, ended, picture):
     connection = raw_client()
     _send(connection, _form(*[picture(seed) for seed in range(30)]))
-    eventually(lambda: engine.running == 8)
+    eventually(lambda: engine.describe().running == 8)
     connection.reset()
-    eventually(lambda: engine.admitted == 0 and engine.running == 0)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0)
     ended(cancelled=1)
 
 
@@ -91,9 +91,9 @@ def test_client_that_vanishes_while_its_image_is_decoded_frees_its_place(
     connection = raw_client()
     _send(connection, _form(picture(0)), path)
     assert slow_decoding.entered.acquire(timeout=20)
-    assert engine.admitted == 1  # a place is taken before anything is decoded
+    assert engine.describe().admitted == 1  # a place is taken before anything is decoded
     connection.reset()
-    eventually(lambda: engine.admitted == 0)
+    eventually(lambda: engine.describe().admitted == 0)
     ended(cancelled=1)
     slow_decoding.open()
 
@@ -106,7 +106,7 @@ def test_images_of_a_client_that_vanished_are_not_decoded(
     _send(connection, _form(*[picture(seed) for seed in range(60)]))
     eventually(lambda: slow_decoding.count == threads)
     connection.reset()
-    eventually(lambda: engine.admitted == 0)
+    eventually(lambda: engine.describe().admitted == 0)
     ended(cancelled=1)
     slow_decoding.open()
     assert server.context.images._threads.submit(lambda: slow_decoding.count).result(20) == threads
@@ -118,9 +118,9 @@ def test_client_that_vanishes_on_the_socket_while_its_image_is_decoded_frees_its
     stream = connect(model="endless")
     stream.socket.send(picture(0))
     assert slow_decoding.entered.acquire(timeout=20)
-    assert engine.admitted == 1
+    assert engine.describe().admitted == 1
     stream.socket.close()
-    eventually(lambda: engine.admitted == 0)
+    eventually(lambda: engine.describe().admitted == 0)
     ended(cancelled=1)
 
 
@@ -146,9 +146,9 @@ def test_client_that_vanishes_while_its_image_waits_for_the_encoder_frees_its_pl
         _send(second, _form(picture(1)))
         eventually(lambda: model.encoder.waiting == 1)
         second.reset()
-        eventually(lambda: model.engine.admitted == 1 and model.encoder.waiting == 0)
+        eventually(lambda: model.engine.describe().admitted == 1 and model.encoder.waiting == 0)
         first.reset()
-        eventually(lambda: model.engine.admitted == 0)
+        eventually(lambda: model.engine.describe().admitted == 0)
         gate.open()
         eventually(lambda: outcomes(server) == {"cancelled": 2})
 
@@ -158,14 +158,14 @@ def test_client_that_vanishes_while_it_sends_is_cancelled(raw_client, engine, en
     _send(connection, _form(picture(0))[:100], length=5_000)
     connection.socket.close()
     ended(cancelled=1)
-    assert engine.admitted == 0
+    assert engine.describe().admitted == 0
 
 
 def test_sse_client_that_never_reads_is_ended(raw_client, engine, eventually, ended, picture):
     connection = raw_client()
     _send(connection, _form(picture(0), stream="true", attention="true"))
-    eventually(lambda: engine.running == 1)
-    eventually(lambda: engine.admitted == 0 and engine.running == 0, seconds=40)
+    eventually(lambda: engine.describe().running == 1)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0, seconds=40)
     ended(slow_reader=1)
 
 
@@ -175,8 +175,8 @@ def test_socket_that_never_reads_is_ended(raw_client, engine, eventually, ended,
     content = picture(0, size=(3, 2))
     assert len(content) < 126
     connection.socket.sendall(bytes([0x82, 0x80 | len(content), 0, 0, 0, 0]) + content)
-    eventually(lambda: engine.running == 1)
-    eventually(lambda: engine.admitted == 0 and engine.running == 0, seconds=40)
+    eventually(lambda: engine.describe().running == 1)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0, seconds=40)
     ended(slow_reader=1)
 
 

@@ -19,9 +19,9 @@ def test_websocket_client_that_vanishes_frees_its_row(raw_client, engine, eventu
         connection.upgrade("/v1/models/tiny/stream")
         connection.frame({"type": "start", "prompt": "abc", "sampling": {"max_tokens": LONG}})
         connection.socket.recv(1000)
-        assert engine.admitted >= 1
+        assert engine.describe().admitted >= 1
         connection.socket.close() if goodbye == "close" else connection.reset()
-    eventually(lambda: engine.admitted == 0 and engine.running == 0)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0)
     ended(ok=2, cancelled=1)
 
 
@@ -30,10 +30,10 @@ def test_websocket_clients_that_vanish_together_are_all_cancelled(raw_client, en
     for connection in connections:
         connection.upgrade("/v1/models/tiny/stream")
         connection.frame({"type": "start", "prompt": "abc", "sampling": {"max_tokens": LONG}})
-    eventually(lambda: engine.admitted == 24)
+    eventually(lambda: engine.describe().admitted == 24)
     for connection in connections:
         connection.reset()
-    eventually(lambda: engine.admitted == 0 and engine.running == 0)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0)
     ended(cancelled=24)
 
 
@@ -48,11 +48,11 @@ def test_http_client_that_vanishes_frees_its_rows(
         connection.post(
             "/v1/completions", {"model": "tiny", "prompt": "abc", "max_tokens": LONG, "stream": stream, "n": copies}
         )
-        eventually(lambda: engine.running >= copies)
+        eventually(lambda: engine.describe().running >= copies)
         if stream:
             connection.socket.recv(1000)
         connection.socket.close() if goodbye == "close" else connection.reset()
-    eventually(lambda: engine.admitted == 0 and engine.running == 0)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0)
     ended(ok=2, cancelled=1)
 
 
@@ -60,18 +60,18 @@ def test_http_client_that_vanishes_frees_its_rows(
 def test_http_client_that_vanishes_during_a_long_prompt_frees_its_row(raw_client, engine, eventually, ended, path):
     connection = raw_client()
     connection.post(f"/v1/models/tiny/{path}", {"tokens": [2] * 250_000})
-    eventually(lambda: engine.running == 1)
+    eventually(lambda: engine.describe().running == 1)
     connection.socket.close()
-    eventually(lambda: engine.admitted == 0 and engine.running == 0)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0)
     ended(cancelled=1)
 
 
 def test_client_that_vanishes_while_its_prompt_is_tokenised_frees_its_place(raw_client, engine, eventually, ended):
     connection = raw_client()
     connection.post("/v1/completions", {"model": "tiny", "prompt": "abcde" * 40_000, "max_tokens": LONG})
-    eventually(lambda: engine.admitted == 1)
+    eventually(lambda: engine.describe().admitted == 1)
     connection.socket.close()
-    eventually(lambda: engine.admitted == 0 and engine.running == 0)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0)
     ended(cancelled=1)
 
 
@@ -80,9 +80,9 @@ def test_websocket_that_never_reads_is_ended(raw_client, server, engine, eventua
     connection = raw_client()
     connection.upgrade("/v1/models/tiny/stream")
     connection.frame({"type": "start", "prompt": "abc", "sampling": {"max_tokens": LONG}})
-    eventually(lambda: engine.running == 1)
+    eventually(lambda: engine.describe().running == 1)
     assert connect().generate("abc", max_tokens=50)[-1]["reason"] == "length"
-    eventually(lambda: engine.admitted == 0 and engine.running == 0, seconds=40)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0, seconds=40)
     ended(ok=1, slow_reader=1)
     assert _shed(server) == shed + 1
 
@@ -91,8 +91,8 @@ def test_websocket_that_reads_too_late_is_told_and_closed(connect, engine, raw_c
     connection = raw_client()
     connection.upgrade("/v1/models/tiny/stream")
     connection.frame({"type": "start", "prompt": "abc", "sampling": {"max_tokens": LONG}})
-    eventually(lambda: engine.running == 1)
-    eventually(lambda: engine.running == 0, seconds=40)
+    eventually(lambda: engine.describe().running == 1)
+    eventually(lambda: engine.describe().running == 0, seconds=40)
     received = b""
     while not received.endswith(b"\x11\x38"):  # 4408
         part = connection.socket.recv(65_536)
@@ -110,9 +110,9 @@ def test_sse_client_that_never_reads_is_ended(raw_client, server, engine, eventu
         "/v1/completions",
         {"model": "tiny", "prompt": "abc", "max_tokens": LONG, "stream": True, "logprobs": 5, "n": copies},
     )
-    eventually(lambda: engine.running == copies)
+    eventually(lambda: engine.describe().running == copies)
     assert client.post("/v1/completions", json={"model": "tiny", "prompt": "abc"}).status_code == 200
-    eventually(lambda: engine.admitted == 0 and engine.running == 0, seconds=40)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0, seconds=40)
     ended(ok=1, slow_reader=1)
     assert _shed(server) == shed + copies
 
@@ -120,8 +120,8 @@ def test_sse_client_that_never_reads_is_ended(raw_client, server, engine, eventu
 def test_sse_client_that_reads_too_late_is_told(raw_client, engine, eventually):
     connection = raw_client()
     connection.post("/v1/completions", {"model": "tiny", "prompt": "abc", "max_tokens": LONG, "stream": True})
-    eventually(lambda: engine.running == 1)
-    eventually(lambda: engine.running == 0, seconds=40)
+    eventually(lambda: engine.describe().running == 1)
+    eventually(lambda: engine.describe().running == 0, seconds=40)
     received = b""
     while b"slow_reader" not in received:
         part = connection.socket.recv(65_536)
@@ -133,8 +133,8 @@ def test_sse_client_that_reads_too_late_is_told(raw_client, engine, eventually):
 def test_post_client_that_never_reads_its_answer_holds_no_place(raw_client, engine, eventually):
     connection = raw_client()
     connection.post("/v1/models/tiny/score", {"tokens": [2] * 4_000})
-    eventually(lambda: engine.running == 1)
-    eventually(lambda: engine.admitted == 0 and engine.running == 0)
+    eventually(lambda: engine.describe().running == 1)
+    eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0)
 
 
 def test_request_beyond_capacity_is_refused(run_server, connect, eventually):
@@ -164,7 +164,7 @@ def test_request_beyond_capacity_is_refused(run_server, connect, eventually):
         for path, body in requests:
             assert client.post(path, json=body).status_code == 200
         engine = server.context.repository.models["tiny"].engine
-        eventually(lambda: engine.admitted == 0)
+        eventually(lambda: engine.describe().admitted == 0)
 
 
 def test_request_within_capacity_waits_its_turn(run_server, connect, eventually):
@@ -175,7 +175,7 @@ def test_request_within_capacity_waits_its_turn(run_server, connect, eventually)
         assert [running.receive()["type"] for _ in range(2)] == ["accepted", "token"]
         waiting.start("abc", max_tokens=7)
         assert waiting.receive()["type"] == "accepted"
-        eventually(lambda: (engine.running, engine.waiting) == (1, 1))
+        eventually(lambda: (engine.describe().running, engine.describe().waiting) == (1, 1))
         assert client.post("/v1/models/tiny/next-token", json={"text": "a"}).status_code == 503
         running.send(type="cancel")
         assert running.rest()[-1]["reason"] == "cancelled"
@@ -191,7 +191,7 @@ def test_refused_request_of_many_prompts_leaves_no_place_taken(run_server, event
         response = client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 3})
         assert response.json()["error"]["code"] == "capacity_exceeded"
         engine.leave(taken)
-        eventually(lambda: engine.admitted == 0)
+        eventually(lambda: engine.describe().admitted == 0)
         assert client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 3}).status_code == 200
 
 

@@ -87,7 +87,7 @@ def test_server_without_places_says_what_is_described(description, server, draw)
     answers = Answers(server, draw)
     engines = [model.engine for model in server.context.repository.models.values()]
     for engine in engines:
-        engine._places.taken += engine.max_admitted()
+        engine._controller.taken += engine.describe().max_admitted
     try:
         for operation in (found.ok() for found in description.get_all_operations()):
             if operation.method == "post":
@@ -95,7 +95,7 @@ def test_server_without_places_says_what_is_described(description, server, draw)
                     answers.send(operation, mode, model)
     finally:
         for engine in engines:
-            engine._places.taken -= engine.max_admitted()
+            engine._controller.taken -= engine.describe().max_admitted
     assert not answers.wrong, answers.wrong
     assert all(503 in statuses for statuses in answers.statuses.values())
 

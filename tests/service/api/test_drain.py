@@ -81,7 +81,7 @@ def test_grace_that_runs_out_ends_streams_like_a_cancel_and_says_so(run_server, 
         with http.stream("POST", url, json={**fields, "session": "events", "stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
-            while engine.running < 3:
+            while engine.describe().running < 3:
                 next(lines)
             server.stop()
             events = [line for line in lines if line]
@@ -114,7 +114,7 @@ def test_grace_that_runs_out_ends_a_caption_and_who_reads_nothing(run_server, co
         with http.stream("POST", url, **parts) as response:
             lines = response.iter_lines()
             next(lines)
-            while engine.running < 2:
+            while engine.describe().running < 2:
                 next(lines)
             server.stop()
             events = [json.loads(line.removeprefix("data: ")) for line in lines if line]

@@ -135,7 +135,7 @@ def test_event_loop_that_is_blocked_holds_the_engine_back_and_loses_nothing(slow
     running = connect(server)
     running.start("abc", max_tokens=600, seed=1)
     assert running.receive()["type"] == "accepted"
-    eventually(lambda: engine.running == 1)  # not before: what the loop has not handed over cannot run
+    eventually(lambda: engine.describe().running == 1)  # not before: what the loop has not handed over cannot run
     blocked, release = threading.Event(), threading.Event()
 
     def block() -> None:
@@ -145,8 +145,8 @@ def test_event_loop_that_is_blocked_holds_the_engine_back_and_loses_nothing(slow
     engine._loop.call_soon_threadsafe(block)
     try:
         assert blocked.wait(60)
-        eventually(lambda: engine._undelivered == MAX_UNDELIVERED_STEPS or engine.running == 0)
-        assert engine.running == 1, "the stream was over before the loop was blocked"
+        eventually(lambda: engine._undelivered == MAX_UNDELIVERED_STEPS or engine.describe().running == 0)
+        assert engine.describe().running == 1, "the stream was over before the loop was blocked"
     finally:
         release.set()
     assert running.rest() == expected
@@ -183,7 +183,7 @@ def test_engine_thread_that_is_killed_is_told_and_harms_no_other_model(slow_step
     assert running.receive()["type"] == "accepted"
     for stream in waiting:
         stream.start("abc", max_tokens=60_000)
-    eventually(lambda: engine.admitted == 13)
+    eventually(lambda: engine.describe().admitted == 13)
     killed = ctypes.c_ulong(engine._thread.ident)
     assert ctypes.pythonapi.PyThreadState_SetAsyncExc(killed, ctypes.py_object(SystemExit)) == 1
     for stream in (running, *waiting):
@@ -195,7 +195,7 @@ def test_engine_thread_that_is_killed_is_told_and_harms_no_other_model(slow_step
     assert "carousel_ready 0.0" in client.get("/metrics").text
     refused(client.post("/v1/completions", json={"model": "tiny", "prompt": "a"}), 503, "model_unavailable", True)
     assert client.post("/v1/models/tutor/trace", json={"attempts": [{"skill": 0, "correct": True}]}).status_code == 200
-    eventually(lambda: engine.admitted == 0)
+    eventually(lambda: engine.describe().admitted == 0)
 
 
 FILLING = """
@@ -273,7 +273,7 @@ def test_clients_that_connect_and_vanish_leave_nothing(http, connect, eventually
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(vanish, range(CLIENTS)))
     assert neighbour.rest()[-1]["reason"] == "length"
-    eventually(lambda: (engine.admitted, engine.running) == (0, 0))
+    eventually(lambda: (engine.describe().admitted, engine.describe().running) == (0, 0))
     neighbour.socket.close()
     eventually(lambda: len(os.listdir("/proc/self/fd")) <= files + 2)
     assert client.get("/readyz").status_code == 200

@@ -90,7 +90,7 @@ def test_socket_ends_with_a_typed_error_whatever_it_was_sent(server, model, even
         assert kinds.count("error") == 1
         assert code is not None, "the socket broke off"
         assert code == 1003 or 4400 <= code < 4500, code
-    eventually(lambda: (model.engine.admitted, model.engine.running) == (0, 0))
+    eventually(lambda: (model.engine.describe().admitted, model.engine.describe().running) == (0, 0))
     assert model.failure is None
 
 
@@ -113,5 +113,5 @@ def test_bytes_that_are_no_frames_close_the_socket_and_cost_no_row(server, model
             while chunk := client.recv(65_536):
                 received += chunk
             assert received.startswith(b"HTTP/1.1 101 ")
-    eventually(lambda: (model.engine.admitted, model.engine.running) == (0, 0))
+    eventually(lambda: (model.engine.describe().admitted, model.engine.describe().running) == (0, 0))
     assert model.failure is None

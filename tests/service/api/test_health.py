@@ -85,7 +85,7 @@ def test_broken_runner_turns_health_red_and_is_told(run_server, connect, eventua
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "model_unavailable"
             assert response.headers["retry-after"] in ("1", "2", "3")
-        eventually(lambda: engine.admitted == 0 and engine.running == 0)
+        eventually(lambda: engine.describe().admitted == 0 and engine.describe().running == 0)
 
 
 def test_step_that_fails_ends_its_request_only(run_server, connect, outcomes, eventually, monkeypatch):

@@ -129,8 +129,8 @@ def test_tokens_come_through_nginx_as_they_are_sampled_and_who_leaves_is_noticed
         lines = response.iter_lines()
         assert next(lines).startswith("data: {")  # long before the last: nginx holds nothing back
         engine = server.context.repository.models["tiny"].engine
-        assert engine.running == 1
-    eventually(lambda: engine.running == 0)
+        assert engine.describe().running == 1
+    eventually(lambda: engine.describe().running == 0)
     assert versions[-1] == "1.0"
 
 

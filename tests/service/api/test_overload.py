@@ -31,12 +31,12 @@ def every_place_taken(server):
     """Of all models: what comes now is refused."""
     engines = [model.engine for model in server.context.repository.models.values()]
     for engine in engines:
-        engine._places.taken += engine.max_admitted()
+        engine._controller.taken += engine.describe().max_admitted
     try:
         yield
     finally:
         for engine in engines:
-            engine._places.taken -= engine.max_admitted()
+            engine._controller.taken -= engine.describe().max_admitted
 
 
 def sample(server, name, **labels):
@@ -93,8 +93,8 @@ def test_full_model_refuses_nothing_but_what_runs_it(server, client, refused):
 def test_retry_after_tells_how_long_the_queue_is(run_server):
     with run_server(max_rows=2, max_waiting=100, max_wait_seconds=7.0) as server:
         engine = server.context.repository.models["tiny"].engine
-        engine._places.queue_time.ended(4.0, asked=1)  # a round of two takes four seconds
-        engine._places.take(4, batch=False)
+        engine._controller.queue_time.ended(4.0, asked=1)  # a round of two takes four seconds
+        engine._controller.take(4, batch=False)
         with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
             response = client.post("/v1/models/tiny/next-token", json={"text": "abc"})
         assert response.status_code == 503
@@ -103,7 +103,7 @@ def test_retry_after_tells_how_long_the_queue_is(run_server):
             "tiny: a row would be free in 8 s; allowed are 7; try again in 8 s"
         )
         assert sample(server, "carousel_shed_total", model="tiny", version="1", reason="wait") == 1
-        engine._places.leave(4, batch=False, started=False)
+        engine._controller.leave(4, batch=False, started=False)
 
 
 def test_request_whose_time_is_over_is_a_504(server, client, refused, ended):
@@ -119,14 +119,15 @@ def test_request_whose_time_is_over_is_a_504(server, client, refused, ended):
 
 
 def test_stream_that_ends_before_its_first_event_has_a_status_of_its_own(run_server, refused, eventually, monkeypatch):
-    goes_on = threading.Event()
+    goes_on, one_more = threading.Event(), threading.Semaphore(0)
 
     class Runner(OnnxRunner):
         def bind(self, arrays):
             step = super().bind(arrays)
 
             def held() -> None:
-                goes_on.wait(60)
+                if not one_more.acquire(blocking=False):
+                    goes_on.wait(60)
                 step()
 
             return held
@@ -145,16 +146,17 @@ def test_stream_that_ends_before_its_first_event_has_a_status_of_its_own(run_ser
 
         refused(ask(timeout_seconds=1e-6), 504, "deadline_exceeded", retryable=True)
         goes_on.clear()
+        one_more.release()  # that in which the first joins: who has a row is known when a step has been told
         engine = server.context.repository.models["tiny"].engine
         runs = pool.submit(ask)
-        eventually(lambda: engine.running == 1)
+        eventually(lambda: engine.describe().running == 1)
         waits = [pool.submit(ask)]
-        eventually(lambda: engine.waiting + len(engine._commands) == 1)
+        eventually(lambda: engine.describe().waiting == 1)
         waits.append(pool.submit(ask))
-        eventually(lambda: engine.waiting + len(engine._commands) == 2)
-        engine._places.queue_time = QueueTime(1)
-        engine._places.queue_time.ended(1e6, asked=3 + 9)  # a row is free in days
-        overload = engine._places.overload
+        eventually(lambda: engine.describe().waiting == 2)
+        engine._controller.queue_time = QueueTime(1)
+        engine._controller.queue_time.ended(1e6, asked=3 + 9)  # a row is free in days
+        overload = engine._controller.overload
         overload._since, overload._windows = time.perf_counter() - WINDOW_SECONDS, WINDOWS - 1
         overload._short, overload._turned_away = False, 1
         refused(ask(), 503, "capacity_exceeded", retryable=True)

@@ -29,10 +29,10 @@ def test_client_that_leaves_is_noticed_behind_a_pipelined_request(server, engine
     connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
     for connection in connections:
         connection.sendall(request("/v1/completions", body) + request("/livez"))
-    eventually(lambda: engine.running == 3)
+    eventually(lambda: engine.describe().running == 3)
     for connection in connections:
         connection.close()
-    eventually(lambda: engine.running == 0 and engine.admitted == 0)
+    eventually(lambda: engine.describe().running == 0 and engine.describe().admitted == 0)
 
 
 def test_pipelined_requests_are_answered_in_order(server):

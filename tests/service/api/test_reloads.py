@@ -439,7 +439,7 @@ def test_nothing_of_a_version_is_left_behind(live, load, publish, connect, event
         vanishing.reset()
         waiting = raw_client(live)
         waiting.post("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": LONG})
-        eventually(lambda: live.context.repository.models["tiny"].engine.running > 0)
+        eventually(lambda: live.context.repository.models["tiny"].engine.describe().running > 0)
         waiting.reset()
         assert httpx.post(f"{live.url}/v1/models/tiny/score", json={"text": "abc"}, trust_env=False).status_code == 200
         gone.append(weakref.ref(live.context.repository.models["tiny"].engine._core._runner._session))

@@ -251,7 +251,7 @@ def test_second_request_that_is_broken_ends_the_first_without_a_word(hurried, ev
             rest += piece
         assert b"HTTP/1.1" not in rest
     engine = hurried.context.repository.models["tiny"].engine
-    eventually(lambda: engine.running == 0)
+    eventually(lambda: engine.describe().running == 0)
 
 
 def test_client_of_http_1_0_gets_events_without_chunks(talk):

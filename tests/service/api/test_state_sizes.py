@@ -105,7 +105,9 @@ def test_model_with_large_rows_runs_fewer_of_them_and_says_so(run_server, models
         serving = {model["id"]: model["serving"] for model in client.get("/v1/models").json()["data"]}
         row = 8 + 4 * 13 + 2 * 4 * WIDTH  # id, logits, states twice
         rows = 1024 * 1024 // row
-        assert serving["wide"]["max_rows"] == server.context.repository.models["wide"].engine.max_rows == rows
+        assert (
+            serving["wide"]["max_rows"] == server.context.repository.models["wide"].engine.describe().max_rows == rows
+        )
         assert serving["wide"]["reasons"]["max_rows"] == (
             f"a row takes {row:,} bytes, and rows may take 1,048,576 (CAROUSEL_MAX_ROWS_BYTES): "
             f"there are {rows:,} instead of 4,096 (CAROUSEL_MAX_ROWS)"

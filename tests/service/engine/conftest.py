@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.device import CUDA, Device, DeviceArray, Tensor
+from carousel.service.engine.parameters import Array, BeamParameters, FinishReason, Floats
 from carousel.service.engine.runner import HeadPorts, Step, StepArrays, StepPorts
-from carousel.service.engine.sequence import Array, BeamParameters, FinishReason, Floats
 from carousel.service.engine.session import reason_against
 from carousel.service.engine.states.pool import StateSpec
 

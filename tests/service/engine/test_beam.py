@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.heads.beam import Beam, log_softmax
-from carousel.service.engine.sequence import BeamParameters, FinishReason
+from carousel.service.engine.parameters import BeamParameters, FinishReason
 
 END = 2
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carousel.service.engine.core import NOT_FINITE, EngineCore
-from carousel.service.engine.rows.table import CHUNK
-from carousel.service.engine.sequence import BeamParameters, FinishReason, SamplingParameters, Sequence, Snapshot
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.parameters import BeamParameters, FinishReason, SamplingParameters
+from carousel.service.engine.port import Request, Snapshot
+from carousel.service.engine.rows.table import CHUNK, NOT_FINITE
 
 END = 3
 
@@ -17,25 +18,26 @@ class Listener:
 
     def __init__(self, runner, max_rows=8):
         self.core = EngineCore(runner, max_rows)
-        self.tokens, self.ends, self.reports = {}, {}, []
+        self.tokens, self.ends, self.reports, self.requests = {}, {}, [], {}
 
     def beam(self, prompt, width=3, max_tokens=12, best=None, length_penalty=0.5, **fields):
         beam = BeamParameters(width, max_tokens, END, length_penalty, width if best is None else best)
-        return self.add(Sequence(np.array(prompt), None, beam=beam, **fields))
+        return self.add(Request(np.array(prompt), beam, **fields))
 
     def greedy(self, prompt, max_tokens, **fields):
-        return self.add(Sequence(np.array(prompt), SamplingParameters(max_tokens, temperature=0.0), **fields))
+        return self.add(Request(np.array(prompt), SamplingParameters(max_tokens, temperature=0.0), **fields))
 
-    def add(self, sequence):
-        self.tokens[sequence] = []
-        self.core.add(sequence)
+    def add(self, request):
+        sequence = len(self.tokens)
+        self.tokens[sequence], self.requests[sequence] = [], request
+        self.core.add(sequence, request)
         return sequence
 
     def step(self):
         with np.errstate(all="ignore"):
             output = self.core.step()
-        for place, sequence in enumerate(output.batch.sequences if output.batch else ()):
-            assert sequence.beam is None
+        for place, sequence in enumerate(output.batch.ids if output.batch else ()):
+            assert self.requests[sequence].head.streams
             self.tokens[sequence].append((output.batch.tokens[place], output.batch.attention.get(place)))
         for sequence, event in output.finished:
             assert sequence not in self.ends, "two ends"
@@ -48,7 +50,7 @@ class Listener:
             self.step()
 
     def found(self, sequence):
-        return [(h.tokens, h.logprob, h.score, h.reason) for h in self.ends[sequence].hypotheses]
+        return [(h.tokens, h.logprob, h.score, h.reason) for h in self.ends[sequence].result.hypotheses]
 
 
 def context_of(value):
@@ -59,7 +61,8 @@ def assert_clean(core):
     """Every row is free and holds nothing, and no beam is remembered."""
     assert not core.scheduler.running
     assert not core.scheduler.waiting
-    assert not core._beams
+    assert not any(head.count for head in core._heads.values())
+    assert not core._heads[BeamParameters]._searches
     everything = slice(core.scheduler.max_rows)
     for arrays in (core._pool.before(everything), core._pool.context(everything)):
         assert not any(array.any() for array in arrays.values())
@@ -74,7 +77,7 @@ def test_beam_finds_what_the_oracle_finds(make_runner, beam_oracle, width, vocab
         listener = Listener(runner)
         sequence = listener.beam([first, 1], width, 2 + first * 5)
         listener.run()
-        expected = beam_oracle([first, 1], sequence.beam, vocabulary=vocabulary, levels=levels)
+        expected = beam_oracle([first, 1], listener.requests[sequence].head, vocabulary=vocabulary, levels=levels)
         assert listener.found(sequence) == expected
         assert listener.ends[sequence].snapshot is None
         assert_clean(listener.core)
@@ -86,7 +89,7 @@ def test_beam_eats_its_prompt_first(runner, beam_oracle, length):
     listener = Listener(runner)
     sequence = listener.beam(prompt)
     listener.run()
-    assert listener.found(sequence) == beam_oracle(prompt, sequence.beam)
+    assert listener.found(sequence) == beam_oracle(prompt, listener.requests[sequence].head)
     assert sum(report.prompt_tokens for report in listener.reports) == length
     assert sum(report.generated_tokens for report in listener.reports) == len(listener.reports) - length + 1
 
@@ -117,7 +120,8 @@ def test_beam_is_the_same_alone_and_among_63_others(make_runner):
         assert alone.found(same) == together.found(sequence)
     for sequence in others[::7]:
         alone = Listener(runner)
-        same = alone.greedy(sequence.prompt, sequence.sampling.max_tokens)
+        request = together.requests[sequence]
+        same = alone.greedy(request.prompt, request.head.max_tokens)
         alone.run()
         assert alone.tokens[same] == together.tokens[sequence]
 
@@ -128,10 +132,10 @@ def test_beam_waits_until_all_its_rows_are_free_and_is_not_overtaken(runner, gre
     wide, late = listener.beam([5], width=4), listener.greedy([4], 3)
     for _ in range(9):
         listener.step()
-        assert listener.core.scheduler.waiting == type(listener.core.scheduler.waiting)([wide, late])
+        assert [each.id for each in listener.core.scheduler.waiting] == [wide, late]
     listener.run()
     assert list(listener.ends) == [short, long, wide, late]
-    assert listener.found(wide) == beam_oracle([5], wide.beam)
+    assert listener.found(wide) == beam_oracle([5], listener.requests[wide].head)
     assert [token for token, _ in listener.tokens[late]] == greedy_oracle([4], 3)
 
 
@@ -150,11 +154,11 @@ def test_cancel_frees_all_rows_of_a_beam_at_once(runner, greedy_oracle):
     for sequence in (gone, waits):
         listener.core.cancel(sequence)
         listener.core.cancel(sequence)
-    assert listener.core.scheduler.running == [stays]
+    assert [each.id for each in listener.core.scheduler.running] == [stays]
     listener.run()
     for sequence in (gone, waits):
         assert listener.ends[sequence].reason is FinishReason.CANCELLED
-        assert listener.ends[sequence].hypotheses == ()
+        assert listener.ends[sequence].result is None
         assert listener.ends[sequence].snapshot is None
     assert [token for token, _ in listener.tokens[stays]] == greedy_oracle([2], 30)
     assert_clean(listener.core)
@@ -165,7 +169,7 @@ def test_row_that_fails_takes_its_beam_and_nobody_else(runner, beam_oracle, faul
     clean = Listener(runner)
     sound, bad = clean.beam([6], width=3), clean.beam([5], width=4)
     clean.run()
-    word = next(h.tokens[1] for h in clean.ends[bad].hypotheses if len(h.tokens) > 2)
+    word = next(h.tokens[1] for h in clean.ends[bad].result.hypotheses if len(h.tokens) > 2)
     visited = set()
     runner.fault = lambda state, token: visited.add((state, token)) and None
     listener = Listener(runner)
@@ -177,8 +181,8 @@ def test_row_that_fails_takes_its_beam_and_nobody_else(runner, beam_oracle, faul
     listener.run()
     assert listener.ends[bad].reason is FinishReason.FAILED
     assert listener.ends[bad].detail == ("ValueError: bad row" if isinstance(fault, Exception) else NOT_FINITE)
-    assert listener.ends[bad].hypotheses == ()
-    assert listener.found(sound) == beam_oracle([6], sound.beam)
+    assert listener.ends[bad].result is None
+    assert listener.found(sound) == beam_oracle([6], listener.requests[sound].head)
     assert_clean(listener.core)
 
 
@@ -197,7 +201,7 @@ def test_beam_starts_from_states_and_context(make_runner, beam_oracle):
     beams = [listener.beam([i], 3 + i, snapshot=start, context=context_of(100 + i)) for i in range(5)]
     listener.run()
     for i, sequence in enumerate(beams):
-        assert listener.found(sequence) == beam_oracle([i], sequence.beam, context=100 + i, start=77)
+        assert listener.found(sequence) == beam_oracle([i], listener.requests[sequence].head, context=100 + i, start=77)
     assert_clean(listener.core)
 
 
@@ -208,10 +212,10 @@ def test_hypotheses_tell_where_each_word_was_seen(make_runner, states_after, map
     quiet = listener.beam([1], 3, context=context_of(1))
     listener.run()
     for i, sequence in enumerate(asks):
-        for hypothesis in listener.ends[sequence].hypotheses:
+        for hypothesis in listener.ends[sequence].result.hypotheses:
             states = states_after([i, *hypothesis.tokens[:-1]], context=i)
             np.testing.assert_array_equal(hypothesis.attention, [map_of(state) for state in states])
-    assert all(hypothesis.attention is None for hypothesis in listener.ends[quiet].hypotheses)
+    assert all(hypothesis.attention is None for hypothesis in listener.ends[quiet].result.hypotheses)
 
 
 def test_tokens_tell_where_they_were_seen_to_those_who_ask(make_runner, states_after, map_of):
@@ -230,7 +234,7 @@ def test_attention_of_a_model_that_has_none_is_none(runner):
     sequence, beam = listener.greedy([1], 2, attention=True), listener.beam([1], attention=True)
     listener.run()
     assert [seen for _, seen in listener.tokens[sequence]] == [None, None]
-    assert all(hypothesis.attention is None for hypothesis in listener.ends[beam].hypotheses)
+    assert all(hypothesis.attention is None for hypothesis in listener.ends[beam].result.hypotheses)
 
 
 def test_caption_of_given_states_stops_at_its_end(make_runner, states_after):
@@ -269,21 +273,21 @@ def test_random_churn_of_beams_and_others_leaves_no_row_and_changes_nobody(make_
                 sequence = listener.greedy(prompt, count, context=context_of(context))
             wanted[sequence] = (prompt, count, context)
         if random.random() < 0.05 and listener.core.scheduler.running:
-            listener.core.cancel(random.choice(np.array(listener.core.scheduler.running, object)))
+            listener.core.cancel(random.choice([each.id for each in listener.core.scheduler.running]))
         listener.step()
     listener.run()
     assert set(listener.ends) == set(wanted)
     for kind in (True, False):
-        reasons = {end.reason for sequence, end in listener.ends.items() if (sequence.beam is None) == kind}
+        reasons = {end.reason for id, end in listener.ends.items() if listener.requests[id].head.streams == kind}
         assert {FinishReason.LENGTH, FinishReason.CANCELLED, FinishReason.FAILED} <= reasons
     for sequence, (prompt, _, context) in wanted.items():
         end = listener.ends[sequence]
-        if sequence.beam is None:
+        if listener.requests[sequence].head.streams:
             tokens = [token for token, _ in listener.tokens[sequence]]
             states = states_after([*prompt, *tokens], context=context)[len(prompt) - 1 :]
             assert tokens == [int(runner.logits_of(state).argmax()) for state in states[: len(tokens)]]
         elif end.reason in (FinishReason.STOP, FinishReason.LENGTH):
-            assert listener.found(sequence) == beam_oracle(prompt, sequence.beam, context=context)
+            assert listener.found(sequence) == beam_oracle(prompt, listener.requests[sequence].head, context=context)
         else:
-            assert end.hypotheses == ()
+            assert end.result is None
     assert_clean(listener.core)

@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.encoder.encoder import Encoder
+from carousel.service.engine.parameters import BeamParameters, FinishReason, SamplingParameters
+from carousel.service.engine.port import Request, Told
 from carousel.service.engine.runner import HeadPorts, OnnxEncoder, OnnxRunner, StepPorts
-from carousel.service.engine.sequence import BeamParameters, FinishReason, SamplingParameters, Sequence, TokenEvent
 from carousel.service.engine.session import RunnerBroken
 from carousel.service.engine.states.pool import StateSpec
 from carousel.service.engine.threads.async_engine import AsyncEngine
@@ -175,17 +176,18 @@ async def test_captions_of_many_images_at_once_are_those_of_numpy(runner, make_e
     async def caption(image, width):
         with engine.admit(max(width, 1)) as place:
             encoding = await encoder.encode(lambda: image)
-            sequence = Sequence(
+            sequence = Request(
                 np.array([BEGIN]),
-                None if width else SamplingParameters(MAX_TOKENS, temperature=0.0),
-                beam=BeamParameters(width, MAX_TOKENS, END, 0.7, best=width) if width else None,
+                BeamParameters(width, MAX_TOKENS, END, 0.7, best=width)
+                if width
+                else SamplingParameters(MAX_TOKENS, temperature=0.0),
                 end=END,
                 snapshot=encoding.snapshot,
                 context=encoding.context,
                 attention=True,
             )
             stream, events = place.start(sequence), []
-            while isinstance(event := await stream.get(), TokenEvent):
+            while isinstance(event := await stream.get(), Told):
                 events.append(event)
             return events, event
 
@@ -201,8 +203,10 @@ async def test_captions_of_many_images_at_once_are_those_of_numpy(runner, make_e
         if place % 5:
             beam = BeamParameters(place % 5, MAX_TOKENS, END, 0.7, best=place % 5)
             expected = slow_search(beam, oracle.logits)
-            assert [(h.tokens, h.reason) for h in end.hypotheses] == [(tokens, why) for tokens, *_, why in expected]
-            for hypothesis, (_, logprob, score, reason) in zip(end.hypotheses, expected, strict=True):
+            assert [(h.tokens, h.reason) for h in end.result.hypotheses] == [
+                (tokens, why) for tokens, *_, why in expected
+            ]
+            for hypothesis, (_, logprob, score, reason) in zip(end.result.hypotheses, expected, strict=True):
                 assert (hypothesis.logprob, hypothesis.score) == pytest.approx((logprob, score), abs=1e-4)
                 maps = oracle.maps(hypothesis.tokens)[: len(hypothesis.tokens)]
                 np.testing.assert_allclose(hypothesis.attention, np.reshape(maps, (-1, ROWS, COLUMNS)), atol=1e-5)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from carousel.export.publish import export_checkpoint
-from carousel.service.engine.sequence import BeamParameters, SamplingParameters, Sequence, TokenEvent
+from carousel.service.engine.parameters import BeamParameters, SamplingParameters
+from carousel.service.engine.port import Request, Told
 from carousel.service.observability.metrics import Metrics
 from carousel.service.served.repository import Repository
 from carousel.service.settings import Settings
-from carousel.service.work.generation import admit, run_quietly
+from carousel.service.work.generation import admit, run_to_end
 
 MAX_TOKENS = 8
 IMAGES = 40
@@ -81,19 +82,20 @@ async def test_captions_of_a_served_bundle_are_those_of_the_offline_decoder(repo
     async def caption(image):
         with admit(served, max(width, 1)) as place:
             encoding = await served.encoder.encode(lambda: image)
-            sequence = Sequence(
+            sequence = Request(
                 np.array([codec.begin_id]),
-                None if width else SamplingParameters(MAX_TOKENS, temperature=0.0),
-                beam=BeamParameters(width, MAX_TOKENS, codec.end_id, 0.7, best=width) if width else None,
+                BeamParameters(width, MAX_TOKENS, codec.end_id, 0.7, best=width)
+                if width
+                else SamplingParameters(MAX_TOKENS, temperature=0.0),
                 end=codec.end_id,
                 snapshot=encoding.snapshot,
                 context=encoding.context,
                 attention=True,
             )
             if width:
-                return (await run_quietly(served, place, sequence)).hypotheses
+                return (await run_to_end(served, place, sequence)).result.hypotheses
             stream, tokens = place.start(sequence), []
-            while isinstance(event := await stream.get(), TokenEvent):
+            while isinstance(event := await stream.get(), Told):
                 tokens.append(event.token)
                 assert event.attention.sum() == pytest.approx(1, abs=1e-5)
             return tokens

@@ -7,20 +7,23 @@ step that all parts of a row's state, and its context, carry the same one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 
 from carousel.service.engine.core import EngineCore
-from carousel.service.engine.sequence import (
+from carousel.service.engine.parameters import (
     BeamParameters,
-    FinishEvent,
     FinishReason,
-    Readout,
+    Found,
+    ReadParameters,
     SamplingParameters,
-    Sequence,
-    Snapshot,
+    ScoreParameters,
+    Scores,
+    TensorParameters,
 )
+from carousel.service.engine.port import Ended, Request, Snapshot
 from carousel.service.engine.session import RunnerBroken
 
 VOCABULARY = 23
@@ -32,11 +35,12 @@ LONG = 90  # tokens of a prompt that the prefill graph takes
 class Asked:
     """One sequence, what it should be told, and what it was told."""
 
-    sequence: Sequence
-    history: list[int]  # everything that its memory has eaten, pending ids and prompt included
+    request: Request
+    history: list[int]  # everything that its memory has consumed, pending ids and prompt included
     context: int | None
     tokens: list[int] = field(default_factory=list)
-    end: FinishEvent | None = None
+    checkpoints: dict[int, Any] = field(default_factory=dict)
+    end: Ended | None = None
 
 
 class Churn:
@@ -48,7 +52,8 @@ class Churn:
         self.core = EngineCore(runner, MAX_ROWS, prefill=prefill)
         self._states_of = states_of
         self._beam_oracle = beam_oracle
-        self.open: dict[Sequence, Asked] = {}
+        self.open: dict[int, Asked] = {}
+        self.joined = 0
         self.snapshots: list[tuple[Snapshot, list[int], int | None]] = []
         """To go on from: a memory, what it has seen, and the context that it was made in."""
         self.reasons: dict[str, int] = {}
@@ -60,7 +65,7 @@ class Churn:
         length = int(random.integers(20, LONG)) if random.random() < 0.1 else int(random.integers(2, 9))
         prompt = random.integers(0, VOCABULARY, length)
         context = int(random.integers(0, 50)) if self.runner.ports.context else None
-        kind = random.choice(["sample", "score", "read", "beam"], p=[0.6, 0.15, 0.15, 0.1])
+        kind = random.choice(["sample", "score", "read", "tensors", "beam"], p=[0.6, 0.15, 0.1, 0.05, 0.1])
         options, history = {}, prompt.tolist()
         if self.snapshots and random.random() < 0.3:
             snapshot, before, context = self.snapshots[random.integers(len(self.snapshots))]
@@ -74,20 +79,22 @@ class Churn:
                 "memory.b": np.full((1, 2), context, np.int64),
             }
         if kind == "beam":
-            options["beam"] = BeamParameters(int(random.integers(1, 5)), int(random.integers(1, 6)), end=0)
-            sampling = None
+            head = BeamParameters(int(random.integers(1, 5)), int(random.integers(1, 6)), end=0)
         elif kind == "sample":
-            sampling = SamplingParameters(max_tokens=int(random.integers(1, 12)), temperature=0.0)
+            head = SamplingParameters(max_tokens=int(random.integers(1, 12)), temperature=0.0)
             options["keep_state"] = bool(random.random() < 0.4)
             options["keep_prompt"] = options["keep_state"] and bool(random.random() < 0.5)
-            options["looks"] = tuple(sorted({int(place) for place in random.integers(1, len(prompt), 2)}))
+            options["checkpoints"] = tuple(sorted({int(place) for place in random.integers(1, len(prompt), 2)}))
+        elif kind == "read":
+            head = ReadParameters(prompt, last=int(random.integers(1, 5)))
+        elif kind == "tensors":
+            head = TensorParameters(("logits",), each=bool(random.random() < 0.5))
         else:
-            sampling = None
-            if kind == "read":
-                options["readout"] = Readout(prompt, last=int(random.integers(1, 5)))
-        sequence = Sequence(prompt, sampling, batch=bool(random.random() < 0.3), **options)
-        self.open[sequence] = Asked(sequence, history, context)
-        self.core.add(sequence)
+            head = ScoreParameters()
+        request = Request(prompt, head, **options)
+        self.joined += 1
+        self.open[self.joined] = Asked(request, history, context)
+        self.core.add(self.joined, request, batch=bool(random.random() < 0.3))
 
     def cancel(self) -> None:
         """End somebody who runs or waits, or has been told nothing yet."""
@@ -103,59 +110,65 @@ class Churn:
             self.runner.fault = lambda state, token: None
             output = self.core.fail_all(str(error))
         if output.batch is not None:
-            for sequence, token in zip(output.batch.sequences, output.batch.tokens, strict=True):
-                self.open[sequence].tokens.append(token)
-        for sequence, end in output.finished:
-            asked = self.open.pop(sequence)
+            for place, (id, token) in enumerate(zip(output.batch.ids, output.batch.tokens, strict=True)):
+                self.open[id].tokens.append(token)
+                self.open[id].checkpoints |= output.batch.checkpoints.get(place, {})
+        for id, end in output.finished:
+            asked = self.open.pop(id)
             asked.end = end
             self.check(asked)
 
     def check(self, asked: Asked) -> None:
         """Everything that it was told follows from its own history."""
-        sequence, end = asked.sequence, asked.end
+        request, end = asked.request, asked.end
+        head = request.head
         assert end is not None
         self.reasons[end.reason.value] = self.reasons.get(end.reason.value, 0) + 1
         states = self._states_of(asked.history, asked.context)
-        if sequence.sampling is not None:
+        if isinstance(head, SamplingParameters):
+            assert end.counts.new == len(asked.tokens)
+            assert not asked.tokens or asked.checkpoints.keys() == request.wanted == end.checkpoints.keys()
             state, expected = states[-1], []
             for _ in asked.tokens:
                 expected.append(int(self.runner.logits_of(state).argmax()))
                 state = self._states_of([expected[-1]], asked.context, state)[0]
             assert asked.tokens == expected
             if end.reason is FinishReason.LENGTH:
-                assert len(expected) == sequence.sampling.max_tokens
-        first = len(asked.history) - len(sequence.prompt)
-        for eaten, looked in sequence.looked.items():
-            assert looked["state.a"][0] == states[first + eaten - 1], "a look at another row"
+                assert len(expected) == head.max_tokens
+        first = len(asked.history) - len(request.prompt)
+        for consumed, state in end.checkpoints.items():
+            assert state["state.a"][0] == states[first + consumed - 1], "the state of another row"
         if end.snapshot is not None and end.reason is not FinishReason.FAILED:
             self.keep(asked, end.snapshot)
-        if end.reason is FinishReason.STOP and sequence.quiet:
+        if end.reason is FinishReason.STOP and not head.new_ids:
+            assert end.counts == (len(request.prompt), 0)
             outputs = [self.runner.logits_of(state) for state in states[first:]]
-            if sequence.readout is None:
-                assert end.logprobs is not None
-                for place, logprob in enumerate(end.logprobs):
+            if isinstance(end.result, Scores):
+                assert len(end.result.logprobs) == len(request.prompt) - 1
+                for place, logprob in enumerate(end.result.logprobs):
                     logits = outputs[place].astype(np.float64)
-                    target = sequence.prompt[place + 1]
+                    target = request.prompt[place + 1]
                     assert abs(logprob - (logits[target] - np.log(np.exp(logits).sum()))) < 1e-4
+            elif isinstance(head, ReadParameters):
+                wanted = [row[target] for row, target in zip(outputs, request.prompt, strict=True)]
+                np.testing.assert_array_equal(end.result.values, wanted)
+                np.testing.assert_array_equal(end.result.outputs, outputs[-head.last :])
             else:
-                assert end.reading is not None
-                wanted = [row[target] for row, target in zip(outputs, sequence.prompt, strict=True)]
-                np.testing.assert_array_equal(end.reading.values, wanted)
-                np.testing.assert_array_equal(end.reading.outputs, outputs[-sequence.readout.last :])
-        if sequence.beam is not None and end.hypotheses:
-            best = self._beam_oracle(asked.history, sequence.beam, context=asked.context)[0]
-            assert end.hypotheses[0].tokens == best[0]
-            assert end.hypotheses[0].logprob == pytest.approx(best[1], abs=1e-4)
+                np.testing.assert_array_equal(end.result.outputs["logits"], outputs if head.each else outputs[-1:])
+        if isinstance(end.result, Found):
+            best = self._beam_oracle(asked.history, head, context=asked.context)[0]
+            assert end.result.hypotheses[0].tokens == best[0]
+            assert end.result.hypotheses[0].logprob == pytest.approx(best[1], abs=1e-4)
 
     def keep(self, asked: Asked, snapshot: Snapshot) -> None:
         """A memory holds what its sequence has seen, and nobody else's; it may be gone on from."""
-        seen = asked.history + ([] if asked.sequence.keep_prompt else asked.tokens)
-        if asked.sequence.keep_prompt and asked.sequence.prompt_snapshot is None:
-            return  # it ended within its prompt: what it holds then is what it had eaten
+        seen = asked.history + ([] if asked.request.keep_prompt else asked.tokens)
+        if asked.request.keep_prompt and len(asked.request.prompt) - 1 not in asked.end.checkpoints:
+            return  # it ended within its prompt: what it holds then is what it had consumed
         pending = snapshot.pending.tolist()
         assert seen[len(seen) - len(pending) :] == pending
-        eaten = seen[: len(seen) - len(pending)]
-        state = self._states_of(eaten, asked.context)[-1] if eaten else 0
+        consumed = seen[: len(seen) - len(pending)]
+        state = self._states_of(consumed, asked.context)[-1] if consumed else 0
         assert snapshot.state["state.a"][0] == state
         assert (snapshot.state["state.b"] == state).all(), "a memory of two rows"
         if pending and len(seen) < 300:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carousel.service.engine.core import NOT_FINITE, EngineCore
-from carousel.service.engine.rows.table import CHUNK
-from carousel.service.engine.sequence import FinishReason, Readout, SamplingParameters, Sequence
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.parameters import FinishReason, ReadParameters, SamplingParameters, ScoreParameters
+from carousel.service.engine.port import Request
+from carousel.service.engine.rows.table import CHUNK, NOT_FINITE
 from carousel.service.engine.session import RunnerBroken
 
 
@@ -16,12 +17,12 @@ class Listener:
 
     def __init__(self, runner, max_rows=8):
         self.core = EngineCore(runner, max_rows)
-        self.tokens, self.ends, self.reports = {}, {}, []
+        self.tokens, self.ends, self.reports, self.joined = {}, {}, [], []
 
-    def add(self, prompt, sampling=None, **fields):
-        sequence = Sequence(np.array(prompt), sampling, **fields)
+    def add(self, prompt, head, **fields):
+        sequence = len(self.tokens)
         self.tokens[sequence] = []
-        self.core.add(sequence)
+        self.core.add(sequence, Request(np.array(prompt), head, **fields))
         return sequence
 
     def step(self):
@@ -30,9 +31,10 @@ class Listener:
 
     def note(self, output):
         if output.batch:
-            for sequence, token in zip(output.batch.sequences, output.batch.tokens, strict=True):
+            for sequence, token in zip(output.batch.ids, output.batch.tokens, strict=True):
                 assert sequence not in self.ends, "a token after the end"
                 self.tokens[sequence].append(token)
+        self.joined += [id for id, _, _ in output.joined]
         for sequence, event in output.finished:
             assert sequence not in self.ends, "two ends"
             self.ends[sequence] = event
@@ -45,8 +47,8 @@ class Listener:
             limit -= 1
             assert limit, "the engine does not come to rest"
 
-    def one(self, prompt, sampling, **fields):
-        sequence = self.add(prompt, sampling, **fields)
+    def one(self, prompt, head, **fields):
+        sequence = self.add(prompt, head, **fields)
         self.run()
         return self.tokens[sequence], self.ends[sequence]
 
@@ -72,19 +74,20 @@ def test_step_generates_what_the_oracle_generates(runner, greedy_oracle, length,
     assert end.reason is FinishReason.LENGTH
 
 
-def test_sequence_told_as_a_whole_says_what_it_would_have_streamed(runner, greedy_oracle):
+def test_buffered_sequence_says_what_it_would_have_streamed(runner, greedy_oracle):
     listener = Listener(runner)
-    whole = [listener.add([place], greedy(3 * place), whole=True) for place in range(1, 5)]
+    buffered = [listener.add([place], greedy(3 * place), buffered=True) for place in range(1, 5)]
     streamed = listener.add([3], greedy(9))
     listener.run()
     assert listener.tokens[streamed] == greedy_oracle([3], 9)
-    for place, sequence in enumerate(whole, 1):
+    for place, sequence in enumerate(buffered, 1):
         assert listener.tokens[sequence] == []
         assert listener.ends[sequence].reason is FinishReason.LENGTH
-        tokens, logprobs, looks = zip(*sequence.said, strict=True)
-        assert list(tokens) == greedy_oracle([place], 3 * place)
-        assert all(logprob <= 0 for logprob in logprobs)
-        assert set(looks) == {None}
+        sampled = listener.ends[sequence].result
+        assert list(sampled.tokens) == greedy_oracle([place], 3 * place)
+        assert all(logprob <= 0 for logprob in sampled.logprobs)
+        assert len(sampled.logprobs) == 3 * place
+        assert sampled.attention == ()
     assert sum(report.generated_tokens for report in listener.reports) == 3 + 6 + 9 + 12 + 9
     assert_clean(listener.core)
 
@@ -93,11 +96,11 @@ def test_step_takes_prefill_decode_and_scores_forward_together(runner, greedy_or
     listener = Listener(runner)
     long = listener.add(list(range(20)), greedy(3))
     short = listener.add([5], greedy(30))
-    scored = listener.add([1, 2, 3, 4], None)
+    scored = listener.add([1, 2, 3, 4], ScoreParameters())
     listener.run()
     assert listener.tokens[long] == greedy_oracle(list(range(20)), 3)
     assert listener.tokens[short] == greedy_oracle([5], 30)
-    assert len(listener.ends[scored].logprobs) == 3
+    assert len(listener.ends[scored].result.logprobs) == 3
     assert runner.steps == 30  # and not the sum of all lengths
     assert sum(report.prompt_tokens for report in listener.reports) == 20 + 1 + 3
     assert sum(report.generated_tokens for report in listener.reports) == 33
@@ -116,8 +119,8 @@ def test_step_samples_the_same_alone_and_in_company(runner):
 
 def test_score_weighs_every_id_but_the_first(runner, score_oracle):
     prompt = np.random.default_rng(1).integers(0, 23, 2 * CHUNK + 2).tolist()
-    _, end = Listener(runner).one(prompt, None)
-    np.testing.assert_allclose(end.logprobs, score_oracle(prompt), atol=1e-5)
+    _, end = Listener(runner).one(prompt, ScoreParameters())
+    np.testing.assert_allclose(end.result.logprobs, score_oracle(prompt), atol=1e-5)
 
 
 def test_sequences_wait_for_rows_and_are_served_in_order(runner, greedy_oracle):
@@ -125,7 +128,7 @@ def test_sequences_wait_for_rows_and_are_served_in_order(runner, greedy_oracle):
     sequences = [listener.add([i], greedy(3)) for i in range(7)]
     listener.run()
     assert [listener.tokens[sequence] for sequence in sequences] == [greedy_oracle([i], 3) for i in range(7)]
-    assert sorted(sequences, key=lambda sequence: sequence.joined_at) == sequences
+    assert listener.joined == sequences
     assert max(report.rows for report in listener.reports) == 2
 
 
@@ -134,7 +137,7 @@ def test_cancel_frees_the_row_before_the_next_step(runner, greedy_oracle):
     gone, stays = listener.add([1], greedy(50)), listener.add([2], greedy(50))
     listener.step()
     listener.core.cancel(gone)
-    assert listener.core.scheduler.running == [stays]
+    assert [sequence.id for sequence in listener.core.scheduler.running] == [stays]
     listener.run()
     assert listener.ends[gone].reason is FinishReason.CANCELLED
     assert listener.tokens[stays] == greedy_oracle([2], 50)
@@ -202,7 +205,7 @@ def test_stop_that_raises_fails_its_own_sequence(runner, greedy_oracle, error):
 
 def test_score_of_an_impossible_token_is_minus_infinity(runner):
     core = EngineCore(runner, 1)
-    core.add(Sequence(np.array([1, 2, 3]), None))
+    core.add(0, Request(np.array([1, 2, 3]), ScoreParameters()))
     bind = runner.bind
 
     def masking(arrays):
@@ -218,8 +221,8 @@ def test_score_of_an_impossible_token_is_minus_infinity(runner):
     with np.errstate(all="ignore"):
         core.step()
         (_, end), *_ = core.step().finished
-    assert end.logprobs[0] == -np.inf
-    assert np.isfinite(end.logprobs[1])
+    assert end.result.logprobs[0] == -np.inf
+    assert np.isfinite(end.result.logprobs[1])
 
 
 @pytest.mark.parametrize("cut", [1, 4, CHUNK, CHUNK + 1])
@@ -232,7 +235,7 @@ def test_snapshot_goes_on_as_if_never_interrupted(runner, greedy_oracle, cut):
     assert first + second == whole
 
 
-def test_snapshot_of_a_cancelled_prompt_holds_what_was_not_eaten(runner, greedy_oracle):
+def test_snapshot_of_a_cancelled_prompt_holds_what_was_not_consumed(runner, greedy_oracle):
     prompt = np.random.default_rng(2).integers(0, 23, CHUNK + 40).tolist()
     for steps in (1, 30, CHUNK, CHUNK + 5):
         listener = Listener(runner)
@@ -270,7 +273,7 @@ def test_a_row_of_nan_fails_alone_and_frees_its_row(runner, greedy_oracle, poiso
     runner.fault = lambda state, token: poison if state == 21 else None  # the state after eating 20
     listener = Listener(runner)
     good = listener.add([1, 2], greedy(30))
-    bad = listener.add([20, 5, 6], None if scores else greedy(9))
+    bad = listener.add([20, 5, 6], ScoreParameters() if scores else greedy(9))
     second = listener.add([20, 5], greedy(9))
     listener.step()
     listener.step()
@@ -314,7 +317,7 @@ def test_random_churn_leaves_no_row_and_changes_nobody(runner, greedy_oracle):
             count = int(random.integers(1, 25))
             wanted[listener.add(prompt, greedy(count), keep_state=bool(random.random() < 0.2))] = (prompt, count)
         if random.random() < 0.1 and listener.core.scheduler.running:
-            listener.core.cancel(random.choice(np.array(listener.core.scheduler.running, object)))
+            listener.core.cancel(random.choice([sequence.id for sequence in listener.core.scheduler.running]))
         listener.step()
     listener.run()
     assert set(listener.ends) == set(wanted)
@@ -331,7 +334,7 @@ def test_random_churn_leaves_no_row_and_changes_nobody(runner, greedy_oracle):
 def test_report_counts_rows_and_tells_the_runner_from_the_engine(runner):
     ticks = iter(range(100))
     core = EngineCore(runner, 4, clock=lambda: float(next(ticks)))
-    core.add(Sequence(np.array([1, 2]), greedy(2)))
+    core.add(0, Request(np.array([1, 2]), greedy(2)))
     first, second = core.step().report, core.step().report
     assert (first.rows, first.prompt_tokens, first.generated_tokens, first.phase) == (1, 1, 0, "prefill")
     assert (second.prompt_tokens, second.generated_tokens, second.phase) == (1, 1, "mixed")
@@ -341,8 +344,8 @@ def test_report_counts_rows_and_tells_the_runner_from_the_engine(runner):
 
 def test_alternatives_come_with_the_token(runner):
     core = EngineCore(runner, 4)
-    core.add(Sequence(np.array([1]), greedy(1, alternatives=3)))
-    core.add(Sequence(np.array([1]), greedy(1)))
+    core.add(0, Request(np.array([1]), greedy(1, alternatives=3)))
+    core.add(1, Request(np.array([1]), greedy(1)))
     batch = core.step().batch
     assert list(batch.alternatives) == [0]
     assert batch.alternatives[0][0].token == batch.tokens[0]
@@ -357,29 +360,29 @@ def test_snapshot_of_the_prompt_forgets_what_was_sampled(runner, greedy_oracle, 
     assert tokens == greedy_oracle(prompt, 3)
     assert end.snapshot.pending.tolist() == prompt[-1:]
     more = [*end.snapshot.pending.tolist(), 4, 7]
-    _, scored = listener.one(more, None, snapshot=end.snapshot)
-    np.testing.assert_allclose(scored.logprobs, score_oracle([*prompt, 4, 7])[-2:], atol=1e-5)
+    _, scored = listener.one(more, ScoreParameters(), snapshot=end.snapshot)
+    np.testing.assert_allclose(scored.result.logprobs, score_oracle([*prompt, 4, 7])[-2:], atol=1e-5)
 
 
 def test_score_resumed_weighs_the_first_new_id(runner, score_oracle):
     prompt = np.random.default_rng(6).integers(0, 23, CHUNK + 20).tolist()
     listener = Listener(runner)
-    _, first = listener.one(prompt[:50], None, keep_state=True)
+    _, first = listener.one(prompt[:50], ScoreParameters(), keep_state=True)
     resumed = [*first.snapshot.pending.tolist(), *prompt[50:]]
-    _, rest = listener.one(resumed, None, snapshot=first.snapshot, keep_state=True)
-    np.testing.assert_allclose([*first.logprobs, *rest.logprobs], score_oracle(prompt), atol=1e-5)
+    _, rest = listener.one(resumed, ScoreParameters(), snapshot=first.snapshot, keep_state=True)
+    np.testing.assert_allclose([*first.result.logprobs, *rest.result.logprobs], score_oracle(prompt), atol=1e-5)
 
 
 def test_readout_of_a_row_that_is_not_finite_fails_alone(runner, outputs_oracle):
     runner.fault = lambda state, token: np.nan if token == 11 else None
     listener = Listener(runner)
-    sound = listener.add([1] * 9, None, readout=Readout(np.arange(9), np.array([2]), last=3))
-    bad = listener.add([1, 1, 11, 1], None, readout=Readout(np.arange(4), np.array([2]), last=3))
+    sound = listener.add([1] * 9, ReadParameters(np.arange(9), np.array([2]), last=3))
+    bad = listener.add([1, 1, 11, 1], ReadParameters(np.arange(4), np.array([2]), last=3))
     listener.run()
     assert listener.ends[bad].detail == NOT_FINITE
-    assert listener.ends[bad].reading is None
+    assert listener.ends[bad].result is None
     expected = outputs_oracle([1] * 9)
-    reading = listener.ends[sound].reading
+    reading = listener.ends[sound].result
     np.testing.assert_array_equal(reading.values, [expected[place][place] for place in range(9)])
     np.testing.assert_array_equal(reading.curve[:, 0], [row[2] for row in expected])
     np.testing.assert_array_equal(reading.outputs, expected[-3:])
@@ -390,9 +393,9 @@ def test_readouts_of_rows_that_move_keep_their_records(runner):
     random = np.random.default_rng(8)
     together = Listener(runner, max_rows=5)
     histories = [random.integers(0, 23, random.integers(1, 2 * CHUNK)) for _ in range(30)]
-    sequences = [together.add(ids, None, readout=Readout(ids, np.array([5, 1, 7]), last=40)) for ids in histories]
+    sequences = [together.add(ids, ReadParameters(ids, np.array([5, 1, 7]), last=40)) for ids in histories]
     together.run()
     for ids, sequence in zip(histories, sequences, strict=True):
-        _, alone = Listener(runner).one(ids, None, readout=Readout(ids, np.array([5, 1, 7]), last=40))
+        _, alone = Listener(runner).one(ids, ReadParameters(ids, np.array([5, 1, 7]), last=40))
         for name in ("values", "curve", "outputs"):
-            np.testing.assert_array_equal(getattr(together.ends[sequence].reading, name), getattr(alone.reading, name))
+            np.testing.assert_array_equal(getattr(together.ends[sequence].result, name), getattr(alone.result, name))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from carousel.models.bundle import open_bundle
-from carousel.service.engine.sequence import BeamParameters, Readout, SamplingParameters, Sequence, Snapshot
+from carousel.service.engine.parameters import BeamParameters, ReadParameters, SamplingParameters
+from carousel.service.engine.port import Request, Snapshot
 from carousel.service.observability.metrics import Metrics
 from carousel.service.served.opening import open_core
 from carousel.service.served.repository import Repository
@@ -24,12 +25,12 @@ TOLERANCE = 1e-4
 
 def ends_of(core, sequences):
     """The end of each; one more joins at every step, so that rows move."""
-    ends, waiting = {}, list(sequences)
+    ends, waiting = {}, list(enumerate(sequences))
     while waiting or not core.idle:
         if waiting:
-            core.add(waiting.pop(0))
+            core.add(*waiting.pop(0))
         ends.update(core.step().finished)
-    return [ends[sequence] for sequence in sequences]
+    return [ends[id] for id in range(len(sequences))]
 
 
 def assert_close(found, expected):
@@ -37,9 +38,9 @@ def assert_close(found, expected):
     assert found.snapshot.pending.tolist() == expected.snapshot.pending.tolist()
     for name, row in expected.snapshot.state.items():
         np.testing.assert_allclose(found.snapshot.state[name], row, atol=TOLERANCE)
-    if expected.reading is not None:
-        np.testing.assert_allclose(found.reading.outputs, expected.reading.outputs, atol=TOLERANCE)
-        np.testing.assert_allclose(found.reading.values, expected.reading.values, atol=TOLERANCE)
+    if expected.result is not None:
+        np.testing.assert_allclose(found.result.outputs, expected.result.outputs, atol=TOLERANCE)
+        np.testing.assert_allclose(found.result.values, expected.result.values, atol=TOLERANCE)
 
 
 def histories(bundle):
@@ -51,10 +52,10 @@ def histories(bundle):
                 random.integers(0, 2 * bundle.output_size, length),
                 random.integers(0, bundle.output_size, length),
             )
-            yield Sequence(ids, None, Readout(targets, last=1 + 20 * (place % 2)), keep_state=True)
+            yield Request(ids, ReadParameters(targets, last=1 + 20 * (place % 2)), keep_state=True)
         else:
             ids = random.integers(0, bundle.output_size, length)
-            yield Sequence(ids, SamplingParameters(max_tokens=1, temperature=0.0), keep_state=True)
+            yield Request(ids, SamplingParameters(max_tokens=1, temperature=0.0), keep_state=True)
 
 
 @pytest.fixture(params=["tiny_bundle", "tiny_tracing_bundle"])
@@ -80,7 +81,7 @@ def test_row_of_nan_reaches_no_other(tiny_bundle, cuda):
     core, expected = open_core(bundle, 1, 4, cuda), ends_of(open_core(bundle, 1, 4), list(histories(bundle)))
     sequences = list(histories(bundle))
     poisoned = {name: np.full_like(row, np.nan) for name, row in expected[0].snapshot.state.items()}
-    bad = Sequence(
+    bad = Request(
         np.array([1, 2]), SamplingParameters(max_tokens=99), snapshot=Snapshot(poisoned, np.zeros(0, np.int64))
     )
     found = ends_of(core, [bad, *sequences])
@@ -95,10 +96,9 @@ def test_captions_score_what_they_score_on_the_cpu(captioner, tmp_path, cuda):
     for device in (cuda, None):
         random = np.random.default_rng(22)
         sequences = [
-            Sequence(
+            Request(
                 np.array([1]),
-                None,
-                beam=BeamParameters(3, 8, 0, 0.7, 3),
+                BeamParameters(3, 8, 0, 0.7, 3),
                 context={
                     spec.name: random.standard_normal(spec.shape[1:]).astype(spec.dtype)
                     for spec in bundle.step.memories
@@ -108,7 +108,7 @@ def test_captions_score_what_they_score_on_the_cpu(captioner, tmp_path, cuda):
         ]
         found.append(ends_of(open_core(bundle, 1, 6, device), sequences))
     for one, other in zip(*found, strict=True):
-        scores = [[hypothesis.score for hypothesis in end.hypotheses] for end in (one, other)]
+        scores = [[hypothesis.score for hypothesis in end.result.hypotheses] for end in (one, other)]
         np.testing.assert_allclose(*scores, atol=TOLERANCE)
 
 

@@ -17,8 +17,9 @@ import pytest
 from carousel.models.bundle import open_bundle
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.device import Device, DeviceArray
+from carousel.service.engine.parameters import BeamParameters, Reading, ReadParameters, SamplingParameters
+from carousel.service.engine.port import Request
 from carousel.service.engine.runner import StepArrays
-from carousel.service.engine.sequence import BeamParameters, Readout, SamplingParameters, Sequence
 from carousel.service.engine.session import RunnerBroken
 from carousel.service.engine.states.device_pool import MOVE_GRAPH, DevicePool, RowMover
 from carousel.service.engine.states.pool import HostPool, StateSpec
@@ -147,27 +148,23 @@ def bits(state: Mapping[str, np.ndarray]) -> dict[str, bytes]:
 
 def run(core, sequences, cancelled=()):
     """All sequences, one more at every second step, some of which are cancelled at their sixth."""
-    told, waiting, numbers = Told(), list(enumerate(sequences)), {}
+    told, waiting = Told(), list(enumerate(sequences))
     while waiting or not core.idle:
         if waiting:
-            number, sequence = waiting.pop(0)
-            numbers[sequence] = number
-            core.add(sequence)
+            core.add(*waiting.pop(0))
         for _ in range(2):
             with np.errstate(all="ignore"):
                 output = core.step()
             batch = output.batch
-            for sequence, token, logprob in (
-                zip(batch.sequences, batch.tokens, batch.logprobs, strict=True) if batch else ()
-            ):
-                told.tokens.setdefault(numbers[sequence], []).append((token, logprob))
-                if numbers[sequence] in cancelled and len(told.tokens[numbers[sequence]]) == 6:
-                    core.cancel(sequence)
-            for sequence, end in output.finished:
+            for id, token, logprob in zip(batch.ids, batch.tokens, batch.logprobs, strict=True) if batch else ():
+                told.tokens.setdefault(id, []).append((token, logprob))
+                if id in cancelled and len(told.tokens[id]) == 6:
+                    core.cancel(id)
+            for id, end in output.finished:
                 state = end.snapshot and (bits(end.snapshot.state), end.snapshot.pending.tolist())
-                reading = end.reading and end.reading.outputs.tobytes()
-                looked = {at: bits(look) for at, look in sequence.looked.items()}
-                told.ends[numbers[sequence]] = (end.reason, end.detail, end.hypotheses, state, reading, looked)
+                result = end.result.outputs.tobytes() if isinstance(end.result, Reading) else end.result
+                checkpoints = {at: bits(state) for at, state in end.checkpoints.items()}
+                told.ends[id] = (end.reason, end.detail, result, end.counts, state, checkpoints)
     assert len(told.ends) == len(sequences)
     return told
 
@@ -187,11 +184,11 @@ def traffic(vocabulary, states=None, context=None):
             fields["context"] = {name: np.full(spec.shape, value, spec.dtype) for name, spec in context.items()}
         if place % 4 == 3:
             beam = BeamParameters(2 + place % 2, 7, 0, 0.7, 2)
-            yield Sequence(prompt[:3], None, beam=beam, **fields)
+            yield Request(prompt[:3], beam, **fields)
         else:
             sampling = SamplingParameters(max_tokens=3 + place, seed=place, temperature=0.5 + place % 3)
-            looks = frozenset({len(prompt) // 2}) if place % 4 == 1 else frozenset()
-            yield Sequence(prompt, sampling, keep_state=place % 2 == 0, looks=looks, **fields)
+            looks = (len(prompt) // 2,) if place % 4 == 1 else ()
+            yield Request(prompt, sampling, keep_state=place % 2 == 0, checkpoints=looks, **fields)
 
 
 class FakePrefill:
@@ -234,7 +231,7 @@ def histories(skills):
     random = np.random.default_rng(12)
     for place in range(12):
         ids = random.integers(0, 2 * skills, int(random.choice([1, 5, 130, 300])))
-        yield Sequence(ids, None, readout=Readout(last=1 + 20 * (place % 2)), keep_state=True)
+        yield Request(ids, ReadParameters(last=1 + 20 * (place % 2)), keep_state=True)
 
 
 @pytest.mark.parametrize("name", ["tiny_bundle", "tiny_tracing_bundle", "shakespeare/2", "tutor/2"])
@@ -267,7 +264,7 @@ def test_captions_on_a_device_are_those_of_the_host(captioner, tmp_path, cpu_dev
 def test_states_never_leave_the_device_in_a_step(tiny_bundle, device, monkeypatch):
     core = open_core(open_bundle(tiny_bundle), 1, 4, device)
     for seed in range(3):
-        core.add(Sequence(np.array([1 + seed]), SamplingParameters(max_tokens=40, seed=seed)))
+        core.add(seed, Request(np.array([1 + seed]), SamplingParameters(max_tokens=40, seed=seed)))
     core.step()
     copies, moves, fills = [], [], []
     read, move, fill = DeviceArray.__array__, RowMover.__call__, DeviceArray.fill

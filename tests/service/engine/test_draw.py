@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from carousel.service.engine.parameters import SamplingParameters
+from carousel.service.engine.rows.sampling_table import SamplingTable
 from carousel.service.engine.rows.table import RowTable
 from carousel.service.engine.sampling.draw import ALIGNED, BUCKET, Draw, bucket_width
 from carousel.service.engine.sampling.sampler import Sampler
 from carousel.service.engine.sampling.softmax import Softmax
-from carousel.service.engine.sequence import SamplingParameters, Sequence
 
 SIZES = [1, 3, 37, 128, 500, 996, 997, 10_000]
 
@@ -53,11 +54,12 @@ def test_plain_row_gets_the_same_bits_beside_rows_that_are_not(size):
     logits = logits_of(6, size)
     others = SamplingParameters(temperature=0.7, top_k=3)
     for _ in range(20):
-        table, mixed = RowTable(6, size), RowTable(6, size)
+        table, mixed = (SamplingTable(RowTable(6), 6, size) for _ in range(2))
+        nothing = np.zeros(0, np.int64)
         uniforms = random.random(6)
         for row in range(6):
-            table.acquire(row, Sequence(np.array([0]), SamplingParameters()))
-            mixed.acquire(row, Sequence(np.array([0]), others if row % 2 else SamplingParameters()))
+            table.acquire(row, SamplingParameters(), nothing)
+            mixed.acquire(row, others if row % 2 else SamplingParameters(), nothing)
         table.uniforms[:, 0] = mixed.uniforms[:, 0] = uniforms
         emits = np.ones(6, np.bool_)
         plain = Sampler(size).sample(logits.copy(), table, emits)

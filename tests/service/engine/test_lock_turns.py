@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from carousel.service.engine.sequence import FinishEvent, FinishReason, TokenEvent
+from carousel.service.engine.parameters import FinishReason
+from carousel.service.engine.port import Ended, Told
 from carousel.service.engine.streams.lock_turns import LONG_SECONDS, SHORT_SECONDS, LockTurns
 from carousel.service.engine.streams.token_stream import TokenStream
 
@@ -43,29 +44,29 @@ def test_lock_turns_are_short_until_the_last_reader_is_gone():
 
 
 def test_lock_turns_are_short_until_a_stream_ends_once(turns):
-    first, second = (TokenStream(lambda: None) for _ in range(2))
+    first, second = (TokenStream(0, lambda: None) for _ in range(2))
     assert_interval(SHORT_SECONDS)
-    first.put(TokenEvent(3, -0.5))
+    first.put(Told(3, -0.5))
     for _ in range(2):
-        first.put(FinishEvent(FinishReason.STOP))
+        first.put(Ended(FinishReason.STOP))
     assert_interval(SHORT_SECONDS)
-    second.put(FinishEvent(FinishReason.CANCELLED))
+    second.put(Ended(FinishReason.CANCELLED))
     assert_interval(LONG_SECONDS)
 
 
 def test_lock_turns_are_short_until_a_slow_reader_is_given_up(turns):
-    stream = TokenStream(lambda: None, max_events=1)
-    stream.put(TokenEvent(3, -0.5))
+    stream = TokenStream(0, lambda: None, max_events=1)
+    stream.put(Told(3, -0.5))
     assert_interval(SHORT_SECONDS)
-    stream.put(TokenEvent(4, -0.5))
+    stream.put(Told(4, -0.5))
     assert stream.finished
     assert_interval(LONG_SECONDS)
 
 
 def test_lock_turns_stay_long_where_all_is_told_at_the_end(turns):
-    stream = TokenStream(lambda: None, whole=True)
+    stream = TokenStream(0, lambda: None, silent=True)
     assert_interval(LONG_SECONDS)
-    stream.put(FinishEvent(FinishReason.STOP))
+    stream.put(Ended(FinishReason.STOP))
     assert_interval(LONG_SECONDS)
-    TokenStream(lambda: None)
+    TokenStream(0, lambda: None)
     assert_interval(SHORT_SECONDS)

@@ -10,12 +10,14 @@ import random
 import numpy as np
 import pytest
 
+from carousel.service.engine.admission.controller import SHORT
 from carousel.service.engine.admission.overload import FEW, WINDOW_SECONDS, WINDOWS, Overload
-from carousel.service.engine.admission.places import SHORT
-from carousel.service.engine.admission.queue_time import Urgency
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.errors import EngineFull
-from carousel.service.engine.sequence import FinishEvent, FinishReason, SamplingParameters, Sequence, StepOutput
+from carousel.service.engine.parameters import FinishReason, SamplingParameters
+from carousel.service.engine.port import Ended, Request, Urgency
+from carousel.service.engine.scheduler import Scheduler
+from carousel.service.engine.sequence import Joined, Sequence, StepOutput
 from carousel.service.engine.threads import async_engine
 from carousel.service.engine.threads.async_engine import AsyncEngine
 
@@ -47,7 +49,9 @@ class Rows:
         )
         self.engine._loop = asyncio.get_running_loop()
         self.held = held
-        self.scheduler = self.engine._scheduler
+        self.scheduler = Scheduler(rows)
+        self.ids = {}
+        """Of who is let in: what waits in the scheduler, or runs."""
         self.places = {}
         """Of who is let in: the place, when it came, and whether it goes on."""
         self.served = []
@@ -62,36 +66,39 @@ class Rows:
             self.refused.append(self.now)
         else:
             place.__enter__()
-            sequence = Sequence(np.array([1]), SamplingParameters(max_tokens=9))
-            stream = place.start(sequence)
-            self.places[sequence] = (place, stream, self.now)
+            stream = place.start(Request(np.array([1]), SamplingParameters(max_tokens=9)))
+            self.places[stream.id] = (place, stream, self.now)
             self.move()
         if self.overload.on != on:
             (self.over if on else self.began).append(self.now)
 
     @property
     def overload(self):
-        return self.engine._places.overload
+        return self.engine._controller.overload
 
     def move(self):
         """What the engine's thread does at a step."""
         self.engine._hand_over()
         commands, self.engine._commands = self.engine._commands, []
-        for verb, sequence in commands:
-            if verb == "add":
+        for command in commands:
+            if hasattr(command, "request"):
+                sequence = self.ids[command.id] = Sequence(command.id, command.request, batch=command.batch)
                 self.scheduler.add(sequence)
-            elif self.scheduler.withdraw(sequence):
+            elif self.scheduler.withdraw(self.ids[command.id]):
                 self.ended.append(self.now)
-                self.end(sequence, FinishReason.CANCELLED)
+                self.end(self.ids[command.id], FinishReason.CANCELLED)
         for _, sequence in self.scheduler.admit():
-            sequence.joined_at = self.now
-            self.served.append((self.now, self.now - self.places[sequence][2]))
+            self.tell(StepOutput([Joined(sequence.id, self.now, sequence.asked)], None, [], None))
+            self.served.append((self.now, self.now - self.places[sequence.id][2]))
             heapq.heappush(self.ends, (self.now + self.held, next(self.number), sequence))
 
-    def end(self, sequence, reason):
+    def tell(self, output):
         self.engine._undelivered += 1
-        self.engine._deliver(StepOutput(None, [(sequence, FinishEvent(reason))], None), [])
-        self.places.pop(sequence)[0].__exit__(None, None, None)
+        self.engine._deliver(output, [])
+
+    def end(self, sequence, reason):
+        self.tell(StepOutput([], None, [(sequence.id, Ended(reason))], None))
+        self.places.pop(sequence.id)[0].__exit__(None, None, None)
 
     def run(self, arrivals, *, returning=0.0, until=float("inf")):
         """Let them come; each who was served asks again with this probability, a moment later."""
@@ -107,7 +114,7 @@ class Rows:
                 self.ask()
                 continue
             _, _, sequence = heapq.heappop(self.ends)
-            self.scheduler.remove(self.scheduler.find(sequence))
+            self.scheduler.remove(self.scheduler.running.index(sequence))
             self.end(sequence, FinishReason.STOP)
             self.move()
             if draw.random() < returning:
@@ -196,7 +203,7 @@ async def test_batch_waits_on_in_an_overload_and_says_nothing_of_it(rows):
     seen.run([*patient, *poisson(60, end=12.0)])
     assert len(seen.began) == 1
     assert len(seen.served) + len(seen.refused) + len(seen.ended) == 20 + len(list(poisson(60, end=12.0)))
-    assert not seen.engine.admitted
+    assert not seen.engine.describe().admitted
 
 
 def test_window_in_which_the_queue_was_short_once_is_none_of_an_overload():

@@ -7,10 +7,11 @@ import logging
 import numpy as np
 import pytest
 
-from carousel.service.engine.core import NOT_FINITE, EngineCore
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.parameters import FinishReason, ReadParameters, SamplingParameters, ScoreParameters
+from carousel.service.engine.port import Request
 from carousel.service.engine.prefill.prefill import MAX_ROWS, MAX_TOKENS, MAX_TOKENS_ALONE, MIN_TOKENS
-from carousel.service.engine.rows.table import CHUNK
-from carousel.service.engine.sequence import FinishReason, Readout, SamplingParameters, Sequence
+from carousel.service.engine.rows.table import CHUNK, NOT_FINITE
 from carousel.service.engine.session import RunnerBroken
 
 MODULUS = 9973
@@ -37,7 +38,7 @@ class FakePrefill:
         }
 
     @property
-    def eaten(self):
+    def consumed(self):
         return sum(ids.size for ids in self.calls)
 
 
@@ -53,17 +54,17 @@ class Listener:
         self.core = EngineCore(runner, max_rows, prefill=prefill)
         self.tokens, self.ends, self.reports = {}, {}, []
 
-    def add(self, prompt, sampling=None, **fields):
-        sequence = Sequence(np.array(prompt), sampling, **fields)
+    def add(self, prompt, head, **fields):
+        sequence = len(self.tokens)
         self.tokens[sequence] = []
-        self.core.add(sequence)
+        self.core.add(sequence, Request(np.array(prompt), head, **fields))
         return sequence
 
     def step(self):
         with np.errstate(all="ignore"):
             output = self.core.step()
         if output.batch:
-            for sequence, token in zip(output.batch.sequences, output.batch.tokens, strict=True):
+            for sequence, token in zip(output.batch.ids, output.batch.tokens, strict=True):
                 self.tokens[sequence].append(token)
         self.ends.update(output.finished)
         if output.report:
@@ -73,8 +74,8 @@ class Listener:
         while not self.core.idle:
             self.step()
 
-    def one(self, prompt, sampling, **fields):
-        sequence = self.add(prompt, sampling, **fields)
+    def one(self, prompt, head, **fields):
+        sequence = self.add(prompt, head, **fields)
         self.run()
         return self.tokens[sequence], self.ends[sequence]
 
@@ -98,9 +99,9 @@ def test_prefilled_prompt_gives_what_the_oracle_gives_in_fewer_steps(runner, pre
     prompt, listener = random_ids(length), Listener(runner, prefill)
     tokens, _ = listener.one(prompt, greedy(9))
     assert tokens == greedy_oracle(prompt, 9)
-    assert (prefill.eaten > 0) == (length > MIN_TOKENS)
-    assert runner.steps == length + 8 - prefill.eaten
-    assert sum(report.prompt_tokens + report.eaten_ahead for report in listener.reports) == length
+    assert (prefill.consumed > 0) == (length > MIN_TOKENS)
+    assert runner.steps == length + 8 - prefill.consumed
+    assert sum(report.prompt_tokens + report.consumed_ahead for report in listener.reports) == length
     if length == max(LENGTHS):
         assert runner.steps < 8 + length / 50
 
@@ -116,7 +117,7 @@ def test_snapshot_is_the_same_with_prefill_and_without(make_runner, prefill, len
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
-def test_cancelled_prompt_keeps_what_it_has_not_eaten(runner, prefill, greedy_oracle, steps):
+def test_cancelled_prompt_keeps_what_it_has_not_consumed(runner, prefill, greedy_oracle, steps):
     prompt, listener = random_ids(5 * CHUNK), Listener(runner, prefill)
     listener.add([1], greedy(100))
     sequence = listener.add(prompt, greedy(4), keep_state=True)
@@ -125,8 +126,8 @@ def test_cancelled_prompt_keeps_what_it_has_not_eaten(runner, prefill, greedy_or
     listener.core.cancel(sequence)
     listener.run()
     memory = listener.ends[sequence].snapshot
-    assert len(memory.pending) == len(prompt) - prefill.eaten
-    assert prefill.eaten > steps * (MAX_TOKENS - MAX_ROWS)
+    assert len(memory.pending) == len(prompt) - prefill.consumed
+    assert prefill.consumed > steps * (MAX_TOKENS - MAX_ROWS)
     tokens, _ = listener.one(memory.pending, greedy(4), snapshot=memory)
     assert tokens == greedy_oracle(prompt, 4)
 
@@ -138,21 +139,21 @@ def test_streams_wait_for_so_many_ids_and_no_more(runner, prefill, greedy_oracle
     prompts = [random_ids(700, seed) for seed in range(MAX_ROWS + 2)]
     sequences = [listener.add(prompt, greedy(3)) for prompt in prompts]
     while not all(stream in listener.ends for stream in streams):
-        before, counts = prefill.eaten, [len(listener.tokens[stream]) for stream in streams]
+        before, counts = prefill.consumed, [len(listener.tokens[stream]) for stream in streams]
         listener.step()
-        assert prefill.eaten - before <= MAX_TOKENS
+        assert prefill.consumed - before <= MAX_TOKENS
         assert [len(listener.tokens[stream]) for stream in streams] == [count + 1 for count in counts]
-    assert prefill.eaten > 50 * MAX_TOKENS / 2
-    before = prefill.eaten
+    assert prefill.consumed > 50 * MAX_TOKENS / 2
+    before = prefill.consumed
     listener.step()  # nobody waits for a token now
-    assert MAX_TOKENS < prefill.eaten - before <= MAX_TOKENS_ALONE
+    assert MAX_TOKENS < prefill.consumed - before <= MAX_TOKENS_ALONE
     listener.run()
     assert [listener.tokens[sequence] for sequence in sequences] == [greedy_oracle(prompt, 3) for prompt in prompts]
     assert [listener.tokens[stream] for stream in streams] == [greedy_oracle([place], 60) for place in range(3)]
     assert max(map(len, prefill.calls)) == MAX_ROWS
 
 
-def test_penalty_knows_the_ids_that_prefill_ate(make_runner, prefill):
+def test_penalty_knows_the_ids_that_prefill_consumed(make_runner, prefill):
     prompt = [place % 11 for place in range(CHUNK + 40)]  # every id that is likely to be repeated comes early
     sampling = SamplingParameters(max_tokens=60, temperature=0.0, repetition_penalty=3.0)
     tokens, _ = Listener(make_runner(), prefill).one(prompt, sampling)
@@ -162,24 +163,24 @@ def test_penalty_knows_the_ids_that_prefill_ate(make_runner, prefill):
 
 def test_scores_and_readings_of_each_id_take_steps(runner, prefill, score_oracle):
     listener, ids = Listener(runner, prefill), random_ids(CHUNK + 9)
-    scored = listener.add(ids)
-    listener.add(ids, readout=Readout(np.array(ids)))
-    listener.add(ids, readout=Readout(columns=np.array([3, 1])))
+    scored = listener.add(ids, ScoreParameters())
+    listener.add(ids, ReadParameters(np.array(ids)))
+    listener.add(ids, ReadParameters(columns=np.array([3, 1])))
     listener.run()
     assert not prefill.calls
-    np.testing.assert_allclose(listener.ends[scored].logprobs, score_oracle(ids), atol=1e-5)
+    np.testing.assert_allclose(listener.ends[scored].result.logprobs, score_oracle(ids), atol=1e-5)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("last", [1, 40, CHUNK + 1])
 def test_last_outputs_are_read_after_a_prefilled_history(runner, prefill, outputs_oracle, length, last):
     ids = random_ids(length)
-    _, end = Listener(runner, prefill).one(ids, None, readout=Readout(last=last), keep_state=True)
-    assert end.reading.values is None
-    np.testing.assert_array_equal(end.reading.outputs, outputs_oracle(ids)[-last:])
-    assert (prefill.eaten > 0) == (length - last >= MIN_TOKENS)
+    _, end = Listener(runner, prefill).one(ids, ReadParameters(last=last), keep_state=True)
+    assert end.result.values is None
+    np.testing.assert_array_equal(end.result.outputs, outputs_oracle(ids)[-last:])
+    assert (prefill.consumed > 0) == (length - last >= MIN_TOKENS)
     assert len(end.snapshot.pending) == 0
-    _, other = Listener(runner).one(ids, None, readout=Readout(last=last), keep_state=True)
+    _, other = Listener(runner).one(ids, ReadParameters(last=last), keep_state=True)
     assert same_snapshot(end.snapshot, other.snapshot)
 
 
@@ -242,7 +243,7 @@ def test_random_churn_with_prefill_changes_nobody(runner, prefill, greedy_oracle
             count = int(random.integers(1, 25))
             wanted[listener.add(prompt, greedy(count))] = (prompt, count)
         if random.random() < 0.1 and listener.core.scheduler.running:
-            listener.core.cancel(random.choice(np.array(listener.core.scheduler.running, object)))
+            listener.core.cancel(random.choice([sequence.id for sequence in listener.core.scheduler.running]))
         listener.step()
     listener.run()
     assert {end.reason for end in listener.ends.values()} == {FinishReason.LENGTH, FinishReason.CANCELLED}
@@ -251,16 +252,16 @@ def test_random_churn_with_prefill_changes_nobody(runner, prefill, greedy_oracle
         assert listener.tokens[sequence] == expected[: len(listener.tokens[sequence])]
         if listener.ends[sequence].reason is FinishReason.LENGTH:
             assert len(listener.tokens[sequence]) == count
-    assert prefill.eaten > 10_000
+    assert prefill.consumed > 10_000
     assert not listener.core.prefill.pending
 
 
 def test_report_counts_prefill_as_prompt_and_as_runner(runner, prefill):
     ticks = iter(range(100))
     core = EngineCore(runner, 4, clock=lambda: float(next(ticks)), prefill=prefill)
-    core.add(Sequence(np.array([1] * 60), greedy(2)))
+    core.add(0, Request(np.array([1] * 60), greedy(2)))
     first, second = core.step().report, core.step().report
-    assert (first.prompt_tokens, first.eaten_ahead, first.generated_tokens, first.phase) == (1, 59, 1, "mixed")
+    assert (first.prompt_tokens, first.consumed_ahead, first.generated_tokens, first.phase) == (1, 59, 1, "mixed")
     assert (first.step_seconds, first.runner_seconds) == (5.0, 2.0)
     assert (second.prompt_tokens, second.phase, second.runner_seconds) == (0, "decode", 1.0)
 

@@ -9,7 +9,8 @@ import pytest
 
 from carousel.models.bundle import open_bundle
 from carousel.service.engine.core import EngineCore
-from carousel.service.engine.sequence import Readout, SamplingParameters, Sequence
+from carousel.service.engine.parameters import ReadParameters, SamplingParameters
+from carousel.service.engine.port import Request
 from carousel.service.served.opening import open_prefill, open_runner
 
 BUNDLES = Path(__file__).parents[3] / "bundles"
@@ -18,17 +19,17 @@ LENGTHS = (300, 1, 140, 129, 9, 77)
 
 def run(core, sequences):
     """The end of each, and what it sampled; one joins at every second step."""
-    ends, tokens, waiting = {}, {sequence: [] for sequence in sequences}, list(sequences)
+    ends, tokens, waiting = {}, [[] for _ in sequences], list(enumerate(sequences))
     while waiting or not core.idle:
         if waiting:
-            core.add(waiting.pop(0))
+            core.add(*waiting.pop(0))
         for _ in range(2):
             output = core.step()
             ends.update(output.finished)
             if output.batch:
-                for sequence, token in zip(output.batch.sequences, output.batch.tokens, strict=True):
-                    tokens[sequence].append(token)
-    return [(tokens[sequence], ends[sequence]) for sequence in sequences]
+                for id, token in zip(output.batch.ids, output.batch.tokens, strict=True):
+                    tokens[id].append(token)
+    return [(tokens[id], ends[id]) for id in range(len(sequences))]
 
 
 @pytest.fixture(params=["shakespeare", "tutor"])
@@ -41,11 +42,11 @@ def sequences_of(bundle):
     for place, length in enumerate(LENGTHS):
         if bundle.manifest.task == "tracing":
             ids = random.integers(0, 2 * bundle.output_size, length)
-            yield Sequence(ids, None, readout=Readout(last=1 + 20 * (place % 2)), keep_state=True)
+            yield Request(ids, ReadParameters(last=1 + 20 * (place % 2)), keep_state=True)
         else:
             sampling = SamplingParameters(max_tokens=5, seed=place, repetition_penalty=1 + place % 2)
             ids = random.integers(0, bundle.output_size, length)
-            yield Sequence(ids, sampling, keep_state=True, keep_prompt=place % 3 == 0)
+            yield Request(ids, sampling, keep_state=True, keep_prompt=place % 3 == 0)
 
 
 def test_prefilled_sequences_end_with_the_bits_of_single_steps(bundle):
@@ -62,8 +63,8 @@ def test_prefilled_sequences_end_with_the_bits_of_single_steps(bundle):
         assert end.snapshot.pending.tolist() == alone.snapshot.pending.tolist()
         for name, row in alone.snapshot.state.items():
             assert end.snapshot.state[name].tobytes() == row.tobytes()
-        if alone.reading is not None:
-            assert end.reading.outputs.tobytes() == alone.reading.outputs.tobytes()
+        if alone.result is not None:
+            assert end.result.outputs.tobytes() == alone.result.outputs.tobytes()
 
 
 def test_prefill_takes_most_of_a_history_in_few_calls(bundle):
@@ -75,7 +76,7 @@ def test_prefill_takes_most_of_a_history_in_few_calls(bundle):
 
     core = EngineCore(open_runner(bundle, 1), 4, prefill=counting)
     ids = np.random.default_rng(1).integers(0, bundle.output_size, 1000)
-    readout = Readout() if bundle.manifest.task == "tracing" else None
-    run(core, [Sequence(ids, None if readout else SamplingParameters(max_tokens=1), readout)])
+    head = ReadParameters() if bundle.manifest.task == "tracing" else SamplingParameters(max_tokens=1)
+    run(core, [Request(ids, head)])
     assert sum(calls) > 950
     assert len(calls) < 20

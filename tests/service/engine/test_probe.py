@@ -12,9 +12,10 @@ import pytest
 from carousel.models.bundle import list_repository, open_bundle
 from carousel.models.cores import usable_cores
 from carousel.service.engine.core import EngineCore
+from carousel.service.engine.parameters import SamplingParameters
+from carousel.service.engine.port import Request
 from carousel.service.engine.probe import check_encoder, check_rows, require_company
 from carousel.service.engine.runner import HeadPorts, OnnxEncoder, StepArrays, StepPorts
-from carousel.service.engine.sequence import SamplingParameters, Sequence
 from carousel.service.engine.session import RunnerBroken
 from carousel.service.engine.states.pool import StateSpec
 from carousel.service.served.opening import open_runner, step_threads
@@ -170,23 +171,21 @@ def test_every_state_of_every_type_and_every_output_is_looked_at(mixes):
 
 
 def run(core, *sequences):
-    ends, tokens = {}, {sequence: [] for sequence in sequences}
-    for sequence in sequences:
-        core.add(sequence)
+    ends, tokens = {}, [[] for _ in sequences]
+    for id, sequence in enumerate(sequences):
+        core.add(id, sequence)
     while not core.idle:
         output = core.step()
         if output.batch is not None:
-            for sequence, token, logprob in zip(
-                output.batch.sequences, output.batch.tokens, output.batch.logprobs, strict=True
-            ):
-                tokens[sequence].append((token, logprob))
+            for id, *token in zip(output.batch.ids, output.batch.tokens, output.batch.logprobs, strict=True):
+                tokens[id].append(token)
         ends.update(output.finished)
-    return [(tokens[sequence], ends[sequence].snapshot.state["state.h"].tobytes()) for sequence in sequences]
+    return [(tokens[id], ends[id].snapshot.state["state.h"].tobytes()) for id in range(len(sequences))]
 
 
 def sequences():
     return [
-        Sequence(np.arange(1, 3 + place % 7), SamplingParameters(max_tokens=9 + place % 4, seed=place), keep_state=True)
+        Request(np.arange(1, 3 + place % 7), SamplingParameters(max_tokens=9 + place % 4, seed=place), keep_state=True)
         for place in range(20)
     ]
 

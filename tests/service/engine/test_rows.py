@@ -4,20 +4,26 @@ from itertools import pairwise
 
 import numpy as np
 
+from carousel.service.engine.heads.journal import Journal, Targets
+from carousel.service.engine.parameters import SamplingParameters, ScoreParameters
+from carousel.service.engine.port import Request
+from carousel.service.engine.rows.sampling_table import SamplingTable
 from carousel.service.engine.rows.table import CHUNK, RowTable
-from carousel.service.engine.sequence import SamplingParameters, Sequence
+from carousel.service.engine.sequence import Sequence
+
+NOTHING = np.zeros(0, np.int64)
 
 
 def uniforms_of(seed, count):
-    table = RowTable(1, 5)
-    sequence = Sequence(np.array([1]), SamplingParameters(seed=seed))
-    table.acquire(0, sequence)
+    rows = RowTable(1)
+    table, sampling = SamplingTable(rows, 1, 5), SamplingParameters(seed=seed)
+    table.acquire(0, sampling, NOTHING)
     drawn = []
     for position in range(count):
         drawn.append(float(table.next_uniforms(1)[0]))
-        table.generated[0] = position + 1
+        rows.added[0] = position + 1
         if (position + 1) % CHUNK == 0:
-            table.draw(0, sequence)
+            table.draw(0, sampling)
     return drawn
 
 
@@ -27,43 +33,70 @@ def test_uniforms_are_philox_of_seed_and_position():
     assert uniforms_of(78, 5) != uniforms_of(77, 5)
 
 
-def test_fill_hands_out_every_prompt_id_once():
-    prompt = np.arange(2 * CHUNK + 3)
-    sequence, table = Sequence(prompt, SamplingParameters()), RowTable(1, 1000)
+def ids_handed_out(request):
+    sequence, table = Sequence(0, request, batch=False), RowTable(1)
     table.acquire(0, sequence)
-    eaten = []
+    handed_out = []
     while True:
-        eaten.append(int(table.next_ids(1)[0]))
+        handed_out.append(int(table.next_ids(1)[0]))
         table.advance(1)
         if table.empty(1)[0]:
             if not table.unfilled[0]:
-                break
+                return handed_out
             table.fill(0, sequence)
-    assert eaten == prompt.tolist()
 
 
-def test_fill_of_a_score_pairs_each_id_with_the_next():
+def test_fill_hands_out_every_prompt_id_once_but_the_last_of_a_score():
+    prompt = np.arange(2 * CHUNK + 3)
+    assert ids_handed_out(Request(prompt, SamplingParameters(), checkpoints=(5, CHUNK, 200))) == prompt.tolist()
+    assert ids_handed_out(Request(prompt, ScoreParameters())) == prompt[:-1].tolist()
+
+
+def test_targets_of_a_score_pair_each_id_with_the_next():
     prompt = np.random.default_rng(0).integers(0, 50, CHUNK + 9)
-    sequence, table = Sequence(prompt, None), RowTable(1, 50)
-    table.acquire(0, sequence)
-    pairs = []
-    while table.filled[0]:
-        pairs += list(zip(table.pending[0, : table.filled[0]], table.targets[0, : table.filled[0]], strict=True))
-        if not table.unfilled[0]:
-            break
-        table.fill(0, sequence)
+    targets, left, pairs = Targets(2), prompt[1:], []
+    for place, id in enumerate(ids_handed_out(Request(prompt, ScoreParameters()))):
+        if place % CHUNK == 0:
+            left = targets.fill(1, left)
+        pairs.append((id, int(targets.next(np.array([1]))[0])))
     assert pairs == list(pairwise(prompt))
 
 
+def test_journal_gives_back_what_was_noted_of_rows_that_move():
+    random = np.random.default_rng(3)
+    journal, rows, noted, drained = Journal(4, (2,), np.float32), [0, 1, 2, 3], {}, {}
+    for step in range(2 * CHUNK + 30):
+        places = np.flatnonzero(random.random(len(rows)) < 0.9)
+        values = random.random((len(places), 2)).astype(np.float32)
+        full = journal.note(places, values)
+        for place, value in zip(places.tolist(), values, strict=True):
+            noted.setdefault(rows[place], []).append(value)
+        for place in full.tolist():
+            drained.setdefault(rows[place], []).append(journal.drain(place))
+        if step in (40, 200):  # the first row leaves, and the last takes its place
+            drained.setdefault(rows[0], []).append(journal.drain(0))
+            journal.release(0, len(rows) - 1)
+            rows = [rows[-1], *rows[1:-1]]
+    for place, name in enumerate(rows):
+        drained.setdefault(name, []).append(journal.drain(place))
+    assert sorted(noted) == [0, 1, 2, 3]
+    for name, values in noted.items():
+        np.testing.assert_array_equal(np.concatenate(drained[name]), values)
+
+
 def test_release_moves_the_last_row_and_clears_what_is_free():
-    table = RowTable(3, 10)
+    rows = RowTable(3)
+    table = SamplingTable(rows, 3, 10)
     for row in range(3):
         sampling = SamplingParameters(temperature=row + 0.5, top_k=row + 1, repetition_penalty=1.5, seed=row)
-        table.acquire(row, Sequence(np.array([row + 4]), sampling))
+        rows.acquire(row, Sequence(row, Request(np.array([row + 4]), sampling), batch=False))
+        table.acquire(row, sampling, NOTHING)
         table.seen[row, row] = True
-    table.release(0, last=2)
-    assert table.next_ids(2).tolist() == [6, 5]
+    for columns in (rows, table):
+        columns.release(0, last=2)
+    assert rows.next_ids(2).tolist() == [6, 5]
+    assert rows.ids[:2].tolist() == [2, 1]
     assert table.temperature[:2].tolist() == [2.5, 1.5]
     assert table.seen[0].nonzero()[0].tolist() == [2]
     assert not table.seen[2].any()
-    assert table.pending[2].sum() == table.uniforms[2].sum() == 0
+    assert rows.pending[2].sum() == table.uniforms[2].sum() == 0

@@ -11,9 +11,10 @@ import pytest
 
 from carousel.models.bundle import open_bundle
 from carousel.service.engine.core import EngineCore
+from carousel.service.engine.parameters import ReadParameters, SamplingParameters
+from carousel.service.engine.port import Request
 from carousel.service.engine.runner import StepArrays
 from carousel.service.engine.sampling.softmax import Softmax
-from carousel.service.engine.sequence import Readout, SamplingParameters, Sequence
 from carousel.service.engine.session import SOFTMAX_GRAPH
 from carousel.service.served.opening import open_runner
 
@@ -66,14 +67,14 @@ def test_engine_generates_what_torch_generates(tiny_bundle, onnx_runner, tmp_pat
     core = EngineCore(onnx_runner, 8)
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12]]
     sampling = SamplingParameters(max_tokens=30, temperature=0.0)
-    sequences = [Sequence(np.array(prompt), sampling) for prompt in prompts]
-    told = {sequence: [] for sequence in sequences}
-    for sequence in sequences:
-        core.add(sequence)
+    sequences = [Request(np.array(prompt), sampling) for prompt in prompts]
+    told = {id: [] for id in range(len(sequences))}
+    for id, sequence in enumerate(sequences):
+        core.add(id, sequence)
     while not core.idle:
         batch = core.step().batch
-        for sequence, token in zip(batch.sequences, batch.tokens, strict=True) if batch else ():
-            told[sequence].append(token)
+        for id, token in zip(batch.ids, batch.tokens, strict=True) if batch else ():
+            told[id].append(token)
     assert list(told.values()) == [generate(model, prompt, 30) for prompt in prompts]
 
 
@@ -101,11 +102,11 @@ def tracing_oracle(make_tracing_checkpoint, tmp_path):
 def run(core, *sequences):
     """The end of each."""
     ends = {}
-    for sequence in sequences:
-        core.add(sequence)
+    for id, sequence in enumerate(sequences):
+        core.add(id, sequence)
     while not core.idle:
         ends.update(core.step().finished)
-    return [ends[sequence] for sequence in sequences]
+    return [ends[id] for id in range(len(sequences))]
 
 
 def test_engine_reads_what_torch_predicts(tracing_runner, tracing_oracle):
@@ -113,38 +114,40 @@ def test_engine_reads_what_torch_predicts(tracing_runner, tracing_oracle):
     core = EngineCore(tracing_runner, 4)
     histories = [random.integers(0, 10, length) for length in (1, 2, 128, 129, 300, 7)]
     readouts = [
-        Readout(random.integers(0, 5, len(ids)), np.array([3, 0]) if place % 2 else None, last=1 + 150 * (place > 2))
+        ReadParameters(
+            random.integers(0, 5, len(ids)), np.array([3, 0]) if place % 2 else None, last=1 + 150 * (place > 2)
+        )
         for place, ids in enumerate(histories)
     ]
-    ends = run(core, *(Sequence(ids, None, readout) for ids, readout in zip(histories, readouts, strict=True)))
+    ends = run(core, *(Request(ids, readout) for ids, readout in zip(histories, readouts, strict=True)))
     for ids, readout, end in zip(histories, readouts, ends, strict=True):
         expected = tracing_oracle(ids)
-        np.testing.assert_allclose(end.reading.values, expected[range(len(ids)), readout.targets], atol=1e-5)
-        np.testing.assert_allclose(end.reading.outputs, expected[-readout.last :], atol=1e-5)
+        np.testing.assert_allclose(end.result.values, expected[range(len(ids)), readout.targets], atol=1e-5)
+        np.testing.assert_allclose(end.result.outputs, expected[-readout.last :], atol=1e-5)
         if readout.columns is None:
-            assert end.reading.curve is None
+            assert end.result.curve is None
         else:
-            np.testing.assert_allclose(end.reading.curve, expected[:, readout.columns], atol=1e-5)
+            np.testing.assert_allclose(end.result.curve, expected[:, readout.columns], atol=1e-5)
 
 
 def test_readout_resumed_anywhere_equals_one_run_bit_for_bit(tracing_runner):
     random = np.random.default_rng(4)
     ids, targets = random.integers(0, 10, 140), random.integers(0, 5, 140)
     core = EngineCore(tracing_runner, 8)
-    (whole,) = run(core, Sequence(ids, None, Readout(targets), keep_state=True))
+    (whole,) = run(core, Request(ids, ReadParameters(targets), keep_state=True))
     cuts = [1, 2, 70, 127, 128, 129, 139]
-    firsts = run(core, *(Sequence(ids[:cut], None, Readout(targets[:cut]), keep_state=True) for cut in cuts))
+    firsts = run(core, *(Request(ids[:cut], ReadParameters(targets[:cut]), keep_state=True) for cut in cuts))
     rests = run(
         core,
         *(
-            Sequence(ids[cut:], None, Readout(targets[cut:]), snapshot=first.snapshot, keep_state=True)
+            Request(ids[cut:], ReadParameters(targets[cut:]), snapshot=first.snapshot, keep_state=True)
             for cut, first in zip(cuts, firsts, strict=True)
         ),
     )
     for first, rest in zip(firsts, rests, strict=True):
-        values = np.concatenate([first.reading.values, rest.reading.values])
-        np.testing.assert_array_equal(values, whole.reading.values)
-        np.testing.assert_array_equal(rest.reading.outputs, whole.reading.outputs)
+        values = np.concatenate([first.result.values, rest.result.values])
+        np.testing.assert_array_equal(values, whole.result.values)
+        np.testing.assert_array_equal(rest.result.outputs, whole.result.outputs)
         assert len(rest.snapshot.pending) == 0
         for name, row in rest.snapshot.state.items():
             np.testing.assert_array_equal(row, whole.snapshot.state[name])

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from carousel.service.engine.parameters import SamplingParameters
 from carousel.service.engine.rows import plan
+from carousel.service.engine.rows.sampling_table import SamplingTable
 from carousel.service.engine.rows.table import RowTable
 from carousel.service.engine.sampling.sampler import Sampler
-from carousel.service.engine.sequence import SamplingParameters, Sequence
 
 
 def sample(logits, table):
@@ -21,9 +22,9 @@ def sample(logits, table):
 
 
 def make_table(vocabulary, parameters, prompts=None):
-    table = RowTable(len(parameters), vocabulary)
+    table = SamplingTable(RowTable(len(parameters)), len(parameters), vocabulary)
     for row, sampling in enumerate(parameters):
-        table.acquire(row, Sequence(np.array([0]), sampling))
+        table.acquire(row, sampling, np.zeros(0, np.int64))
     if prompts is not None:
         for row, tokens in enumerate(prompts):
             if table.seen is not None:

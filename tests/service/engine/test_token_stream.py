@@ -6,14 +6,15 @@ import asyncio
 
 import pytest
 
-from carousel.service.engine.sequence import FinishEvent, FinishReason, TokenEvent
+from carousel.service.engine.parameters import FinishReason
+from carousel.service.engine.port import Ended, Told
 from carousel.service.engine.streams.token_stream import TokenStream
 
-END = FinishEvent(FinishReason.LENGTH)
+END = Ended(FinishReason.LENGTH)
 
 
 def event(token):
-    return TokenEvent(token, -0.5)
+    return Told(token, -0.5)
 
 
 async def parked(stream):
@@ -25,7 +26,7 @@ async def parked(stream):
 
 async def test_sink_takes_tokens_while_the_reader_waits_and_the_last_one_is_queued():
     taken = []
-    stream = TokenStream(lambda: None, lambda event: taken.append(event.token) or True)
+    stream = TokenStream(0, lambda: None, lambda event: taken.append(event.token) or True)
     stream.put_token(event(1), last=False)  # nobody waits yet
     assert (await stream.get()).token == 1
     reader = await parked(stream)
@@ -46,7 +47,7 @@ async def test_what_the_sink_cannot_take_stays_in_order_until_the_reader_waits_a
             order.append(event.token)
         return open_
 
-    stream = TokenStream(lambda: None, sink)
+    stream = TokenStream(0, lambda: None, sink)
     reader = await parked(stream)
     open_ = False
     stream.put_token(event(1), last=False)
@@ -67,7 +68,7 @@ async def test_what_a_sink_raises_is_the_readers_and_nobody_elses():
     def sink(_):
         raise Panic("no text")
 
-    stream = TokenStream(lambda: None, sink)
+    stream = TokenStream(0, lambda: None, sink)
     reader = await parked(stream)
     stream.put_token(event(1), last=False)
     stream.put_token(event(2), last=False)
@@ -79,7 +80,7 @@ async def test_what_a_sink_raises_is_the_readers_and_nobody_elses():
 
 async def test_sink_that_stays_shut_is_a_slow_reader():
     overflowed = []
-    stream = TokenStream(lambda: overflowed.append(True), lambda _: False, max_events=3)
+    stream = TokenStream(0, lambda: overflowed.append(True), lambda _: False, max_events=3)
     for token in range(5):
         stream.put_token(event(token), last=False)
     assert overflowed == [True]

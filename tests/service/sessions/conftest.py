@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carousel.service.engine.sequence import Snapshot
+from carousel.service.engine.port import Snapshot
 from carousel.service.engine.states.pool import StateSpec
 from carousel.service.sessions.memory import Memory, ModelIdentity, remember
 from carousel.service.sessions.process_store import ProcessSessionStore
@@ -93,6 +93,6 @@ def make_memory(model: ModelIdentity) -> Callable[..., Memory]:
         generator = np.random.default_rng(seed)
         state = {name: generator.standard_normal(spec.shape).astype(spec.dtype) for name, spec in model.states.items()}
         snapshot = Snapshot(state, np.array([7, 1 << 40], np.int64))
-        return remember(model, snapshot, eaten=steps, now=1e9 + seed, context=np.arange(8))
+        return remember(model, snapshot, consumed=steps, now=1e9 + seed, context=np.arange(8))
 
     return make

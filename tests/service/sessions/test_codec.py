@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from carousel.models.graph import ELEMENT_TYPES
-from carousel.service.engine.sequence import Snapshot
+from carousel.service.engine.port import Snapshot
 from carousel.service.sessions.codec import decode, encode
 from carousel.service.sessions.errors import InvalidMemory
 from carousel.service.sessions.memory import Memory

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carousel.models.graph import ELEMENT_TYPES
-from carousel.service.engine.sequence import Snapshot
+from carousel.service.engine.port import Snapshot
 from carousel.service.engine.states.pool import StateSpec
 from carousel.service.sessions.errors import ModelMismatch
 from carousel.service.sessions.memory import OUTPUT, ModelIdentity, check_fit, remember
@@ -63,7 +63,7 @@ def test_memory_fits_whatever_type_its_states_have(make_memory, model, dtype):
 def test_remember_goes_on_from_the_memory_before(make_memory, model):
     before = make_memory(steps=5)
     snapshot = Snapshot(before.snapshot.state, np.zeros(0, np.int64))
-    after = remember(dataclasses.replace(model, version=9), snapshot, eaten=2, now=2e9, before=before)
+    after = remember(dataclasses.replace(model, version=9), snapshot, consumed=2, now=2e9, before=before)
     assert (after.steps, after.created_at, after.updated_at) == (7, before.created_at, 2e9)
     assert after.version == 9
 

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from carousel.service.engine.sequence import Snapshot
+from carousel.service.engine.port import Snapshot
 from carousel.service.sessions.codec import encode
 from carousel.service.sessions.errors import LeaseLost, ModelMismatch, SessionBusy, StoreUnavailable, UnknownSession
 from carousel.service.sessions.key import SessionKey
@@ -40,7 +40,7 @@ async def test_session_goes_on_from_what_was_committed(harness, model, make_memo
         assert encode(session.memory) == encode(memory)
         snapshot = Snapshot(session.memory.snapshot.state, np.zeros(0, np.int64))
         await sessions.commit(
-            Change(session, remember(model, snapshot, eaten=1, now=2e9, before=session.memory), [b"4"])
+            Change(session, remember(model, snapshot, consumed=1, now=2e9, before=session.memory), [b"4"])
         )
     view = await sessions.look(KEY, trail=True)
     assert (view.memory.steps, view.trail) == (4, (b"1", b"2", b"3", b"4"))

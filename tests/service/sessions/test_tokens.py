@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carousel.service.engine.sequence import Snapshot
+from carousel.service.engine.port import Snapshot
 from carousel.service.engine.states.pool import StateSpec
 from carousel.service.sessions.codec import encode
 from carousel.service.sessions.errors import InvalidToken, MemoryTooLarge, ModelMismatch
@@ -28,7 +28,7 @@ def lstm_memory():
         for place, name in enumerate(LSTM.states)
     }
     ids = np.full(8, 2**40, np.int64)
-    return remember(LSTM, Snapshot(state, ids[:1]), eaten=10**6, now=1.7e9, context=ids)
+    return remember(LSTM, Snapshot(state, ids[:1]), consumed=10**6, now=1.7e9, context=ids)
 
 
 SIGNER = TokenSigner([NEW, OLD])
@@ -143,7 +143,7 @@ def test_memory_is_signed_up_to_the_limit_and_not_beyond():
 def test_token_of_megabytes_comes_back_where_it_may_be_signed():
     large = ModelIdentity("voice", 1, "34" * 32, {"state.carry": StateSpec((512, 1024), "float32")})
     row = np.random.default_rng(0).standard_normal((512, 1024)).astype(np.float32)
-    memory = remember(large, Snapshot({"state.carry": row}, np.zeros(0, np.int64)), eaten=1, now=1.7e9)
+    memory = remember(large, Snapshot({"state.carry": row}, np.zeros(0, np.int64)), consumed=1, now=1.7e9)
     assert large.state_bytes == row.nbytes == 2 * 1024 * 1024
     with pytest.raises(MemoryTooLarge, match="2,097,"):
         SIGNER.sign(memory, "school")

@@ -1,4 +1,4 @@
-"""Who is let in: places in the engine, how many there are, and how long one may wait for what they stand for."""
+"""The admission controller: who is let in, how many places there are, and how long one may wait for a row."""
 
 from __future__ import annotations
 
@@ -6,44 +6,47 @@ import math
 from collections.abc import Callable
 
 from carousel.service.engine.admission.overload import Overload
-from carousel.service.engine.admission.queue_time import INTERACTIVE, QueueTime, Urgency
+from carousel.service.engine.admission.queue_time import Held, QueueTime
 from carousel.service.engine.errors import EngineFull, WaitTooLong
-from carousel.service.engine.scheduler import Scheduler
-from carousel.service.engine.sequence import Sequence
+from carousel.service.engine.port import INTERACTIVE, Urgency
 
 SHORT = 1 / 128
 """Rows' worth, at least one row: a queue that is no longer is nobody's concern, and in an overload none is longer.
 Where several come for each that ends, one who waits keeps rows busy, and hardly waits."""
 
 
-class Places:
-    """One for each row that a sequence has, waits for or will ask for. Belongs to the event loop.
+class AdmissionController:
+    """A place for each row that a request has, waits for or will ask for. Belongs to the event loop.
+
+    It knows of the engine's thread what that has told: who joined, and who ended.
 
     Interactive and batch are counted apart, in rows: nobody interactive waits for batch.
 
     Args:
-        scheduler: of the engine; its lists are read as the engine's thread leaves them.
-        max_waiting: rows that may be waited for. Half of the places to wait in are not for batch sequences.
+        max_rows: rows there are.
+        max_waiting: rows that may be waited for. Half of the places to wait in are not for batch requests.
         max_wait_seconds: nobody is let in who is to wait longer.
         clock: seconds, monotonic; the one that `joined_at` is read from.
     """
 
-    def __init__(
-        self, scheduler: Scheduler, max_waiting: int, max_wait_seconds: float, clock: Callable[[], float]
-    ) -> None:
-        self._scheduler = scheduler
+    def __init__(self, max_rows: int, max_waiting: int, max_wait_seconds: float, clock: Callable[[], float]) -> None:
+        self.max_rows = max_rows
         self._clock = clock
-        self._max_taken = scheduler.max_rows + max_waiting
-        self._max_taken_by_batch = scheduler.max_rows + (max_waiting + 1) // 2
+        self._max_taken = max_rows + max_waiting
+        self._max_taken_by_batch = max_rows + (max_waiting + 1) // 2
         self._max_wait_seconds = max_wait_seconds
-        self.queue_time = QueueTime(scheduler.max_rows)
+        self.queue_time = QueueTime(max_rows)
         self.overload = Overload()
-        self.short = math.ceil(SHORT * scheduler.max_rows)
+        self.short = math.ceil(SHORT * max_rows)
         """Rows that are waited for in a queue that is short."""
         self.taken = 0
         """Places that have not been left."""
         self._asked = {False: 0, True: 0}
         """Rows of those who have a place and have not ended, running ones included; apart by whether they are batch."""
+        self._held: dict[int, Held] = {}
+        """Who runs, by the request's id."""
+        self._running = {False: 0, True: 0}
+        """Rows of those who run; apart by whether they are batch."""
 
     def most(self, *, batch: bool) -> int:
         """How many there are."""
@@ -53,7 +56,7 @@ class Places:
         """Hold that so many may be taken now.
 
         Args:
-            rows: of the sequence.
+            rows: of the request.
             urgency: how it waits, and how long it may take.
             queued: places that the same request has taken already: it does not wait for others on account of them.
 
@@ -80,15 +83,32 @@ class Places:
         self.taken += rows
         self._asked[batch] += rows
 
-    def submit(self, sequence: Sequence) -> None:
-        """A place that has had a sequence before has another one."""
-        self._asked[sequence.batch] += sequence.rows
+    def submit(self, rows: int, *, batch: bool) -> None:
+        """A place that has had a request before has another one."""
+        self._asked[batch] += rows
 
-    def ended(self, sequence: Sequence) -> None:
-        """A sequence needs its rows no more."""
-        self._asked[sequence.batch] -= sequence.rows
-        if sequence.joined_at is not None:
-            self.queue_time.ended(self._clock() - sequence.joined_at, sequence.asked)
+    def joined(self, id: int, held: Held, *, batch: bool) -> None:
+        """A request has its rows."""
+        self._held[id] = held
+        self._running[batch] += held.rows
+
+    def ended(self, id: int, rows: int, *, batch: bool) -> None:
+        """A request needs its rows no more, whether it ever had them or not."""
+        self._asked[batch] -= rows
+        held = self._held.pop(id, None)
+        if held is not None:
+            self._running[batch] -= rows
+            self.queue_time.ended(self._clock() - held.joined_at, held.asked)
+
+    @property
+    def running(self) -> int:
+        """Rows in use."""
+        return self._running[False] + self._running[True]
+
+    @property
+    def running_requests(self) -> int:
+        """Whose these are."""
+        return len(self._held)
 
     def leave(self, rows: int, *, batch: bool, started: bool) -> None:
         """Give places back.
@@ -96,7 +116,7 @@ class Places:
         Args:
             rows: that they were taken for.
             batch: as they were taken.
-            started: whether a sequence ever had them.
+            started: whether a request ever had them.
         """
         self.taken -= rows
         if not started:
@@ -104,11 +124,11 @@ class Places:
 
     def wait_seconds(self, place: int) -> float:
         """How long who is at such a place of the queue waits for a row."""
-        return self.queue_time.wait_seconds(self._scheduler.running, place, self._clock())
+        return self.queue_time.wait_seconds(self._held.values(), place, self._clock(), rows=self.running)
 
     def is_short(self, place: int) -> bool:
         """Whether who is at such a place of the queue waits no longer than it takes a short queue to have its rows."""
-        enough = self.queue_time.held_seconds * self.short / self._scheduler.max_rows
+        enough = self.queue_time.held_seconds * self.short / self.max_rows
         return self.wait_seconds(place) <= enough
 
     def _refusal(self, rows: int, urgency: Urgency, queued: int) -> EngineFull | None:
@@ -132,17 +152,11 @@ class Places:
 
     def _ahead(self, batch: bool) -> int:
         """Rows that are waited for, or will be, before those of who comes now."""
-        running = len(self._scheduler.running)
         if batch:
-            return self._asked[False] + self._asked[True] - running
-        return self._asked[False] - (running - self._running_batch)
+            return self._asked[False] + self._asked[True] - self.running
+        return self._asked[False] - self._running[False]
 
     @property
     def _waiting(self) -> int:
-        """Rows that are waited for, but by batch sequences."""
-        return max(0, self._asked[False] + self._running_batch - self._scheduler.max_rows)
-
-    @property
-    def _running_batch(self) -> int:
-        """Rows that batch sequences have."""
-        return sum(sequence.batch for sequence in list(self._scheduler.running)) if self._asked[True] else 0
+        """Rows that are waited for, but by batch requests."""
+        return max(0, self._asked[False] + self._running[True] - self.max_rows)

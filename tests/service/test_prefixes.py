@@ -109,14 +109,14 @@ def test_nothing_is_looked_up_without_room(asked):
 
 
 @pytest.mark.parametrize(("state_bytes", "strides"), [(12, 16), (2 << 20, 4), (8 << 20, 1), (9 << 20, 0)])
-def test_looks_on_the_way_take_no_more_than_a_part_of_the_cache(asked, state_bytes, strides):
+def test_checkpoints_on_the_way_take_no_more_than_a_part_of_the_cache(asked, state_bytes, strides):
     prefixes = Prefixes(PrefixCache(64 << 20), "digest", state_bytes, asked)
     prompt = np.arange(40 * STRIDE)
-    looks = prefixes.begin(prompt, None).looks
-    assert looks[-1] == len(prompt) - 1
-    assert len(looks) - 1 in (strides, strides - 1)
-    assert all(look % STRIDE == 0 or look == looks[-1] for look in looks) or strides
-    assert state_bytes * (len(looks) - 1) <= (64 << 20) // 8
+    checkpoints = prefixes.begin(prompt, None).checkpoints
+    assert checkpoints[-1] == len(prompt) - 1
+    assert len(checkpoints) - 1 in (strides, strides - 1)
+    assert all(at % STRIDE == 0 or at == checkpoints[-1] for at in checkpoints) or strides
+    assert state_bytes * (len(checkpoints) - 1) <= (64 << 20) // 8
 
 
 def test_state_larger_than_the_cache_is_not_even_looked_for(asked):

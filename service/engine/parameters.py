@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from carousel.service.engine.weighed_places import Alternative as Alternative  # a value like those below
+from carousel.service.engine.weighed_places import WeighedPlaces
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -197,13 +199,6 @@ class TensorParameters(HeadParameters):
         return None if self.each else 1
 
 
-class Alternative(NamedTuple):
-    """One of the most probable tokens at a position. (A tuple: many are made, and that takes a quarter of the time.)"""
-
-    token: int
-    logprob: float
-
-
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """What a buffered request sampled: tokens, their log-probabilities, and where the steps that chose them looked."""
@@ -243,7 +238,7 @@ class Scores:
 
     logprobs: npt.NDArray[np.float64]
     """In nats <float64>[N - 1]."""
-    alternatives: tuple[tuple[Alternative, ...], ...]
+    alternatives: WeighedPlaces
     """The most probable ids in each place, where they were asked for."""
 
 

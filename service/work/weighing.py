@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from carousel.service.engine.parameters import Alternative, FinishReason, Ids, ScoreParameters, Scores
+from carousel.service.engine.parameters import FinishReason, Ids, ScoreParameters, Scores
 from carousel.service.engine.port import Place, Request, Snapshot
+from carousel.service.engine.weighed_places import WeighedPlaces
 from carousel.service.prefixes.prefixes import Beginning
 from carousel.service.served.repository import ServedModel
 from carousel.service.work.generation import after_all, paid_before, run_to_end
@@ -19,7 +20,7 @@ class Weighed:
 
     logprobs: list[float | None]
     """Of each token, in nats, minus infinity where it is impossible; None for one that has nothing before it."""
-    beside: list[tuple[Alternative, ...]]
+    beside: WeighedPlaces
     """Of each token, the most probable ones in its place, where they were asked for."""
     beginning: Beginning | None
     """How a sequence starts that goes on from the text: but for the last id it is consumed. None where nothing was."""
@@ -54,7 +55,7 @@ async def weigh(
     ids = text if before is None else np.concatenate([before.pending, text])
     unweighed = max(0, len(text) - len(ids) + 1)
     if len(ids) == 1:
-        return Weighed([None], [()], None, None)
+        return Weighed([None], WeighedPlaces().last(0, empty=1), None, None)
     head = ScoreParameters(alternatives)
     request = Request(ids, head, snapshot=before, keep_state=keep_state, paid=paid_before(before))
     end = await run_to_end(model, admission, request)
@@ -67,7 +68,7 @@ async def weigh(
     known = len(text) - unweighed  # what was left of an earlier text is not asked about
     return Weighed(
         logprobs=[*[None] * unweighed, *scores.logprobs[-known:].tolist()],
-        beside=[*[()] * unweighed, *(scores.alternatives[-known:] if alternatives else [()] * known)],
+        beside=scores.alternatives.last(known if alternatives else 0, empty=unweighed if alternatives else len(text)),
         beginning=None if end.snapshot is None else after_all(ids, end.snapshot.state),
         snapshot=end.snapshot,
     )

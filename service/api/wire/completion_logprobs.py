@@ -19,7 +19,7 @@ def logprobs_of(
     codec: TextCodec,
     tokens: Sequence[int],
     logprobs: Sequence[float | None],
-    beside: Sequence[tuple[Alternative, ...]],
+    beside: Iterable[tuple[Alternative, ...]],
     offsets: Iterable[int],
 ) -> Logprobs:
     """What is told of tokens.

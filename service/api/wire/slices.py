@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import islice
 from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]
 from typing import Any
 
@@ -20,6 +21,9 @@ LARGE = 1 << 15
 
 LARGE_ANSWER = 2000
 """Numbers and texts of an answer from which on it is written so."""
+
+PIECES = 4096
+"""Of JSON that are joined at a time."""
 
 MAX_DEPTH = 900
 """Lists and objects within one another; Python's own parser gives up a little above."""
@@ -231,8 +235,9 @@ _HIGH = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}")
 
 
 def dumps(value: Any) -> str:
-    """What `frames.dumps` makes of it, in slices."""
-    return "".join(_ENCODER.iterencode(value))
+    """What `frames.dumps` makes of it, in slices; its pieces, too, are joined some at a time."""
+    pieces = _ENCODER.iterencode(value)
+    return "".join(iter(lambda: "".join(islice(pieces, PIECES)), ""))
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

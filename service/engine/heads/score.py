@@ -13,7 +13,6 @@ import numpy as np
 from carousel.service.engine.heads.head import RowsOfHead, Stepped
 from carousel.service.engine.heads.journal import Journal, Targets
 from carousel.service.engine.parameters import (
-    Alternative,
     FinishReason,
     Floats,
     HeadParameters,
@@ -27,6 +26,7 @@ from carousel.service.engine.rows.table import NOT_FINITE, RowTable
 from carousel.service.engine.runner import HeadPorts
 from carousel.service.engine.sampling.sampler import Sampler
 from carousel.service.engine.sequence import Sequence
+from carousel.service.engine.weighed_places import WeighedPlaces
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class _Weighed:
     left: Ids
     """Ids to weigh after those of the chunk."""
     logprobs: list[Doubles] = field(default_factory=list)
-    alternatives: list[tuple[Alternative, ...]] = field(default_factory=list)
+    alternatives: WeighedPlaces = field(default_factory=WeighedPlaces)
     complete: bool = False
 
 
@@ -82,7 +82,7 @@ class Score(RowsOfHead):
         if not weighed.complete:
             return 0, None
         logprobs = np.concatenate([*weighed.logprobs, self._logprobs.drain(row)])
-        return 0, Scores(logprobs, tuple(weighed.alternatives))
+        return 0, Scores(logprobs, weighed.alternatives)
 
     def after_step(self, step: Stepped) -> None:
         """See Head: weigh the next id of each prompt; a row whose output is not finite has ended."""

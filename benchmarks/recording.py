@@ -18,7 +18,7 @@ import numpy as np
 from carousel.models.bundle import open_bundle
 from carousel.service.engine.parameters import SamplingParameters
 from carousel.service.engine.port import Request
-from carousel.service.engine.threads.async_engine import MAX_HELD_REPORTS
+from carousel.service.engine.threads.engine_thread import MAX_HELD_REPORTS
 from carousel.service.observability.metrics import Metrics, ModelMetrics
 from carousel.service.served.opening import open_core
 from carousel.service.work.tracing import trace_request

@@ -22,7 +22,7 @@ from carousel.service.api.routes.responses import EVENTS, SvgResponse
 from carousel.service.api.wire import frames, slices
 from carousel.service.api.wire.caption_messages import CaptionFields, CaptionsResponse
 from carousel.service.api.wire.slices import LARGE_ANSWER
-from carousel.service.engine.encoder.encoder import Encoding
+from carousel.service.engine.encoder.encoding import Encoding
 from carousel.service.engine.parameters import FinishReason
 from carousel.service.engine.port import Place
 from carousel.service.errors import RequestError, ServiceError

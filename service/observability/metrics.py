@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from carousel.models.bundle import Bundle
 from carousel.models.step import Task
-from carousel.service.engine.encoder.encoder import EncoderReport
+from carousel.service.engine.encoder.encoding import EncoderReport
 from carousel.service.engine.port import Engine, Place, StepReport
 from carousel.service.observability.histogram import FrequentHistogram
 from carousel.service.observability.outcomes import BEFORE_A_MODEL, UNREAD, endpoints, outcomes_of

@@ -19,7 +19,7 @@ from PIL.Image import Image
 from carousel.models.codec.image import read_image
 from carousel.models.cores import usable_cores
 from carousel.models.errors import ImageRejected, ImageTooLarge
-from carousel.service.engine.encoder.encoder import EncoderStopped, Encoding, EncodingFailed
+from carousel.service.engine.encoder.encoding import EncoderStopped, Encoding, EncodingFailed
 from carousel.service.errors import ErrorCode, RequestError, ServiceError, Unavailable
 from carousel.service.served.repository import ServedModel
 

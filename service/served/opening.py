@@ -13,7 +13,8 @@ from carousel.models.cores import usable_cores
 from carousel.models.prefill import prefill_names
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.device import CUDA, Device
-from carousel.service.engine.encoder.encoder import Encoder, EncoderReport
+from carousel.service.engine.encoder.encoder import Encoder
+from carousel.service.engine.encoder.encoding import EncoderReport
 from carousel.service.engine.encoder.pace import Pace
 from carousel.service.engine.prefill.runner import OnnxPrefillRunner
 from carousel.service.engine.probe import Found, check_encoder, check_rows, require_company

@@ -11,7 +11,8 @@ from pathlib import Path
 from carousel.models.bundle import Bundle, list_repository, open_bundle
 from carousel.models.cores import usable_cores
 from carousel.models.errors import BundleError, BundleNotFound
-from carousel.service.engine.encoder.encoder import Encoder, EncoderReport
+from carousel.service.engine.encoder.encoder import Encoder
+from carousel.service.engine.encoder.encoding import EncoderReport
 from carousel.service.engine.port import Engine
 from carousel.service.engine.session import RunnerBroken
 from carousel.service.engine.threads.async_engine import AsyncEngine

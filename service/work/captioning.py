@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from carousel.models.step import ATTENTION
-from carousel.service.engine.encoder.encoder import Encoding
+from carousel.service.engine.encoder.encoding import Encoding
 from carousel.service.engine.parameters import (
     BeamParameters,
     FinishReason,

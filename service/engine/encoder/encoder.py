@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from carousel.service.engine.encoder.encoding import EncoderReport, EncoderStopped, Encoding, EncodingFailed
 from carousel.service.engine.encoder.pace import CALL_SECONDS, Pace
-from carousel.service.engine.parameters import Array, Floats, Ids
-from carousel.service.engine.port import Snapshot
+from carousel.service.engine.parameters import Array, Floats
 from carousel.service.engine.rows.table import NOT_FINITE
 from carousel.service.engine.session import RunnerBroken
 
@@ -37,43 +37,12 @@ WARM_UP_CALLS = 3
 PREPARING_SECONDS = 0.002
 """Where threads take turns: how long one may prepare an image before the next begins with another."""
 
-NO_IDS: Ids = np.zeros(0, np.int64)
-
 Prepare = Callable[[], Floats]
 """Makes an image ready, of the encoder's shape. What it raises is what the caller of `encode` gets."""
 
 EncoderGraph = Callable[[Floats], Mapping[str, Array]]
 """Images <float32>[B, ...] in, the states and the context that their sequences begin with out, [B, ...] each. It raises
 whatever the runtime raises."""
-
-
-class EncodingFailed(Exception):
-    """The encoder fails on this image; others are not affected."""
-
-
-class EncoderStopped(Exception):
-    """The encoder does not run: it was closed, or fails on an image of zeros too."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoding:
-    """What a sequence begins with: one row of every state, and of what steps read and never rewrite."""
-
-    states: Mapping[str, Array]
-    context: Mapping[str, Array]
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The states for a Request to start from."""
-        return Snapshot(self.states, NO_IDS)
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderReport:
-    """What one batch cost, retries of its images counted."""
-
-    images: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,9 +2,9 @@
 
 A search of width k and length penalty a begins with one live hypothesis of log-probability 0. At each step:
 
-    every live hypothesis eats its last token; its candidates are all tokens, and a candidate's log-probability is the
-    hypothesis' plus log softmax(logits), in float64; the 2k best candidates of all live hypotheses (of equals, those of
-    the earlier hypothesis, then those of the lower token) are walked, the best first:
+    every live hypothesis consumes its last token; its candidates are all tokens, and a candidate's log-probability is
+    the hypothesis' plus log softmax(logits), in float64; the 2k best candidates of all live hypotheses (of equals,
+    those of the earlier hypothesis, then those of the lower token) are walked, the best first:
         `end` among the first k finishes its hypothesis, later it is dropped;
         any other token makes the next live hypothesis, until there are k.
 

@@ -252,7 +252,7 @@ def _same_states(prefill: PrefillRunner, runner: Runner, *, seed: int = 0) -> bo
     """Whether both leave the same bits after random ids. It raises whatever the runtime raises."""
     random, ports = np.random.default_rng(seed), runner.ports
     (size,) = ports.outputs[ports.head.reads].shape
-    # One sequence alone, as many as there may be, and some whose ids several graphs eat at once.
+    # One sequence alone, as many as there may be, and some whose ids several graphs consume at once.
     for rows, lengths in ((1, (1, 2)), (MAX_ROWS, (1, 2)), (3, (1, 2, MIN_PIECES * PIECE + 3))):
         ids = random.integers(0, size, (rows, sum(lengths)))
         arrays = StepArrays.of(ports, rows)

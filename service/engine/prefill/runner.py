@@ -1,8 +1,8 @@
 """Runs prefill graphs: one after another, or at once where a call is long enough to keep several cores busy.
 
-Layers of a recurrent network can work on different parts of a prompt at the same time: while the upper graph eats what
-the lower one has made of some ids, the lower one eats the next. Each graph runs on one thread, in one order, on its own
-states, so nothing depends on who is ahead.
+Layers of a recurrent network can work on different parts of a prompt at the same time: while the upper graph takes
+what the lower one has made of some ids, the lower one takes the next. Each graph runs on one thread, in one order, on
+its own states, so nothing depends on who is ahead.
 
 Axes: b rows, T ids of each.
 """
@@ -28,7 +28,7 @@ from carousel.service.engine.parameters import Ids
 from carousel.service.engine.session import NO_WEIGHTS, Weights, open_session
 
 Fed = Mapping[str, Tensor]
-"""What a graph eats beside states, by name. [b, T, ...] each"""
+"""What a graph takes beside states, by name. [b, T, ...] each"""
 
 PIECE = 16
 """Ids of each row that one graph is ahead of the next. The first and last piece of a call keep one graph busy alone, so
@@ -44,7 +44,7 @@ class OnnxPrefillRunner:
 
     Args:
         graphs: the verified bytes of prefill graphs that keep the bundle contract, from the lowest up.
-        task: what the lowest eats.
+        task: what the lowest takes.
         device: where they run, and where they leave states; None for the CPU and numpy arrays.
         weights: those that each graph shares with others, by name; none where not given.
 
@@ -69,25 +69,25 @@ class OnnxPrefillRunner:
         """The threads of all graphs but the highest, which is the caller's."""
 
     def __call__(self, ids: Ids, states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """See PrefillRunner. A call takes milliseconds, so that what it eats and leaves may well be copied."""
+        """See PrefillRunner. A call takes milliseconds, so that what it takes and leaves may well be copied."""
         after = dict(states)
         length = ids.shape[1]
         if self._device is not None or not self._ahead or length < MIN_PIECES * PIECE or self._cores < 2:
-            pieces: Iterator[Fed] = iter([self._eaten(ids)])
+            pieces: Iterator[Fed] = iter([self._fed(ids)])
             for graph in self._graphs:
-                pieces = graph.eat(pieces, after)
+                pieces = graph.consume(pieces, after)
             next(pieces)
             return after
         cuts = range(0, length, PIECE)
-        pieces = (self._eaten(ids[:, cut : cut + PIECE]) for cut in cuts)
+        pieces = (self._fed(ids[:, cut : cut + PIECE]) for cut in cuts)
         with _apart(self._ahead):
             for graph, thread in zip(self._graphs, self._ahead, strict=False):
-                pieces = _run_ahead(thread, graph.eat(pieces, after), len(cuts))
-            for _ in self._graphs[-1].eat(pieces, after):
+                pieces = _run_ahead(thread, graph.consume(pieces, after), len(cuts))
+            for _ in self._graphs[-1].consume(pieces, after):
                 pass
         return after
 
-    def _eaten(self, ids: Ids) -> Fed:
+    def _fed(self, ids: Ids) -> Fed:
         parts = [ids >> 1, ids & 1] if self._task == "tracing" else [ids]
         return dict(zip(STEP_INPUTS[self._task], map(np.ascontiguousarray, parts), strict=True))
 
@@ -103,8 +103,8 @@ class _Graph:
         self._states = [spec.name for spec in self._session.get_inputs() if next_name(spec.name) in names]
         self._hands_up = ABOVE in names
 
-    def eat(self, pieces: Iterable[Fed], states: dict[str, Tensor]) -> Iterator[Fed]:
-        """Eat a piece each time that the next graph's is asked for, and replace this graph's states."""
+    def consume(self, pieces: Iterable[Fed], states: dict[str, Tensor]) -> Iterator[Fed]:
+        """Consume a piece each time that the next graph's is asked for, and replace this graph's states."""
         asked = [*map(next_name, self._states), *([ABOVE] if self._hands_up else [])]
         for piece in pieces:
             fed = {**piece, **{name: states[name] for name in self._states}}

@@ -1,24 +1,14 @@
-"""The engine between two threads: the event loop asks and listens, the engine's own thread steps.
-
-The engine's thread runs while onnxruntime has released the interpreter's lock. The two exchange one
-`call_soon_threadsafe` per step, never per token, and wake each other by condition, never by sleep.
-"""
+"""The engine on the event loop: who has a place, what each is told. Its thread steps (engine_thread.py)."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import count
 
-import numpy as np
-
-from carousel.models.cores import usable_cores
 from carousel.service.engine.admission.admission import Admission
 from carousel.service.engine.admission.controller import AdmissionController
 from carousel.service.engine.admission.queue_time import Held
@@ -38,41 +28,20 @@ from carousel.service.engine.port import (
     Told,
     Urgency,
 )
-from carousel.service.engine.prefill.thread import PrefillThread
 from carousel.service.engine.sequence import StepOutput, TokenBatch
-from carousel.service.engine.session import RunnerBroken
 from carousel.service.engine.streams.token_stream import TokenStream
+from carousel.service.engine.threads.engine_thread import SHUTTING_DOWN, Add, Cancel, EngineThread
 from carousel.service.engine.timeline import Moment
 
 logger = logging.getLogger("carousel.engine")
-
-MAX_UNDELIVERED_STEPS = 8
-"""Steps the engine may be ahead of an event loop that is busy; then it waits."""
-
-MAX_HELD_REPORTS = 64
-"""Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
-at each of its tokens. This many at most."""
 
 ENDED_TOGETHER = 8
 ENDED_EVERY_SECONDS = 0.005
 """Of the thousand who may wait when an overload begins, so many are told at a time: tokens go out in between."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Add:
-    id: int
-    request: Request
-    batch: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    id: int
-
-
 class AsyncEngine:
-    """An EngineCore on a thread of its own: an Engine (engine/port.py). Every method but the thread's belongs to the
-    event loop.
+    """An EngineCore on a thread of its own: an Engine (engine/port.py).
 
     Args:
         core: the engine, warm.
@@ -96,8 +65,6 @@ class AsyncEngine:
         deadline_seconds: float = math.inf,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._core: EngineCore | None = core
-        """None once closed: whoever still knows the engine then does not keep its memory."""
         self._clock = clock
         self._controller = AdmissionController(
             core.scheduler.max_rows, max_waiting, min(max_wait_seconds, deadline_seconds), clock
@@ -112,48 +79,29 @@ class AsyncEngine:
         self._streams: dict[int, TokenStream] = {}
         self._places: dict[int, tuple[Place, Request]] = {}
         """Of each stream: the place that its request has, and that."""
-        self._outbox: list[_Add | _Cancel] = []
+        self._outbox: list[Add | Cancel] = []
         """Commands of this iteration of the event loop, which go to the thread together."""
-        self._commands: list[_Add | _Cancel] = []
-        self._undelivered = 0
-        self._reports: list[StepReport] = []
-        """Of steps that told nobody anything."""
-        self._closing = False
         self._failure: str | None = None
-        self._wake = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._in_steps = threading.Event()
-        """Whether rows are in use, as the engine's thread has seen it after its last step."""
-        self._prefill_thread: PrefillThread | None = None
-        """None where there is one core alone; and once closed, like the core."""
-        if usable_cores() > 1:
-            self._prefill_thread = PrefillThread(core.prefill, self._in_steps.is_set, f"{name}-prefill")
+        self._thread = EngineThread(
+            core, name, deliver=self._deliver, broken=self._break, forgotten=self._fail_forgotten
+        )
 
     def start(self) -> None:
         """See Engine."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
-        if self._prefill_thread is not None:
-            self._prefill_thread.start()
+        self._thread.start(self._loop)
 
     async def close(self) -> None:
         """See Engine."""
-        self._failure = self._failure or "the server is shutting down"
+        self._failure = self._failure or SHUTTING_DOWN
         self._hand_over()
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
-        if self._prefill_thread is not None:
-            await asyncio.to_thread(self._prefill_thread.close)
-        self._core = self._prefill_thread = None
+        await self._thread.close()
 
     @property
     def failure(self) -> str | None:
         """Why the engine does not run; None while it does."""
-        if self._failure is None and self._loop is not None and not self._thread.is_alive():
+        if self._failure is None and self._thread.ended:
             return "the engine's thread has ended"
         return self._failure
 
@@ -258,13 +206,13 @@ class AsyncEngine:
         silent = request.buffered or not request.head.streams
         stream = self._streams[id] = TokenStream(id, end_slow_reader, sink, silent=silent)
         self._places[id] = place, request
-        self._command(_Add(id, request, place.batch))
+        self._command(Add(id, request, place.batch))
         return stream
 
     def cancel(self, id: int) -> None:
         """See Engine."""
         if id in self._streams:
-            self._command(_Cancel(id))
+            self._command(Cancel(id))
 
     def end(self, id: int, ended: Ended) -> None:
         """End a request before its time, unless it has ended, and tell its reader at once."""
@@ -274,9 +222,9 @@ class AsyncEngine:
         stream.put(ended)
         if stream.timeline is not None:
             stream.timeline.reason = ended.reason
-        self._command(_Cancel(id))
+        self._command(Cancel(id))
 
-    def _command(self, command: _Add | _Cancel) -> None:
+    def _command(self, command: Add | Cancel) -> None:
         """Note a command, and hand all of them over at the end of the event loop's iteration.
 
         Requests that arrive together so join in one step, instead of the first running ahead alone.
@@ -287,22 +235,12 @@ class AsyncEngine:
             self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
-        commands = self._outbox.copy()
-        self._outbox.clear()
-        if self._prefill_thread is not None:  # at once, not before the next step
-            for each in commands:
-                if isinstance(each, _Add):
-                    self._prefill_thread.begin(each.id, each.request, batch=each.batch)
-        with self._wake:
-            self._commands += commands
-            self._wake.notify()
+        commands, self._outbox = self._outbox, []
+        self._thread.hand_over(commands)
 
     def _deliver(self, output: StepOutput, reports: list[StepReport]) -> None:
         """On the event loop: hand a step's events to their streams."""
-        with self._wake:
-            self._undelivered -= 1
-            if self._undelivered == MAX_UNDELIVERED_STEPS - 1:
-                self._wake.notify()
+        self._thread.delivered()
         self._steps += len(reports)
         self._step_rows += sum(report.rows for report in reports)
         streams, batch = self._streams, output.batch
@@ -347,66 +285,11 @@ class AsyncEngine:
         if place.on_end is not None:
             place.on_end(request, ended)
 
-    def _run(self) -> None:
-        """The thread: until closed, take commands, step, post what came of it."""
-        core = self._core
-        assert core is not None
-        try:
-            with np.errstate(all="ignore"):  # a row of NaN is that row's failure, not a warning
-                while self._await_work():
-                    output = core.step()
-                    if core.in_steps != self._in_steps.is_set():
-                        (self._in_steps.set if core.in_steps else self._in_steps.clear)()
-                    self._tell(output)
-            self._tell(core.fail_all("the server is shutting down"))
-        except RunnerBroken as error:
-            self._break(core, f"the model's runner is broken ({error})")
-        except BaseException as error:  # nothing may end this thread without its streams being told
-            logger.exception("the engine's thread failed")
-            self._break(core, f"the engine failed ({type(error).__name__})")
-
-    def _await_work(self) -> bool:
-        """Sleep until there is something to do; False once closing."""
-        core = self._core
-        assert core is not None
-        with self._wake:
-            self._wake.wait_for(
-                lambda: (
-                    self._closing or (self._undelivered < MAX_UNDELIVERED_STEPS and (self._commands or not core.idle))
-                )
-            )
-            commands, self._commands = self._commands, []
-        for command in commands:
-            if isinstance(command, _Add):
-                core.add(command.id, command.request, batch=command.batch)
-            else:
-                core.cancel(command.id)
-        return not self._closing
-
-    def _tell(self, output: StepOutput) -> None:
-        """Hand over what a step told, with the reports of all steps since the last time."""
-        if output.report is not None:
-            self._reports.append(output.report)
-        if not output.tells and len(self._reports) < MAX_HELD_REPORTS:
-            return
-        reports, self._reports = self._reports, []
-        assert self._loop is not None
-        with self._wake:
-            self._undelivered += 1
-        try:
-            self._loop.call_soon_threadsafe(self._deliver, output, reports)
-        except RuntimeError:  # the loop is closed: nobody listens any more
-            self._closing = True
-
-    def _break(self, core: EngineCore, reason: str) -> None:
+    def _break(self, reason: str) -> None:
+        """The thread fails."""
         self._failure = reason
-        with contextlib.suppress(Exception):  # its tables may be what is broken
-            self._tell(core.fail_all(reason))
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._fail_streams, reason)
 
-    def _fail_streams(self, reason: str) -> None:
-        """End the streams of requests that the core never heard of."""
+    def _fail_forgotten(self) -> None:
+        """End the requests that the core never heard of, or could not end."""
         for id, (_, request) in [*self._places.items()]:
-            self._finish(id, Ended(FinishReason.FAILED, reason, counts=Counts(request.consumed)))
+            self._finish(id, Ended(FinishReason.FAILED, self.failure or "", counts=Counts(request.consumed)))

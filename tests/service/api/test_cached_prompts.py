@@ -228,7 +228,7 @@ def test_cancelled_prompt_is_known_as_far_as_it_was_eaten(connect, salt):
 def test_prompt_that_failed_leaves_nothing(run_server, post, client):
     with run_server() as server:
         model = server.context.repository.models["tiny"]
-        runner = model.engine._core._runner
+        runner = model.engine._thread.core._runner
         bind = runner.bind
 
         def broken(arrays):

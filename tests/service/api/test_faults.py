@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from carousel.service.engine.runner import OnnxRunner
-from carousel.service.engine.threads.async_engine import MAX_UNDELIVERED_STEPS
+from carousel.service.engine.threads.engine_thread import MAX_UNDELIVERED_STEPS
 from carousel.service.keys.key_file import key_line, new_key
 from carousel.service.observability.loop_lag import INTERVAL_SECONDS
 
@@ -145,7 +145,7 @@ def test_event_loop_that_is_blocked_holds_the_engine_back_and_loses_nothing(slow
     engine._loop.call_soon_threadsafe(block)
     try:
         assert blocked.wait(60)
-        eventually(lambda: engine._undelivered == MAX_UNDELIVERED_STEPS or engine.describe().running == 0)
+        eventually(lambda: engine._thread._undelivered == MAX_UNDELIVERED_STEPS or engine.describe().running == 0)
         assert engine.describe().running == 1, "the stream was over before the loop was blocked"
     finally:
         release.set()
@@ -184,7 +184,7 @@ def test_engine_thread_that_is_killed_is_told_and_harms_no_other_model(slow_step
     for stream in waiting:
         stream.start("abc", max_tokens=60_000)
     eventually(lambda: engine.describe().admitted == 13)
-    killed = ctypes.c_ulong(engine._thread.ident)
+    killed = ctypes.c_ulong(engine._thread._thread.ident)
     assert ctypes.pythonapi.PyThreadState_SetAsyncExc(killed, ctypes.py_object(SystemExit)) == 1
     for stream in (running, *waiting):
         error, code = stream.refusal()

@@ -442,7 +442,7 @@ def test_nothing_of_a_version_is_left_behind(live, load, publish, connect, event
         eventually(lambda: live.context.repository.models["tiny"].engine.describe().running > 0)
         waiting.reset()
         assert httpx.post(f"{live.url}/v1/models/tiny/score", json={"text": "abc"}, trust_env=False).status_code == 200
-        gone.append(weakref.ref(live.context.repository.models["tiny"].engine._core._runner._session))
+        gone.append(weakref.ref(live.context.repository.models["tiny"].engine._thread.core._runner._session))
         publish(SECOND + number + 1)
     eventually(lambda: not live.context.repository.retiring)
     assert not any(scope.model == first for scope in cache._roots)

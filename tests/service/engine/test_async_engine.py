@@ -15,7 +15,8 @@ from carousel.service.engine.errors import BeamTooWide, EngineFull, EngineStoppe
 from carousel.service.engine.parameters import BeamParameters, FinishReason, SamplingParameters
 from carousel.service.engine.port import Ended, Request, Told
 from carousel.service.engine.streams.token_stream import MAX_EVENTS, TokenStream
-from carousel.service.engine.threads.async_engine import MAX_UNDELIVERED_STEPS, AsyncEngine
+from carousel.service.engine.threads.async_engine import AsyncEngine
+from carousel.service.engine.threads.engine_thread import MAX_UNDELIVERED_STEPS
 
 DEADLINE_SECONDS = 30
 
@@ -130,7 +131,7 @@ async def test_defect_in_the_engine_ends_everybody(runner, monkeypatch):
         with engine.admit() as place:
             stream = place.start(Request(np.array([1]), greedy(10**9)))
             await stream.get()
-            monkeypatch.setattr(engine._core, "step", lambda: 1 / 0)
+            monkeypatch.setattr(engine._thread.core, "step", lambda: 1 / 0)
             _, end = await collect(stream)
         assert end.reason is FinishReason.FAILED
         assert engine.failure == "the engine failed (ZeroDivisionError)"
@@ -172,7 +173,7 @@ async def test_close_ends_what_runs_and_refuses_what_comes(runner):
 
 async def test_a_thread_that_died_is_noticed(runner, monkeypatch):
     async with running(runner) as engine:
-        monkeypatch.setattr(engine, "_await_work", lambda: False)
+        monkeypatch.setattr(engine._thread, "_await_work", lambda core: False)
         with engine.admit() as place:
             place.start(Request(np.array([1]), greedy(1)))
             await until(lambda: engine.failure is not None)

@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from carousel.service.engine.encoder.encoder import PREPARING_SECONDS, Encoder, EncoderStopped, EncodingFailed
+from carousel.service.engine.encoder.encoder import PREPARING_SECONDS, Encoder
+from carousel.service.engine.encoder.encoding import EncoderStopped, EncodingFailed
 from carousel.service.engine.encoder.pace import CALL_SECONDS, MAX_BATCH, RECENT_CALLS, Pace
 from carousel.service.engine.rows.table import NOT_FINITE
 from carousel.service.engine.session import RunnerBroken

@@ -79,7 +79,8 @@ class Rows:
     def move(self):
         """What the engine's thread does at a step."""
         self.engine._hand_over()
-        commands, self.engine._commands = self.engine._commands, []
+        thread = self.engine._thread
+        commands, thread._commands = thread._commands, []
         for command in commands:
             if hasattr(command, "request"):
                 sequence = self.ids[command.id] = Sequence(command.id, command.request, batch=command.batch)
@@ -93,7 +94,7 @@ class Rows:
             heapq.heappush(self.ends, (self.now + self.held, next(self.number), sequence))
 
     def tell(self, output):
-        self.engine._undelivered += 1
+        self.engine._thread._undelivered += 1
         self.engine._deliver(output, [])
 
     def end(self, sequence, reason):

@@ -237,7 +237,7 @@ async def test_closed_engine_keeps_no_prefill_graphs_until_garbage_is_collected(
     try:
         async with running(runner, prefill) as engine:
             # The pool's thread that waited for the engine's to end may be the last to let go.
-            prompts = weakref.ref(engine._core.prefill, lambda _: loop.call_soon_threadsafe(gone.set))
+            prompts = weakref.ref(engine._thread.core.prefill, lambda _: loop.call_soon_threadsafe(gone.set))
         await asyncio.wait_for(gone.wait(), DEADLINE_SECONDS)
         assert prompts() is None
     finally:

@@ -1,0 +1,199 @@
+"""The engine's own thread: commands in, what steps tell out.
+
+It runs while onnxruntime has released the interpreter's lock. It and the event loop exchange one `call_soon_threadsafe`
+per step, never per token, and wake each other by condition, never by sleep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from carousel.models.cores import usable_cores
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.port import Request, StepReport
+from carousel.service.engine.prefill.thread import PrefillThread
+from carousel.service.engine.sequence import StepOutput
+from carousel.service.engine.session import RunnerBroken
+
+logger = logging.getLogger("carousel.engine")
+
+MAX_UNDELIVERED_STEPS = 8
+"""Steps the engine may be ahead of an event loop that is busy; then it waits."""
+
+MAX_HELD_REPORTS = 64
+"""Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
+at each of its tokens. This many at most."""
+
+SHUTTING_DOWN = "the server is shutting down"
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Queue a request."""
+
+    id: int
+    request: Request
+    batch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a request."""
+
+    id: int
+
+
+class EngineThread:
+    """Runs a core. `start`, `hand_over`, `delivered` and `close` are the event loop's.
+
+    Args:
+        core: warm; nobody else's from the start on.
+        name: of the thread.
+        deliver: called on the event loop with what a step tells, and the reports of all steps since the last time.
+            `delivered` is to be called in return.
+        broken: called on the event loop with the reason when the thread fails, before what that ends is delivered.
+        forgotten: called on the event loop after that: whoever has not been told the end by now never will be.
+    """
+
+    def __init__(
+        self,
+        core: EngineCore,
+        name: str,
+        *,
+        deliver: Callable[[StepOutput, list[StepReport]], None],
+        broken: Callable[[str], None],
+        forgotten: Callable[[], None],
+    ) -> None:
+        self.core: EngineCore | None = core
+        """None once closed: whoever still knows the engine then does not keep its memory."""
+        self._deliver = deliver
+        self._broken = broken
+        self._forgotten = forgotten
+        self._wake = threading.Condition()
+        """Of what both sides write: the three that follow."""
+        self._commands: list[Add | Cancel] = []
+        self._undelivered = 0
+        self._closing = False
+        self._reports: list[StepReport] = []
+        """Of steps that told nobody anything."""
+        self._in_steps = threading.Event()
+        """Whether rows are in use, as of the last step."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._prefill_thread: PrefillThread | None = None
+        """None where there is one core alone; and once closed, like the core."""
+        if usable_cores() > 1:
+            self._prefill_thread = PrefillThread(core.prefill, self._in_steps.is_set, f"{name}-prefill")
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the thread, and the one that consumes prompts."""
+        self._loop = loop
+        self._thread.start()
+        if self._prefill_thread is not None:
+            self._prefill_thread.start()
+
+    @property
+    def name(self) -> str:
+        """Of the thread."""
+        return self._thread.name
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has been started, and does not run any more."""
+        return self._loop is not None and not self._thread.is_alive()
+
+    def hand_over(self, commands: Sequence[Add | Cancel]) -> None:
+        """Commands, to be obeyed before the next step."""
+        if self._prefill_thread is not None:  # at once, not before the next step
+            for command in commands:
+                if isinstance(command, Add):
+                    self._prefill_thread.begin(command.id, command.request, batch=command.batch)
+        with self._wake:
+            self._commands += commands
+            self._wake.notify()
+
+    def delivered(self) -> None:
+        """What a step told has arrived."""
+        with self._wake:
+            self._undelivered -= 1
+            if self._undelivered == MAX_UNDELIVERED_STEPS - 1:
+                self._wake.notify()
+
+    async def close(self) -> None:
+        """End every request and stop."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+        if self._prefill_thread is not None:
+            await asyncio.to_thread(self._prefill_thread.close)
+        self.core = self._prefill_thread = None
+
+    def _run(self) -> None:
+        """The thread: until closed, take commands, step, post what came of it."""
+        core = self.core
+        assert core is not None
+        try:
+            with np.errstate(all="ignore"):  # a row of NaN is that row's failure, not a warning
+                while self._await_work(core):
+                    output = core.step()
+                    if core.in_steps != self._in_steps.is_set():
+                        (self._in_steps.set if core.in_steps else self._in_steps.clear)()
+                    self._tell(output)
+            self._tell(core.fail_all(SHUTTING_DOWN))
+        except RunnerBroken as error:
+            self._break(core, f"the model's runner is broken ({error})")
+        except BaseException as error:  # nothing may end this thread without its streams being told
+            logger.exception("the engine's thread failed")
+            self._break(core, f"the engine failed ({type(error).__name__})")
+
+    def _await_work(self, core: EngineCore) -> bool:
+        """Sleep until there is something to do; False once closing."""
+        with self._wake:
+            self._wake.wait_for(
+                lambda: (
+                    self._closing or (self._undelivered < MAX_UNDELIVERED_STEPS and (self._commands or not core.idle))
+                )
+            )
+            commands, self._commands = self._commands, []
+        for command in commands:
+            if isinstance(command, Add):
+                core.add(command.id, command.request, batch=command.batch)
+            else:
+                core.cancel(command.id)
+        return not self._closing
+
+    def _tell(self, output: StepOutput) -> None:
+        """Hand over what a step told, with the reports of all steps since the last time."""
+        if output.report is not None:
+            self._reports.append(output.report)
+        if not output.tells and len(self._reports) < MAX_HELD_REPORTS:
+            return
+        reports, self._reports = self._reports, []
+        with self._wake:
+            self._undelivered += 1
+        if not self._post(self._deliver, output, reports):
+            self._closing = True
+
+    def _break(self, core: EngineCore, reason: str) -> None:
+        self._post(self._broken, reason)
+        with contextlib.suppress(Exception):  # its tables may be what is broken
+            self._tell(core.fail_all(reason))
+        self._post(self._forgotten)
+
+    def _post(self, callback: Callable[..., None], *arguments: object) -> bool:
+        """Have the event loop call something; False where it is closed, and nobody listens any more."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            return False
+        return True

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from carousel.benchmarks import sampling, tables
+from carousel.benchmarks import numbers, sampling, tables
 from carousel.benchmarks.load import (
     Generation,
     LoadFailed,
@@ -280,13 +280,6 @@ def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"is {number}; allowed is 1 or more")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Carousel against its peers.")
     parser.add_argument("--bundle", type=Path, help="<repository>/<model>/<version>; default: 2x512 LSTM, 10,000 words")
@@ -300,19 +293,29 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where graphs run, the naive peer's too (default: {PROVIDERS_VARIABLE}, or cpu)",
     )
     parser.add_argument("--peers", choices=PEERS, nargs="*", help="measured beside the naive one; alone: all of them")
-    parser.add_argument("--streams", type=_count, nargs="+", help="closed loop: how many at once")
+    parser.add_argument("--streams", type=numbers.count, nargs="+", help="closed loop: how many at once")
     parser.add_argument(
-        "--open", type=float, nargs="*", metavar="LOAD", help=f"open loop too, at fractions of capacity ({LOADS})"
+        "--open",
+        type=numbers.multiple,
+        nargs="*",
+        metavar="LOAD",
+        help=f"open loop too, at fractions of capacity ({LOADS})",
     )
     parser.add_argument("--sampling", action="store_true", help="instead: by how tokens are sampled")
-    parser.add_argument("--vocabulary", type=_count, help="words of the default bundle, with --sampling")
+    parser.add_argument("--vocabulary", type=numbers.count, help="words of the default bundle, with --sampling")
     parser.add_argument(
         "--against", type=Path, metavar="CHECKOUT", help="another commit's code, measured in turn, with --sampling"
     )
-    parser.add_argument("--seconds", type=float, default=8.0, help="measured per run")
-    parser.add_argument("--warmup", type=float, default=2.0, help="seconds before that whose figures are dropped")
-    parser.add_argument("--rounds", type=int, default=3, help="how often every server is measured; 0: open loop only")
-    parser.add_argument("--max-tokens", type=_count, default=128, help="sampled per generation, at temperature 1")
+    parser.add_argument("--seconds", type=numbers.seconds, default=8.0, help="measured per run")
+    parser.add_argument(
+        "--warmup", type=numbers.seconds_or_none, default=2.0, help="seconds before that whose figures are dropped"
+    )
+    parser.add_argument(
+        "--rounds", type=numbers.count_or_none, default=3, help="how often every server is measured; 0: open loop only"
+    )
+    parser.add_argument(
+        "--max-tokens", type=numbers.count, default=128, help="sampled per generation, at temperature 1"
+    )
     parser.add_argument("--output", type=Path, help="write all runs here, as JSON")
     return parser
 

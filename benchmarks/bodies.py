@@ -21,6 +21,7 @@ from typing import Any
 
 from websockets.asyncio.client import connect
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.load import Target
 from carousel.benchmarks.server import SERVICE, ServerFailed, launched
 from carousel.benchmarks.tables import markdown
@@ -115,7 +116,9 @@ def _post(target: Target, path: str, content: bytes) -> tuple[int, float]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the table; 1 with a sentence on stderr where the server fails."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bodies", description="A stream beside large bodies.")
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long each body is sent again and again")
+    parser.add_argument(
+        "--seconds", type=numbers.seconds, default=3.0, help="how long each body is sent again and again"
+    )
     options = parser.parse_args(arguments)
     lines = [["beside the stream", "MB", "answers", "status", "an answer takes", "longest gap between tokens"]]
     try:

@@ -23,6 +23,7 @@ import numpy as np
 import uvloop
 from PIL import Image
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.http import Client
 from carousel.benchmarks.load import Target
 from carousel.benchmarks.record import LoadResult, Recorder
@@ -180,9 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", type=Path, help="<repository>/<model>/<version>; default: the shipped scenes")
     parser.add_argument("--fp32", type=Path, help="the same model's bundle in fp32, for the peer")
     parser.add_argument("--images", type=Path, help="a directory of image files; default: drawn ones")
-    parser.add_argument("--clients", type=int, default=64, help="that ask at once")
-    parser.add_argument("--seconds", type=float, default=6.0, help="measured per run")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured")
+    parser.add_argument("--clients", type=numbers.count, default=64, help="that ask at once")
+    parser.add_argument("--seconds", type=numbers.seconds, default=6.0, help="measured per run")
+    parser.add_argument("--rounds", type=numbers.count, default=3, help="how often each side is measured")
     return parser
 
 

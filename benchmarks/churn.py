@@ -27,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.captions import BOUNDARY, draw_images
 from carousel.benchmarks.captions import form as caption_form
 from carousel.benchmarks.load import MAX_STREAMS, LoadRefused, Target, allow_connections
@@ -265,9 +266,11 @@ def rows_in_use(target: Target) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, and return the exit status: 0, or 1 where a request failed or a row is still in use."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.churn", description="Clients that come and go.")
-    parser.add_argument("--requests", type=int, default=100_000, help="in all")
-    parser.add_argument("--clients", type=int, default=32, help="at a time")
-    parser.add_argument("--settle", type=float, default=60.0, help="seconds until memory is held to be warm")
+    parser.add_argument("--requests", type=numbers.count, default=100_000, help="in all")
+    parser.add_argument("--clients", type=numbers.count, default=32, help="at a time")
+    parser.add_argument(
+        "--settle", type=numbers.seconds_or_none, default=60.0, help="seconds until memory is held to be warm"
+    )
     parser.add_argument("--output", type=Path, help="write the outcome here, as JSON")
     options = parser.parse_args(arguments)
     try:

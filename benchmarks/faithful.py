@@ -19,6 +19,7 @@ import torch
 import uvloop
 from torch import Tensor
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.captions import BOUNDARY, form, read_images, shipped
 from carousel.benchmarks.http import Client
 from carousel.benchmarks.load import Target
@@ -137,9 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faithful", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--bundle", type=Path, help="<repository>/<model>/<version>; default: the shipped scenes")
     parser.add_argument("--images", type=Path, help="a directory of image files; default: new scenes")
-    parser.add_argument("--count", type=int, default=600, help="how many images")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the scenes")
-    parser.add_argument("--beam-width", type=int, default=3, help="of the beam search")
+    parser.add_argument("--count", type=numbers.count, default=600, help="how many images")
+    parser.add_argument("--seed", type=numbers.count_or_none, default=SEED, help="of the scenes")
+    parser.add_argument("--beam-width", type=numbers.count, default=3, help="of the beam search")
     return parser
 
 

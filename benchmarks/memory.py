@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import uvloop
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.load import Generation, Window, closed_loop
 from carousel.benchmarks.report import Machine
 from carousel.benchmarks.server import resident_bytes, running
@@ -48,9 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description="What a model takes in memory.")
     parser.add_argument("bundles", type=Path, nargs="*", metavar="BUNDLE", help="<repository>/<model>/<version>")
     parser.add_argument(
-        "--vocabulary", type=int, default=VOCABULARY_SIZE, help="words of the model that is made for this (10,000)"
+        "--vocabulary",
+        type=numbers.count,
+        default=VOCABULARY_SIZE,
+        help="words of the model that is made for this (10,000)",
     )
-    parser.add_argument("--streams", type=int, default=64, help="at once (64)")
+    parser.add_argument("--streams", type=numbers.count, default=64, help="at once (64)")
     options = parser.parse_args(arguments)
     paths = options.bundles or [
         words_bundle(precision, vocabulary_size=options.vocabulary) for precision in ("int8", "fp32")

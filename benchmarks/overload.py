@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import uvloop
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.load import (
     Generation,
     LoadFailed,
@@ -98,10 +99,12 @@ def _times(at: Latency, over: Latency) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description="More requests than rows.")
-    parser.add_argument("--times", type=float, default=5.0, help="arrivals, as a multiple of capacity")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of overload that are measured")
-    parser.add_argument("--capacity-seconds", type=float, default=10.0, help="of the closed loop before")
-    parser.add_argument("--warmup", type=float, default=6.0, help="seconds before each whose figures are dropped")
+    parser.add_argument("--times", type=numbers.multiple, default=5.0, help="arrivals, as a multiple of capacity")
+    parser.add_argument("--seconds", type=numbers.seconds, default=60.0, help="of overload that are measured")
+    parser.add_argument("--capacity-seconds", type=numbers.seconds, default=10.0, help="of the closed loop before")
+    parser.add_argument(
+        "--warmup", type=numbers.seconds_or_none, default=6.0, help="seconds before each whose figures are dropped"
+    )
     return parser
 
 

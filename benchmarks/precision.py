@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.report import Machine
 from carousel.benchmarks.turns import model_of
 from carousel.export.int8_graph import build_int8_step
@@ -136,11 +137,11 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description="Time steps of each precision.")
     parser.add_argument("--cell", choices=["lstm", "gru"], default="lstm")
-    parser.add_argument("--vocabulary", type=int, default=10_000, help="tokens (10,000)")
+    parser.add_argument("--vocabulary", type=numbers.count, default=10_000, help="tokens (10,000)")
     parser.add_argument("--bundles", type=Path, nargs="*", default=BUNDLES, help="of one model (scenes/1 and scenes/2)")
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows of a step (1 16 64 128)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each variant")
-    parser.add_argument("--threads", type=int, default=1, help="of onnxruntime (1); 0: one per core")
+    parser.add_argument("--rows", type=numbers.count, nargs="+", default=ROWS, help="rows of a step (1 16 64 128)")
+    parser.add_argument("--rounds", type=numbers.count, default=ROUNDS, help="turns of each variant")
+    parser.add_argument("--threads", type=numbers.count_or_none, default=1, help="of onnxruntime (1); 0: one per core")
     return parser
 
 

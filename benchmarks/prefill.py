@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.report import Machine
 from carousel.benchmarks.turns import UNITS, WORDS, Seconds, model_of, take_turns
 from carousel.export.int8_graph import build_int8_step
@@ -179,8 +180,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.prefill", description="Prompts with prefill and without."
     )
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each variant (7)")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="of histories (16 64 256 1024 4096)")
+    parser.add_argument("--rounds", type=numbers.count, default=7, help="turns of each variant (7)")
+    parser.add_argument(
+        "--lengths", type=numbers.count, nargs="+", default=LENGTHS, help="of histories (16 64 256 1024 4096)"
+    )
     parser.add_argument("--output", type=Path, help="write the histories' times here, as JSON, for benchmarks.plots")
     options = parser.parse_args()
     benchmark = Benchmark(options.rounds)

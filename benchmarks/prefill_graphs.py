@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.report import Machine
 from carousel.benchmarks.turns import UNITS, WORDS, model_of, take_turns
 from carousel.export.int8_graph import build_int8_step
@@ -101,7 +102,7 @@ def _by_layers(sessions: Sequence[onnxruntime.InferenceSession], ids: Array) -> 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prefill_graphs", description="Many steps in one call.")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each variant (15)")
+    parser.add_argument("--rounds", type=numbers.count, default=15, help="turns of each variant (15)")
     rounds = parser.parse_args().rounds
     model = model_of()
     step, parts = build_int8_step(model), build_int8_prefill(model)

@@ -28,6 +28,7 @@ from time import perf_counter
 import uvloop
 from websockets.asyncio.client import connect
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.churn import REPOSITORY, WrongAnswer, ask
 from carousel.benchmarks.load import Target
 from carousel.benchmarks.report import Machine
@@ -180,12 +181,17 @@ async def ask_admin(target: Target, path: str, key: str, version: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run; the exit status is 1 where a request failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reloads", description=__doc__.partition("\n")[0])
-    parser.add_argument("--reloads", type=int, default=200)
+    parser.add_argument("--reloads", type=numbers.count, default=200)
     parser.add_argument(
-        "--settle", type=int, default=2 * WINDOW, help="reloads before the memory that the end is held against"
+        "--settle",
+        type=numbers.count_or_none,
+        default=2 * WINDOW,
+        help="reloads before the memory that the end is held against",
     )
-    parser.add_argument("--streams", type=int, default=4)
-    parser.add_argument("--baseline", type=float, default=5.0, help="seconds of load before the first reload")
+    parser.add_argument("--streams", type=numbers.count, default=4)
+    parser.add_argument(
+        "--baseline", type=numbers.seconds_or_none, default=5.0, help="seconds of load before the first reload"
+    )
     options = parser.parse_args(arguments)
     print(Machine.this(), flush=True)
     key = secrets.token_hex(32)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from carousel.benchmarks import numbers
 from carousel.benchmarks.http import Client
 from carousel.benchmarks.load import Target
 from carousel.benchmarks.report import Machine
@@ -123,9 +124,9 @@ def with_histories(target: Target, seconds: float) -> tuple[float, list[float]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tracing", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seconds", type=float, default=6.0, help="measured per run of the closed loop")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured")
-    parser.add_argument("--answers", type=int, default=1000, help="of the flat-cost curve, for each history")
+    parser.add_argument("--seconds", type=numbers.seconds, default=6.0, help="measured per run of the closed loop")
+    parser.add_argument("--rounds", type=numbers.count, default=3, help="how often each side is measured")
+    parser.add_argument("--answers", type=numbers.count, default=1000, help="of the flat-cost curve, for each history")
     options = parser.parse_args(arguments)
     bundle = tutor_bundle()
     print(Machine.this(), flush=True)

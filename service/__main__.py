@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m service"
     except ValidationError as error:
         for problem in error.errors():
             name = "_".join(map(str, problem["loc"]))
-            print(f"{f'--{name}' if name in given else PREFIX + name.upper()}: {problem['msg']}", file=sys.stderr)
+            told = problem["msg"].removeprefix("Value error, ")
+            print(f"{f'--{name}' if name in given else PREFIX + name.upper()}: {told}", file=sys.stderr)
         return 2
     logs.install(settings.log_level, settings.log_format)
     # Not refused: a cluster gives every container variables that begin with the name of each of its services.

@@ -201,6 +201,13 @@ class Settings(BaseSettings):
     def _with_commas(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
+    @field_validator("host")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        if not value.strip():  # asyncio would listen on every address
+            raise ValueError("is empty; give an address, such as 127.0.0.1, or 0.0.0.0 for all")
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -106,7 +106,9 @@ class Server(uvicorn.Server):
 
         for server in list(self.servers):
             for listening in server.sockets:
-                logger.info("ready on http://%s:%d (/docs describes the API)", *listening.getsockname()[:2])
+                host, port = listening.getsockname()[:2]
+                shown = f"[{host}]" if ":" in host else host
+                logger.info("ready on http://%s:%d (/docs describes the API)", shown, port)
                 for _ in range(1, ACCEPTS):
                     again = socket.socket(fileno=os.dup(listening.fileno()))
                     self.servers.append(await loop.create_server(protocol, sock=again, backlog=config.backlog))

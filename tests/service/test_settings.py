@@ -39,3 +39,10 @@ def test_command_warns_of_a_variable_that_is_no_setting_and_does_not_tell_its_va
     assert done.returncode == 1
     assert "no settings, and without effect: CAROUSEL_PROT (is CAROUSEL_PORT meant?)" in done.stderr
     assert "8104" not in done.stderr
+
+
+@pytest.mark.parametrize("host", ["", " "])
+def test_host_that_is_empty_is_no_address(host):
+    """Asyncio would listen on every address of the machine, where no Host header is looked at."""
+    with pytest.raises(ValueError, match=r"is empty; give an address, such as 127\.0\.0\.1, or 0\.0\.0\.0 for all"):
+        Settings(host=host)

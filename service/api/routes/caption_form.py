@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from carousel.service.api.routes.disconnect import ClientGone
+from carousel.service.api.routes.json_route import refuse_compressed
 from carousel.service.api.routes.multipart import read_form
 from carousel.service.api.wire.caption_messages import MAX_IMAGES, CaptionFields, CaptionsRequest
 from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
@@ -42,6 +43,7 @@ async def read_asked(request: Request) -> Asked:
         RequestError: malformed_form, malformed_json or invalid_request.
         ClientGone: the client left while it sent.
     """
+    refuse_compressed(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "multipart/form-data":

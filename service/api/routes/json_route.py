@@ -21,7 +21,7 @@ from carousel.service.api.routes.context import Context, context_of, note_model
 from carousel.service.api.routes.disconnect import ClientGone
 from carousel.service.api.routes.head_route import HeadRoute
 from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
-from carousel.service.api.wire.validation import invalid
+from carousel.service.api.wire.validation import invalid, printable
 from carousel.service.errors import RequestError
 
 NO_OBJECT = "the body must be a JSON object, sent with the header content-type: application/json"
@@ -79,9 +79,20 @@ async def _content(request: Request, *, optional: bool) -> bytes:
     if not content and optional:
         return content
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    refuse_compressed(request)
     if not content or not (media_type == "application/json" or media_type.endswith("+json")):
         raise RequestError("invalid_request", NO_OBJECT)
     return content
+
+
+def refuse_compressed(request: Request) -> None:
+    """See that a body is sent as it is. Raises RequestError."""
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise RequestError(
+            "invalid_request",
+            f"the body is compressed (content-encoding: {printable(coding)}), which is not read here; send it as it is",
+        )
 
 
 def _value(content: bytes, parse: Callable[[bytes], Any]) -> Any:

@@ -246,3 +246,13 @@ def test_image_that_is_wrong_is_told_by_its_number(client, picture):
     image = base64.b64encode(picture()).decode()
     response = client.post(CAPTIONS, json={"images": [image, "?"]})
     assert response.json()["error"]["message"].startswith("images.1: ")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br, gzip", "DEFLATE"])
+@pytest.mark.parametrize("path", [COMPLETIONS, TRACE, CAPTIONS])
+def test_compressed_body_is_refused_by_that_name(client, path, coding):
+    response = client.post(path, json={"attempts": [ATTEMPT]}, headers={"content-encoding": coding})
+    told = response.json()["error"]["message"]
+    assert told.startswith(f"the body is compressed (content-encoding: {coding.lower()}), which is not read here")
+    plain = client.post(TRACE, json={"attempts": [ATTEMPT]}, headers={"content-encoding": "identity"})
+    assert plain.status_code == 200

@@ -34,6 +34,7 @@ from carousel.benchmarks.server import ServerFailed, Side, left_out, resident_by
 from carousel.benchmarks.step import PROVIDERS_VARIABLE, StepGraph, bare_tokens_per_second
 from carousel.benchmarks.words import VOCABULARY_SIZE, Shape, words_bundle
 from carousel.models.bundle import Bundle, open_bundle
+from carousel.models.codec.text import TextCodec
 from carousel.models.errors import CarouselError
 from carousel.models.manifest import Precision
 from carousel.service.engine.device import CUDA
@@ -128,7 +129,7 @@ def _sampling(options: argparse.Namespace) -> int:
         servers.append(sampling.Server("Carousel, flat fp32", "carousel", plain))
         servers += [sampling.Server(f"{side}, flat fp32", side, plain) for side in _sides(options)]
         servers.append(sampling.Server("naive, flat int8", "naive", bundles["flat int8"]))
-    size = open_bundle(next(iter(bundles.values()))).text_codec.vocabulary_size
+    size = open_bundle(next(iter(bundles.values()))).codec(TextCodec).vocabulary_size
     prompt = random.Random(0).choices(range(size), k=PROMPT_TOKENS)
     generation = Generation(tuple(prompt), options.max_tokens)
     window = Window(options.seconds, options.warmup)
@@ -191,7 +192,7 @@ def _plan(options: argparse.Namespace) -> Plan:
             servers.append((side, "fp32"))
     for reason in remarks:
         _progress(reason)
-    size = next(iter(bundles.values())).text_codec.vocabulary_size
+    size = next(iter(bundles.values())).codec(TextCodec).vocabulary_size
     prompt = random.Random(0).choices(range(size), k=PROMPT_TOKENS)
     return Plan(
         bundles=bundles,
@@ -222,7 +223,7 @@ def _require_cuda(bundles: Iterable[Bundle]) -> None:
 def _bare(plan: Plan, number: int) -> list[BareRun]:
     runs: list[BareRun] = []
     for precision, bundle in plan.bundles.items():
-        graph, size = StepGraph(bundle), bundle.text_codec.vocabulary_size
+        graph, size = StepGraph(bundle), bundle.codec(TextCodec).vocabulary_size
         runs += [
             BareRun(precision, rows, number, bare_tokens_per_second(graph, size, rows, BARE_SECONDS))
             for rows in sorted({min(streams, BARE_MAX_ROWS) for streams in plan.streams})

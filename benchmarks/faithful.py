@@ -25,11 +25,11 @@ from carousel.benchmarks.http import Client
 from carousel.benchmarks.load import Target
 from carousel.benchmarks.server import SERVICE, ServerFailed, launched, service_settings
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
-from carousel.models.encoder import IMAGE
+from carousel.models.codec.caption import caption_codec
 from carousel.models.errors import BundleNotFound, CarouselError
-from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
+from carousel.models.graph import STATE_PREFIX, next_name
 from carousel.models.nn.beam import best_captions
-from carousel.models.step import STEP_OUTPUT
+from carousel.models.step import IMAGE, STEP_OUTPUT
 from carousel.training.corpus.scene_drawing import encode_scene
 from carousel.training.corpus.scene_words import describes
 from carousel.training.corpus.scenes import make_scenes
@@ -46,14 +46,16 @@ class BundleCaptioner:
         options.intra_op_num_threads = 1
         self._encoder = onnxruntime.InferenceSession(bundle.path / ENCODER_GRAPH, options)
         self._step = onnxruntime.InferenceSession(bundle.path / STEP_GRAPH, options)
-        self._states = [spec.name.removeprefix(STATE_PREFIX) for spec in bundle.step.states]
-        self._outputs = [STEP_OUTPUT["captioning"], *(next_name(spec.name) for spec in bundle.step.states)]
+        self._states = [spec.name.removeprefix(STATE_PREFIX) for spec in bundle.states]
+        self._context = [spec.name for spec in bundle.context]
+        self._outputs = [STEP_OUTPUT["captioning"], *(next_name(spec.name) for spec in bundle.states)]
 
     def encode(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See CaptioningModel.encode."""
         names = [output.name for output in self._encoder.get_outputs()]
         said = dict(zip(names, map(torch.from_numpy, self._encoder.run(names, {IMAGE: images.numpy()})), strict=True))
-        return _unprefixed(STATE_PREFIX, said), _unprefixed(MEMORY_PREFIX, said)
+        states = {name.removeprefix(STATE_PREFIX): said[name] for name in said if name.startswith(STATE_PREFIX)}
+        return states, {name: said[name] for name in self._context}
 
     def step(
         self, token: Tensor, state: dict[str, Tensor], memories: dict[str, Tensor]
@@ -61,15 +63,9 @@ class BundleCaptioner:
         """See CaptioningModel.step."""
         fed = {"token": token.numpy()}
         fed |= {STATE_PREFIX + name: part.numpy() for name, part in state.items()}
-        fed |= {
-            MEMORY_PREFIX + name: part.expand(len(token), *part.shape[1:]).numpy() for name, part in memories.items()
-        }
+        fed |= {name: part.expand(len(token), *part.shape[1:]).numpy() for name, part in memories.items()}
         logits, *after = map(torch.from_numpy, self._step.run(self._outputs, fed))
         return logits, dict(zip(self._states, after, strict=True)), None
-
-
-def _unprefixed(prefix: str, said: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): part for name, part in said.items() if name.startswith(prefix)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +114,7 @@ async def ask(target: Target, files: Sequence[bytes], width: int) -> list[str]:
 
 def offline(bundle: Bundle, files: Sequence[bytes], width: int) -> list[str]:
     """The same from the graphs alone."""
-    codec, manifest, captioner = bundle.image_codec, bundle.manifest, BundleCaptioner(bundle)
+    codec, manifest, captioner = caption_codec(bundle), bundle.manifest, BundleCaptioner(bundle)
     captions = []
     for file in files:
         (best,) = best_captions(

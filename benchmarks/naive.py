@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from carousel.benchmarks.step import Step, StepGraph
 from carousel.models.bundle import Bundle, open_bundle
+from carousel.models.codec.text import TextCodec
 from carousel.models.manifest import DecodingDefaults
 
 Logits = NDArray[np.float32]
@@ -103,11 +104,11 @@ def create_app(bundle: Bundle, graph: Step) -> FastAPI:
 
 
 async def _generate(socket: WebSocket, graph: Step, bundle: Bundle, model: str, start: dict[str, Any]) -> None:
-    tokens: list[int] = start["tokens"] if "tokens" in start else bundle.text_codec.encode(start["prompt"])
+    tokens: list[int] = start["tokens"] if "tokens" in start else bundle.codec(TextCodec).encode(start["prompt"])
     sampling = start.get("sampling", {})
     max_tokens = int(sampling.get("max_tokens", 16))
     writer = Writer(graph, bundle.manifest.decoding, sampling)
-    detokenizer = bundle.text_codec.detokenizer(tokens)
+    detokenizer = bundle.codec(TextCodec).detokenizer(tokens)
     accepted = {"request_id": uuid.uuid4().hex, "model": model, "version": bundle.version}
     await socket.send_text(json.dumps({"type": "accepted", **accepted, "prompt_tokens": len(tokens)}))
     unread, texts = tokens, []

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from carousel.benchmarks.step import default_options
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
+from carousel.models.codec.caption import caption_codec
 from carousel.models.graph import next_name
 
 
@@ -28,12 +29,12 @@ class Captioner:
     """Greedy captions, in sessions with onnxruntime's own defaults."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._codec = bundle.image_codec
+        self._codec = caption_codec(bundle)
         self._longest = bundle.manifest.limits.max_new_tokens
         self._encoder = onnxruntime.InferenceSession(bundle.path / ENCODER_GRAPH, default_options())
         self._step = onnxruntime.InferenceSession(bundle.path / STEP_GRAPH, default_options())
-        self._states = [spec.name for spec in bundle.step.states]
-        self._begins_with = [*self._states, *(spec.name for spec in bundle.step.memories)]
+        self._states = [spec.name for spec in bundle.states]
+        self._begins_with = [*self._states, *(spec.name for spec in bundle.context)]
         self._outputs = ["logits", *map(next_name, self._states)]
 
     def caption(self, content: bytes) -> str:

@@ -25,6 +25,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 from carousel.benchmarks.step import default_options
 from carousel.benchmarks.tutor import tutor_bundle, tutor_model
 from carousel.models.bundle import STEP_GRAPH, Bundle, open_bundle
+from carousel.models.codec.interaction import InteractionCodec
 from carousel.models.graph import next_name
 
 Predict = Callable[[list[int]], NDArray[np.float32]]
@@ -47,7 +48,7 @@ class History(TypedDict):
 def by_steps(bundle: Bundle) -> Predict:
     """One call per attempt."""
     session = onnxruntime.InferenceSession(bundle.path / STEP_GRAPH, default_options())
-    shapes = {spec.name: [1, *(size or 0 for size in spec.shape[1:])] for spec in bundle.step.states}
+    shapes = {spec.name: [1, *(size or 0 for size in spec.shape[1:])] for spec in bundle.states}
     outputs = ["probability", *map(next_name, shapes)]
 
     def predict(ids: list[int]) -> NDArray[np.float32]:
@@ -80,7 +81,7 @@ def by_torch() -> Predict:
 def create_app(way: Literal["steps", "torch"]) -> FastAPI:
     """The app."""
     bundle = open_bundle(tutor_bundle())
-    names = bundle.interaction_codec.skills
+    names = bundle.codec(InteractionCodec).skills
     predict = by_steps(bundle) if way == "steps" else by_torch()
     app = FastAPI()
 

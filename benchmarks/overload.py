@@ -32,6 +32,7 @@ from carousel.benchmarks.record import Latency, LoadResult
 from carousel.benchmarks.server import ServerFailed, running
 from carousel.benchmarks.words import words_bundle
 from carousel.models.bundle import open_bundle
+from carousel.models.codec.text import TextCodec
 from carousel.models.errors import CarouselError
 from carousel.service.settings import Settings
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         allow_connections(4096)
         bundle = open_bundle(words_bundle("int8"))
-        prompt = random.Random(0).choices(range(bundle.text_codec.vocabulary_size), k=PROMPT_TOKENS)
+        prompt = random.Random(0).choices(range(bundle.codec(TextCodec).vocabulary_size), k=PROMPT_TOKENS)
         generation = Generation(tuple(prompt), MAX_TOKENS)
         window = Window(options.seconds, options.warmup)
         with running("carousel", bundle.path) as websocket:

@@ -102,7 +102,7 @@ def of_bundle(bundle: Bundle, graph: str, threads: int) -> Variant:
     assert spec is not None
     asked = [output.name for output in spec.outputs]
     if graph == STEP_GRAPH:
-        asked = [name for name in asked if name not in {next_name(state.name) for state in spec.states}]
+        asked = [name for name in asked if name not in {state.after for state in bundle.manifest.step.states}]
     name = f"{bundle.model}/{bundle.version}, {bundle.manifest.precision}"
     return Variant(name, spec, _session(bundle.path / graph, threads), asked, bundle.output_size, threads)
 

@@ -24,7 +24,7 @@ from carousel.benchmarks.report import Machine
 from carousel.benchmarks.turns import UNITS, WORDS, Seconds, model_of, take_turns
 from carousel.export.int8_graph import build_int8_step
 from carousel.export.int8_prefill import build_int8_prefill
-from carousel.models.graph import STATE_PREFIX
+from carousel.models.graph import STATE_PREFIX, next_name
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.parameters import SamplingParameters
 from carousel.service.engine.port import Request, Snapshot
@@ -131,11 +131,16 @@ class Benchmark:
             inputs={"token": StateSpec((), "int64")},
             outputs={"logits": StateSpec((WORDS,), "float32")},
             states=self._specs,
+            after={name: next_name(name) for name in self._specs},
             context={},
             head=HeadPorts("token", "logits"),
         )
         runner = OnnxRunner(self._step, ports, 1)
-        many = OnnxPrefillRunner(self._prefill, "language") if prefill else None
+        many = (
+            OnnxPrefillRunner(self._prefill, lambda ids: {"token": np.ascontiguousarray(ids)}, ports.after)
+            if prefill
+            else None
+        )
         core = EngineCore(runner, 64, prefill=many)
         core.prefill.check(runner)
         return core

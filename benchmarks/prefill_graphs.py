@@ -20,8 +20,7 @@ from carousel.benchmarks.report import Machine
 from carousel.benchmarks.turns import UNITS, WORDS, model_of, take_turns
 from carousel.export.int8_graph import build_int8_step
 from carousel.export.int8_prefill import build_int8_prefill
-from carousel.models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
-from carousel.models.prefill import ABOVE
+from carousel.models.graph import ABOVE, NEXT_STATE_PREFIX, STATE_PREFIX
 from carousel.service.engine.parameters import Array
 
 STEPS = 64

@@ -51,10 +51,10 @@ class StepGraph:
             onnxruntime.preload_dlls()
             providers.insert(0, "CUDAExecutionProvider")
         self._session = onnxruntime.InferenceSession(bundle.path / STEP_GRAPH, default_options(), providers)
-        self._states = [spec.name for spec in bundle.step.states]
+        self._states = [spec.name for spec in bundle.states]
         self._outputs = ["logits", *map(next_name, self._states)]
         # The contract fixes every size but the batch's.
-        self._rows = [(spec.name, [size or 0 for size in spec.shape[1:]], spec.dtype) for spec in bundle.step.states]
+        self._rows = [(spec.name, [size or 0 for size in spec.shape[1:]], spec.dtype) for spec in bundle.states]
 
     def initial_states(self, rows: int) -> States:
         """Zeros, as at a text's start. [rows, ...] each"""

@@ -19,7 +19,7 @@ from carousel.models.bundle import ENCODER_GRAPH
 from carousel.models.errors import CarouselError
 from carousel.models.manifest import DecodingDefaults, Limits, Precision
 from carousel.models.nn.threads import limit_threads
-from carousel.models.prefill import PREFILL_GRAPH
+from carousel.models.step import PREFILL_GRAPH
 
 DECODING = ("temperature", "top_k", "top_p", "beam_width", "length_penalty")
 """The flags that are fields of DecodingDefaults."""

@@ -19,12 +19,11 @@ from carousel.export.parity import MAX_ABS_ERROR, MAX_BATCH, ParityError, random
 from carousel.export.runtime import open_session
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH
 from carousel.models.codec.image import Preprocessing
-from carousel.models.encoder import IMAGE
 from carousel.models.features import FEATURES
-from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
+from carousel.models.graph import CONTEXT_PREFIX, STATE_PREFIX, next_name
 from carousel.models.manifest import Parity, Precision
 from carousel.models.nn.captioning import CaptioningModel
-from carousel.models.step import ATTENTION
+from carousel.models.step import ATTENTION, IMAGE
 
 Floats = npt.NDArray[np.float32]
 
@@ -64,7 +63,7 @@ def measure_captioning_parity(
     errors = _largest_errors(model, step, encoder, preprocessing, extractor, steps, rows, seed)
     int8 = [name for name, precision in (precisions or {}).items() if precision == "int8"]
     for name, error in errors.items():
-        rounded = ENCODER_GRAPH in int8 or (STEP_GRAPH in int8 and not name.startswith((STATE_PREFIX, MEMORY_PREFIX)))
+        rounded = ENCODER_GRAPH in int8 or (STEP_GRAPH in int8 and not name.startswith((STATE_PREFIX, CONTEXT_PREFIX)))
         allowed = math.inf if rounded else MAX_ABS_ERROR["logits"]
         if not error <= allowed:  # NaN is refused too
             raise ParityError(
@@ -102,7 +101,7 @@ def _largest_errors(
     if extractor is not None:
         (features,) = open_session(extractor.model.SerializeToString(), threads=1).run([FEATURES], {IMAGE: images})
     state, memories = model.encode(torch.from_numpy(features))
-    truth = _named(STATE_PREFIX, state) | _named(MEMORY_PREFIX, memories)
+    truth = _named(STATE_PREFIX, state) | _named(CONTEXT_PREFIX, memories)
     fed: dict[str, Floats] = dict(
         zip(truth, open_session(encoder, threads=1).run([*truth], {IMAGE: images}), strict=True)
     )

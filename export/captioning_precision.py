@@ -16,8 +16,9 @@ from carousel.export.forward import GraphCaptioner
 from carousel.export.precision import judge, require_trainings_own
 from carousel.export.progress import SILENT, Progress
 from carousel.models.bleu import bleu
-from carousel.models.codec.image import ImageCodec
-from carousel.models.manifest import CaptioningValidation, DecodingDefaults, Quantization
+from carousel.models.codec.caption import CaptionCodec
+from carousel.models.figures import CaptioningValidation, Quantization
+from carousel.models.manifest import DecodingDefaults
 from carousel.models.nn.beam import Captioner, best_captions
 from carousel.models.nn.captioning import CaptioningModel
 from carousel.models.nn.validation import CaptioningValidationData
@@ -30,7 +31,7 @@ def measure_captioning_quantization(
     model: CaptioningModel,
     step: bytes,
     encoder: bytes | None,
-    codec: ImageCodec,
+    codec: CaptionCodec,
     data: CaptioningValidationData,
     trained: CaptioningValidation | None,
     decoding: DecodingDefaults,
@@ -67,7 +68,7 @@ def measure_captioning_quantization(
 
 def captioning_figures(
     captioner: Captioner,
-    codec: ImageCodec,
+    codec: CaptionCodec,
     data: CaptioningValidationData,
     decoding: DecodingDefaults,
     max_tokens: int,

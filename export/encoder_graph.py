@@ -9,10 +9,10 @@ from carousel.export.captioning_module import EncoderModule
 from carousel.export.extractor import Extractor
 from carousel.export.onnx_graph import export_module
 from carousel.models.codec.image import Preprocessing
-from carousel.models.encoder import IMAGE
 from carousel.models.features import FEATURES
-from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX
+from carousel.models.graph import CONTEXT_PREFIX, STATE_PREFIX
 from carousel.models.nn.captioning import CaptioningModel
+from carousel.models.step import IMAGE
 
 
 def export_encoder(model: CaptioningModel, preprocessing: Preprocessing, extractor: Extractor | None) -> bytes:
@@ -28,7 +28,7 @@ def export_encoder(model: CaptioningModel, preprocessing: Preprocessing, extract
     example = torch.zeros(2, *(preprocessing.shape if extractor is None else extractor.shape))  # rows of one fix axis 0
     with torch.inference_mode():
         _, memories = EncoderModule(model)(example)
-    outputs = [*states, *(MEMORY_PREFIX + name for name in memories)]
+    outputs = [*states, *(CONTEXT_PREFIX + name for name in memories)]
     head = export_module(EncoderModule(model), (example,), {}, [IMAGE if extractor is None else FEATURES], outputs)
     graph = head if extractor is None else _joined(extractor.model, head)
     onnx.checker.check_model(graph, full_check=True)

@@ -21,10 +21,10 @@ from onnx import helper, numpy_helper, version_converter
 from carousel.export.runtime import open_session
 from carousel.export.stored_weights import spell_out_weights
 from carousel.models.codec.image import Preprocessing
-from carousel.models.encoder import IMAGE
 from carousel.models.errors import CarouselError
 from carousel.models.features import FEATURES, FrozenEncoder
 from carousel.models.graph import GraphSpec, TensorSpec, read_graph
+from carousel.models.step import IMAGE
 
 OPSET = 20
 """Of every graph that is exported: torch's exporter writes it, and an older extractor is brought up to it."""

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from carousel.export.runtime import open_session
-from carousel.models.encoder import IMAGE
-from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX, next_name
+from carousel.models.graph import CONTEXT_PREFIX, STATE_PREFIX, next_name
 from carousel.models.nn.captioning import CaptioningModel, Memories
 from carousel.models.nn.network import Network, StepModule
 from carousel.models.nn.recurrent import RecurrentState
+from carousel.models.step import IMAGE
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -97,13 +97,13 @@ class GraphCaptioner:
             return self._model.encode(images)
         names = [spec.name for spec in self._encoder.get_outputs()]
         said = dict(zip(names, map(torch.from_numpy, self._encoder.run(names, {IMAGE: images.numpy()})), strict=True))
-        return _unprefixed(STATE_PREFIX, said), _unprefixed(MEMORY_PREFIX, said)
+        return _unprefixed(STATE_PREFIX, said), _unprefixed(CONTEXT_PREFIX, said)
 
     def step(self, token: Tensor, state: RecurrentState, memories: Memories) -> tuple[Tensor, RecurrentState, None]:
         """See CaptioningModel.step, less where the step looked; a graph's memories are each row's own."""
         fed = {STATE_PREFIX + name: part for name, part in state.items()}
         fed |= {
-            MEMORY_PREFIX + name: part.repeat_interleave(len(token) // len(part), 0) for name, part in memories.items()
+            CONTEXT_PREFIX + name: part.repeat_interleave(len(token) // len(part), 0) for name, part in memories.items()
         }
         arrays = {name: part.numpy() for name, part in fed.items()}
         logits, *after = map(torch.from_numpy, self._session.run(self._outputs, {"token": token.numpy(), **arrays}))

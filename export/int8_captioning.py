@@ -22,7 +22,7 @@ import numpy as np
 from carousel.export.graph_builder import GraphBuilder
 from carousel.export.int8_graph import EmbeddedIds, array, build_int8_step, known_layer, open_gru_gates, open_lstm_gates
 from carousel.export.int8_product import Floats, product, quantize
-from carousel.models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
+from carousel.models.graph import CONTEXT_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
 from carousel.models.nn.attention import StepAttention
 from carousel.models.nn.captioning import LAYER, CaptioningStep
 from carousel.models.nn.cells.gru import StepGRU
@@ -43,7 +43,7 @@ def build_int8_captioning_step(step: CaptioningStep, seen_range: float) -> bytes
     graph = GraphBuilder()
     token = graph.input("token", np.int64)
     states = [graph.input(STATE_PREFIX + name, np.float32, *shape) for name, shape in step.state_shapes.items()]
-    values, keys = (graph.input(MEMORY_PREFIX + name, np.float32, *step.memory_shapes[name]) for name in MEMORIES)
+    values, keys = (graph.input(CONTEXT_PREFIX + name, np.float32, *step.memory_shapes[name]) for name in MEMORIES)
     logits, size = step.output, step.projection.out_features
     graph.output(logits, np.float32, size)
     after = [NEXT_STATE_PREFIX + name for name in step.state_shapes]

@@ -21,7 +21,7 @@ import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from carousel.export.int8_product import Floats
-from carousel.models.encoder import IMAGE
+from carousel.models.step import IMAGE
 
 CALIBRATION_IMAGES = 32
 """So many of the validation images. All 500 of scenes were no better: a wider range is a coarser grid."""

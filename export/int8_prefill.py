@@ -16,14 +16,13 @@ import numpy as np
 from carousel.export.graph_builder import GraphBuilder
 from carousel.export.int8_graph import EmbeddedIds, HiddenUnits, attempt, input_product, known_layer, next_states
 from carousel.export.int8_product import Activation, product_of_few, quantize
-from carousel.models.graph import NEXT_STATE_PREFIX, STATE_PREFIX
+from carousel.models.graph import ABOVE, BELOW, NEXT_STATE_PREFIX, STATE_PREFIX
 from carousel.models.nn.cells.lstm import StepLSTM
 from carousel.models.nn.network import StepModule
-from carousel.models.prefill import ABOVE, BELOW
 
 
 def build_int8_prefill(step: StepModule) -> list[bytes]:
-    """The int8 ONNX models of T steps (models/prefill.py), from the step module whose weights build_int8_step rounds.
+    """The int8 ONNX models of T steps (models/signature.py), from the step module whose weights build_int8_step rounds.
 
     One for each layer, the lowest first.
     """

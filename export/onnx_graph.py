@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from carousel.models.graph import MEMORY_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
+from carousel.models.graph import CONTEXT_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
 from carousel.models.nn.network import StepModule
 from carousel.models.step import ATTENTION
 
@@ -32,7 +32,7 @@ def export_step(module: StepModule) -> bytes:
         module,
         tuple(inputs.values()),
         carried,
-        [*inputs, *(STATE_PREFIX + name for name in names), *(MEMORY_PREFIX + name for name in module.memory_shapes)],
+        [*inputs, *(STATE_PREFIX + name for name in names), *(CONTEXT_PREFIX + name for name in module.memory_shapes)],
         [
             module.output,
             *(NEXT_STATE_PREFIX + name for name in names),

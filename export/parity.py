@@ -16,7 +16,7 @@ import onnxruntime
 from carousel.export.forward import Array, GraphForward, Ids, TorchForward
 from carousel.export.runtime import open_session
 from carousel.models.errors import CarouselError
-from carousel.models.graph import MEMORY_PREFIX, STATE_PREFIX
+from carousel.models.graph import CONTEXT_PREFIX, STATE_PREFIX
 from carousel.models.manifest import Parity, Precision
 from carousel.models.nn.network import Network, StepModule
 
@@ -97,7 +97,7 @@ def random_floats(graph: bytes, rows: int, seed: int) -> dict[str, Array]:
     return {
         spec.name: np.tanh(random.standard_normal((rows, *spec.shape[1:]))).astype(np.float32)
         for spec in open_session(graph, threads=1).get_inputs()
-        if spec.name.startswith((STATE_PREFIX, MEMORY_PREFIX))
+        if spec.name.startswith((STATE_PREFIX, CONTEXT_PREFIX))
     }
 
 

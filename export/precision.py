@@ -16,7 +16,7 @@ import numpy as np
 from carousel.export.forward import Forward, GraphForward, TorchForward
 from carousel.export.progress import SILENT, Progress
 from carousel.models.errors import CarouselError, CheckpointError
-from carousel.models.manifest import CaptioningValidation, LanguageValidation, Measure, Quantization, TracingValidation
+from carousel.models.figures import CaptioningValidation, LanguageValidation, Measure, Quantization, TracingValidation
 from carousel.models.nn.network import Network
 from carousel.models.nn.validation import VALIDATION, CaptioningValidationData, ValidationData, read_validation
 from carousel.models.step import Task

@@ -14,9 +14,8 @@ import onnxruntime
 from carousel.export.forward import Array, Ids
 from carousel.export.parity import THREAD_COUNTS, ParityError, random_floats
 from carousel.export.runtime import open_session
-from carousel.models.graph import next_name
+from carousel.models.graph import ABOVE, BELOW, next_name
 from carousel.models.nn.network import StepModule
-from carousel.models.prefill import ABOVE, BELOW
 
 CUTS = ((131,), (1, 130), (64, 64, 3), (16,) * 8 + (3,), (5, 2, 124))
 """Chunks that a prompt of T ids is fed in; T is longer than any chunk of the engine's."""

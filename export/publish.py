@@ -20,27 +20,14 @@ from carousel.export.precision import measure_quantization, read_validation_besi
 from carousel.export.prefill_parity import require_same_states
 from carousel.export.progress import SILENT, Progress
 from carousel.export.shared_weights import share_weights
+from carousel.export.signature import SKILLS, TOKENIZER, declared
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish, require_publishable
-from carousel.models.codec.image import ImageCodec
+from carousel.models.codec.caption import CaptionCodec
 from carousel.models.codec.interaction import InteractionCodec
 from carousel.models.codec.text import TextCodec
 from carousel.models.errors import CheckpointError
-from carousel.models.manifest import (
-    CaptioningValidation,
-    CodecSpec,
-    DecodingDefaults,
-    ImageCodecSpec,
-    InteractionCodecSpec,
-    LanguageValidation,
-    Limits,
-    Manifest,
-    Parity,
-    Precision,
-    Provenance,
-    Quantization,
-    TextCodecSpec,
-    TracingValidation,
-)
+from carousel.models.figures import CaptioningValidation, Figures, LanguageValidation, Quantization, TracingValidation
+from carousel.models.manifest import DecodingDefaults, Limits, Manifest, Parity, Precision, Provenance
 from carousel.models.nn.captioning import CaptioningModel
 from carousel.models.nn.checkpoint import (
     Checkpoint,
@@ -52,8 +39,7 @@ from carousel.models.nn.checkpoint import (
 )
 from carousel.models.nn.network import Network, StepModule
 from carousel.models.nn.validation import CaptioningValidationData, ValidationData
-from carousel.models.prefill import prefill_name
-from carousel.models.step import STEP_INPUTS, Task
+from carousel.models.step import STEP_INPUTS, Task, prefill_name
 from carousel.models.weights import WEIGHTS
 
 BEST = "best.safetensors"
@@ -123,7 +109,7 @@ def export_checkpoint(
         corpus = provenance.corpus_sha256 if provenance else None
         model = loaded.model
         if isinstance(model, CaptioningModel):
-            assert isinstance(loaded.codec, ImageCodec)
+            assert isinstance(loaded.codec, CaptionCodec)
             assert isinstance(validation, CaptioningValidation | None)
             extractor = extractor_of(path, frozen_encoder(checkpoint), encoder)
             images = read_validation_beside(path, corpus, CaptioningValidationData)
@@ -163,20 +149,19 @@ def export_checkpoint(
     files = share_weights(graphs)
     manifest = Manifest(
         task=loaded.task,
-        codec=loaded.codec_spec,
+        **declared(loaded.task, graphs, loaded.codec),
         limits=_filled(limits or Limits(), loaded.limits),
         decoding=_filled(decoding or DecodingDefaults(), loaded.decoding),
         precision=precision,
         parity=parity,
-        validation=validation,
-        quantization=quantization,
+        figures=_figures(validation, quantization),
         provenance=provenance,
         weights=WEIGHTS if WEIGHTS in files else None,
         files={},
     )
     sizes = {file: len(content) for file, content in files.items()}
     progress.stage("publishing")
-    bundle = publish(repository, name, manifest, {**files, loaded.codec_spec.file: loaded.vocabulary.encode()})
+    bundle = publish(repository, name, manifest, {**files, loaded.vocabulary_file: loaded.vocabulary.encode()})
     return Export(path, bundle, sizes, parity, quantization, no_prefill)
 
 
@@ -186,8 +171,7 @@ class _Loaded:
 
     task: Task
     model: Network
-    codec: TextCodec | InteractionCodec | ImageCodec
-    codec_spec: CodecSpec
+    codec: TextCodec | InteractionCodec | CaptionCodec
     validation: type[LanguageValidation] | type[TracingValidation] | type[CaptioningValidation]
     limits: Limits = field(default_factory=Limits)
     decoding: DecodingDefaults = field(default_factory=DecodingDefaults)
@@ -195,7 +179,12 @@ class _Loaded:
     @property
     def vocabulary(self) -> str:
         """The codec's file."""
-        return (self.codec.text if isinstance(self.codec, ImageCodec) else self.codec).to_json()
+        return (self.codec.text if isinstance(self.codec, CaptionCodec) else self.codec).to_json()
+
+    @property
+    def vocabulary_file(self) -> str:
+        """What it is called in a bundle."""
+        return SKILLS if isinstance(self.codec, InteractionCodec) else TOKENIZER
 
 
 def _fp32_graphs(
@@ -204,7 +193,7 @@ def _fp32_graphs(
     """The ONNX files by name, and how near they are to the model."""
     model, codec = loaded.model, loaded.codec
     if isinstance(model, CaptioningModel):
-        assert isinstance(codec, ImageCodec)
+        assert isinstance(codec, CaptionCodec)
         extractor = extractor_of(path, frozen_encoder(checkpoint), encoder)
         return captioning_graphs(model, codec.preprocessing, extractor)
     graph = export_step(model.step_module())
@@ -222,6 +211,22 @@ def _int8_prefill(step: StepModule, graph: bytes) -> dict[str, bytes]:
     return {prefill_name(place): part for place, part in enumerate(prefill)}
 
 
+def _figures(
+    served: LanguageValidation | TracingValidation | CaptioningValidation | None, quantization: Quantization | None
+) -> Figures | None:
+    if served is None:
+        return None
+    if quantization is None:
+        return Figures(served=served.model_dump())
+    return Figures(
+        served=served.model_dump(),
+        fp32=quantization.fp32.model_dump(),
+        measure=quantization.measure,
+        worsening=quantization.worsening,
+        allowed_worsening=quantization.allowed,
+    )
+
+
 def _load(path: Path, checkpoint: Checkpoint) -> _Loaded:
     match checkpoint.header.get("task"):
         case "language":
@@ -231,7 +236,7 @@ def _load(path: Path, checkpoint: Checkpoint) -> _Loaded:
                     f"{path}: the tokenizer has {codec.vocabulary_size:,} tokens; "
                     f"the model gives logits for {model.config.vocabulary_size:,}"
                 )
-            return _Loaded("language", model, codec, TextCodecSpec(), LanguageValidation)
+            return _Loaded("language", model, codec, LanguageValidation)
         case "tracing":
             tracer, skills = load_tracing_model(checkpoint)
             if skills.skill_count != tracer.config.skill_count:
@@ -239,7 +244,7 @@ def _load(path: Path, checkpoint: Checkpoint) -> _Loaded:
                     f"{path}: the codec has {skills.skill_count:,} skills; "
                     f"the model gives probabilities for {tracer.config.skill_count:,}"
                 )
-            return _Loaded("tracing", tracer, skills, InteractionCodecSpec(), TracingValidation)
+            return _Loaded("tracing", tracer, skills, TracingValidation)
         case "captioning":
             captioner, image_codec = load_captioning_model(checkpoint)
             if image_codec.text.vocabulary_size != captioner.config.vocabulary_size:
@@ -252,7 +257,6 @@ def _load(path: Path, checkpoint: Checkpoint) -> _Loaded:
                 "captioning",
                 captioner,
                 image_codec,
-                ImageCodecSpec(preprocessing=image_codec.preprocessing, begin=header["begin"], end=header["end"]),
                 CaptioningValidation,
                 _validated(path, "", {"max_new_tokens": header.get("max_new_tokens")}, Limits),
                 _validated(path, "decoding", {"temperature": 0.0, **(header.get("decoding") or {})}, DecodingDefaults),

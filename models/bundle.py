@@ -1,52 +1,46 @@
 """The contract between export and service: what a bundle is, how it is opened, verified and published.
 
-A bundle is a directory `<repository>/<model>/<version>/` with `manifest.json`, `step.onnx` and whatever files the
-manifest lists. The graph says names, shapes and types; the manifest says what the graph cannot (models/README.md).
+A bundle is a directory `<repository>/<model>/<version>/` with `manifest.json`, graphs, and whatever files the manifest
+lists. The graphs say types and shapes; the manifest says what they cannot (models/README.md).
 """
 
 from __future__ import annotations
 
-import codecs
+import codecs as encodings
 import hashlib
+import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from carousel.models.codec.image import ImageCodec
-from carousel.models.codec.interaction import InteractionCodec
-from carousel.models.codec.text import TextCodec
-from carousel.models.encoder import ENCODER_GRAPH as ENCODER_GRAPH
-from carousel.models.encoder import check_encoder
+from carousel.models.codec.spec import Codec
 from carousel.models.errors import BundleError, BundleNotFound, DigestMismatch
-from carousel.models.graph import GraphSpec, read_graph
-from carousel.models.manifest import (
-    MANIFEST,
-    NAME_PATTERN,
-    CodecSpec,
-    FileEntry,
-    ImageCodecSpec,
-    InteractionCodecSpec,
-    Manifest,
-)
-from carousel.models.prefill import check_prefill, prefill_names
-from carousel.models.step import STEP_GRAPH as STEP_GRAPH
-from carousel.models.step import check_step
+from carousel.models.format1 import in_format_2
+from carousel.models.graph import GraphSpec, TensorSpec, read_graph
+from carousel.models.manifest import MANIFEST, NAME_PATTERN, FileEntry, Manifest
+from carousel.models.signature import check_encoder, check_ports, check_prefill, check_step, stored_rows
 from carousel.models.weights import WeightsFile
+
+STEP_GRAPH, ENCODER_GRAPH = "step.onnx", "encoder.onnx"
+"""What export calls them."""
 
 MAX_MANIFEST_BYTES = 1 << 20
 
-Codec = TextCodec | InteractionCodec | ImageCodec
-
-Weights = Mapping[str, npt.NDArray[np.generic]]
+Array = npt.NDArray[np.generic]
+Weights = Mapping[str, Array]
 """Initializers of a graph by name."""
+
+Kind = TypeVar("Kind", bound=Codec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +54,13 @@ class Bundle:
     files: Mapping[str, bytes]
     step: GraphSpec
     encoder: GraphSpec | None
-    """What makes a sequence's first states and memories; None where a sequence begins with zeros."""
+    """What makes a sequence's first states and its context; None where a sequence begins by itself."""
     prefill: Sequence[GraphSpec]
     """What takes a row many steps forward in a call, from the lowest graph up; none where prompts are fed to `step`."""
-    output_size: int
-    """How many logits (V) or probabilities (S) a step gives for a row."""
-    codec: Codec
+    codecs: Mapping[str, Codec]
+    """By the manifest's names."""
+    initial: Mapping[str, Array] = field(default_factory=dict)
+    """What states begin with that begin with a stored row. [...] each"""
 
     @property
     def model(self) -> str:
@@ -77,6 +72,26 @@ class Bundle:
         """The version: the directory's name."""
         return int(self.path.name)
 
+    @property
+    def states(self) -> tuple[TensorSpec, ...]:
+        """The recurrent states before a step, in the manifest's order."""
+        return tuple(_input(self.step, state.before) for state in self.manifest.step.states)
+
+    @property
+    def context(self) -> tuple[TensorSpec, ...]:
+        """What a step reads and does not rewrite."""
+        return tuple(_input(self.step, name) for name in self.manifest.step.context)
+
+    @property
+    def output_size(self) -> int:
+        """How many numbers a row of the output has that the head samples from, searches or reads."""
+        spec = self.step.output(self.manifest.head.outputs[0])
+        return 1 if spec is None or len(spec.shape) < 2 else spec.shape[-1] or 1
+
+    def codec(self, kind: type[Kind]) -> Kind:
+        """The codec of that class, of which the caller knows that there is one."""
+        return next(codec for codec in self.codecs.values() if isinstance(codec, kind))
+
     def weights(self, graph: GraphSpec) -> Weights:
         """Those of a graph's weights that lie in the weights file, as they lie there: nothing is copied."""
         if self.manifest.weights is None:
@@ -87,23 +102,11 @@ class Bundle:
             for spec in graph.weights
         }
 
-    @property
-    def text_codec(self) -> TextCodec:
-        """The codec of a bundle of task language, which the caller has made sure of."""
-        assert isinstance(self.codec, TextCodec)
-        return self.codec
 
-    @property
-    def interaction_codec(self) -> InteractionCodec:
-        """The codec of a bundle of task tracing, which the caller has made sure of."""
-        assert isinstance(self.codec, InteractionCodec)
-        return self.codec
-
-    @property
-    def image_codec(self) -> ImageCodec:
-        """The codec of a bundle of task captioning, which the caller has made sure of."""
-        assert isinstance(self.codec, ImageCodec)
-        return self.codec
+def _input(graph: GraphSpec, name: str) -> TensorSpec:
+    spec = graph.input(name)
+    assert spec is not None  # open_bundle has seen to it
+    return spec
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -112,57 +115,91 @@ def open_bundle(path: Path) -> Bundle:
     Raises:
         BundleNotFound: there is no manifest.json.
         DigestMismatch: a file is missing, truncated or changed.
-        GraphRejected: the ONNX graph breaks the contract.
+        GraphRejected: an ONNX graph breaks the contract.
         BundleError: anything else that is wrong with the manifest.
     """
     path = path.absolute()  # not resolved: a version that is a link is served under the link's number
     if not re.fullmatch(r"[1-9][0-9]{0,8}", path.name):
         raise BundleError(f"{path.name!r} is not a version; a bundle's directory is called by a positive integer")
     content = _read(path / MANIFEST, MAX_MANIFEST_BYTES, missing=BundleNotFound)
-    try:
-        manifest = Manifest.model_validate_json(content.removeprefix(codecs.BOM_UTF8))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise BundleError(f"{MANIFEST}: {where}: {first['msg']}") from None
-    captioning = isinstance(manifest.codec, ImageCodecSpec)
-    for required in (STEP_GRAPH, manifest.codec.file, *([ENCODER_GRAPH] if captioning else [])):
-        if required not in manifest.files:
-            raise BundleError(f"{MANIFEST}: files lists no {required}, which a {manifest.task} bundle must have")
-    if manifest.weights is not None and manifest.weights not in manifest.files:
-        raise BundleError(f"{MANIFEST}: files lists no {manifest.weights}, which weights names")
-    files = {name: _read_verified(path, name, entry) for name, entry in manifest.files.items()}
-    weights = None if manifest.weights is None else WeightsFile(manifest.weights, len(files[manifest.weights]))
-    step = read_graph(files[STEP_GRAPH], STEP_GRAPH, weights)
-    output_size = check_step(step, manifest.task)
+    said = _json(content)
+    entries = _entries(said)
+    files = {name: _read_verified(path, name, entry) for name, entry in entries.items()}
+    weights = said.get("weights")
+    shared = WeightsFile(weights, len(files[weights])) if isinstance(weights, str) and weights in files else None
+
+    @cache
+    def graph(name: str) -> GraphSpec:
+        return read_graph(files[name], name, shared)
+
+    manifest = _manifest(said, graph)
+    for required in manifest.needed_files:
+        if required not in files:
+            raise BundleError(f"{MANIFEST}: files lists no {required}, which it names")
+    codecs = {}
+    for name, spec in manifest.codecs.items():
+        try:
+            codecs[name] = spec.open(files)
+        except ValueError as error:  # UnicodeDecodeError is one
+            raise BundleError(f"{spec.files[0] if spec.files else name}: {error}") from None
+    step = graph(manifest.step.graph)
+    check_step(step, manifest.step)
     encoder = None
-    if isinstance(manifest.codec, ImageCodecSpec):
-        encoder = read_graph(files[ENCODER_GRAPH], ENCODER_GRAPH, weights)
-        check_encoder(encoder, step, manifest.codec.preprocessing.shape)
-    prefill = [read_graph(files[name], name, weights) for name in prefill_names(files)]
+    if manifest.encoder is not None:
+        encoder = graph(manifest.encoder.graph)
+        check_encoder(encoder, manifest.encoder, manifest, step)
+    elif begins := [state.before for state in manifest.step.states if state.initial == "encoder"]:
+        raise BundleError(f"{MANIFEST}: state {begins[0]} begins with what an encoder gives, and there is none")
+    prefill = [graph(name) for name in manifest.prefill]
     if prefill:
-        check_prefill(prefill, step, manifest.task)
-    codec = _open_codec(manifest.codec, files)
-    if isinstance(codec, InteractionCodec):
-        known, unit, gives = codec.skill_count, "skills", "probabilities"
-    else:
-        text = codec.text if isinstance(codec, ImageCodec) else codec
-        known, unit, gives = text.vocabulary_size, "tokens", "logits"
-    if known != output_size:
-        raise BundleError(f"{manifest.codec.file}: {known:,} {unit}; {STEP_GRAPH} gives {gives} for {output_size:,}")
+        check_prefill(prefill, manifest, step)
+    check_ports(step, encoder, manifest, codecs)
     digest = hashlib.sha256(content).hexdigest()
-    return Bundle(path, manifest, digest, files, step, encoder, prefill, output_size, codec)
+    initial = stored_rows(manifest.step, step, files)
+    return Bundle(path, manifest, digest, files, step, encoder, prefill, codecs, initial)
 
 
-def _open_codec(spec: CodecSpec, files: Mapping[str, bytes]) -> Codec:
+def _json(content: bytes) -> dict[str, Any]:
     try:
-        content = files[spec.file].decode("utf-8-sig")
-        if isinstance(spec, InteractionCodecSpec):
-            return InteractionCodec.from_json(content)
-        text = TextCodec.from_json(content)
-        return ImageCodec(text, spec.preprocessing, spec.begin, spec.end) if isinstance(spec, ImageCodecSpec) else text
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise BundleError(f"{spec.file}: {error}") from None
+        said = json.loads(content.removeprefix(encodings.BOM_UTF8))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST}: content: Invalid JSON: {error}") from None
+    if not isinstance(said, dict):
+        raise BundleError(f"{MANIFEST}: content: a JSON object is required")
+    return said
+
+
+def _entries(said: Mapping[str, Any]) -> dict[str, FileEntry]:
+    files = said.get("files")
+    if not isinstance(files, dict):
+        raise BundleError(f"{MANIFEST}: files: an object of files is required")
+    entries = {}
+    for name, entry in files.items():
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise BundleError(f"{MANIFEST}: files.{name}: String should match pattern '{NAME_PATTERN}'")
+        try:
+            entries[name] = FileEntry.model_validate(entry)
+        except ValidationError as error:
+            raise BundleError(f"{MANIFEST}: {_first(error, f'files.{name}')}") from None
+    return entries
+
+
+def _manifest(said: Mapping[str, Any], graph: Callable[[str], GraphSpec]) -> Manifest:
+    number = said.get("format", 1)
+    if number not in (1, 2) or isinstance(number, bool):
+        raise BundleError(f"{MANIFEST}: format: is {number!r}; allowed are 1 and 2")
+    try:
+        return Manifest.model_validate(in_format_2(said, graph) if number == 1 else dict(said))
+    except ValidationError as error:
+        raise BundleError(f"{MANIFEST}: {_first(error)}") from None
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST}: {error}") from None
+
+
+def _first(error: ValidationError, within: str = "") -> str:
+    first = error.errors()[0]
+    where = ".".join(filter(None, [within, *map(str, first["loc"])])) or "content"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def require_publishable(repository: Path, model: str) -> None:
@@ -206,9 +243,8 @@ def publish(repository: Path, model: str, manifest: Manifest, files: Mapping[str
             _write(staging / name, content)
             entries[name] = FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
         complete = manifest.model_copy(update={"files": entries})
-        # Without shared weights a manifest is, byte by byte, what it was before there were any: so is the digest.
-        left_out = {"weights"} if complete.weights is None else None
-        _write(staging / MANIFEST, (complete.model_dump_json(indent=2, exclude=left_out) + "\n").encode())
+        told = complete.model_dump_json(indent=2, by_alias=True, exclude_none=True)
+        _write(staging / MANIFEST, (told + "\n").encode())
         open_bundle(staging)
         _sync_directory(staging)
         while True:

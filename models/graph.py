@@ -33,8 +33,11 @@ NEXT_STATE_PREFIX = "next_state."
 """What its outputs that are states begin with. ONNX is in single static assignment form: one name cannot be both a
 graph's input and a node's output, so the two sides cannot be called alike."""
 
-MEMORY_PREFIX = "memory."
-"""What the step graph's inputs that are read and never rewritten begin with."""
+ABOVE, BELOW = "above", "below"
+"""What a prefill graph hands up to the next, and what the next calls it. [batch, steps, ...] each"""
+
+CONTEXT_PREFIX = "context."
+"""What export calls a step graph's inputs that are read and never rewritten."""
 
 EXTERNAL = 1
 """TensorProto.DataLocation of a tensor that lies in another file."""
@@ -108,16 +111,6 @@ class GraphSpec:
     def output(self, name: str) -> TensorSpec | None:
         """The output called `name`, or None."""
         return next((spec for spec in self.outputs if spec.name == name), None)
-
-    @property
-    def states(self) -> tuple[TensorSpec, ...]:
-        """The recurrent states: the inputs called `state.<name>`."""
-        return tuple(spec for spec in self.inputs if spec.name.startswith(STATE_PREFIX))
-
-    @property
-    def memories(self) -> tuple[TensorSpec, ...]:
-        """What a step reads and does not rewrite: the inputs called `memory.<name>`."""
-        return tuple(spec for spec in self.inputs if spec.name.startswith(MEMORY_PREFIX))
 
 
 def next_name(state: str) -> str:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from carousel.models.bundle import open_bundle, versions
+from carousel.models.codec.interaction import InteractionCodec
 from carousel.models.cores import usable_cores
 from carousel.models.errors import BundleNotFound, CarouselError
 from carousel.models.output_file import check_output
@@ -150,7 +151,7 @@ def _trace(settings: Settings, options: argparse.Namespace) -> int:
         raise CohortError(f"{options.model} is a {bundle.manifest.task} model; trace needs a tracing model")
     cohort = read_cohort(
         options.input,
-        bundle.interaction_codec,
+        bundle.codec(InteractionCodec),
         by_id=options.by_id,
         ignore_unknown=options.unknown_skill == "ignore",
         answer_column=options.answer,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from carousel.models.bundle import open_bundle
+from carousel.models.codec.text import TextCodec
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.parameters import ScoreParameters
 from carousel.service.engine.port import Request
@@ -45,11 +46,11 @@ def test_own_text_is_trained_exported_and_scored_alike(tmp_path, tokenizer):
 
     bundle = open_bundle(tmp_path / "repository" / "mine" / "1")
     core = EngineCore(open_runner(bundle, intra_op_threads=1), max_rows=2)
-    core.add(0, Request(np.array(bundle.text_codec.encode(held_out)), ScoreParameters()))
+    core.add(0, Request(np.array(bundle.codec(TextCodec).encode(held_out)), ScoreParameters()))
     finished = []
     while not core.idle:
         finished += core.step().finished
     logprobs = finished[0][1].result.logprobs
-    assert bundle.manifest.validation is not None
-    assert np.exp(-logprobs.mean()) == pytest.approx(bundle.manifest.validation.perplexity, abs=1e-3)
-    assert len(logprobs) == bundle.manifest.validation.tokens
+    assert bundle.manifest.figures is not None
+    assert np.exp(-logprobs.mean()) == pytest.approx(bundle.manifest.figures.served["perplexity"], abs=1e-3)
+    assert len(logprobs) == bundle.manifest.figures.served["tokens"]

@@ -20,6 +20,7 @@ from carousel.benchmarks.naive import Writer
 from carousel.benchmarks.server import BUNDLE_VARIABLE
 from carousel.benchmarks.step import StepGraph
 from carousel.models.bundle import open_bundle
+from carousel.models.codec.text import TextCodec
 
 
 @bentoml.service(traffic={"timeout": 600})
@@ -34,7 +35,7 @@ class Words:
     async def generate(self, tokens: list[int], sampling: dict[str, Any]) -> AsyncGenerator[str, None]:
         """A line of JSON a token."""
         writer = Writer(self._graph, self._bundle.manifest.decoding, sampling)
-        detokenizer = self._bundle.text_codec.detokenizer(tokens)
+        detokenizer = self._bundle.codec(TextCodec).detokenizer(tokens)
         unread = tokens
         for index in range(sampling["max_tokens"]):
             token, logprob = await asyncio.to_thread(writer.next_token, unread)

@@ -19,6 +19,7 @@ import numpy as np
 from carousel.benchmarks.naive import sample
 from carousel.benchmarks.step import StepGraph
 from carousel.models.bundle import open_bundle
+from carousel.models.codec.text import TextCodec
 
 MAX_BATCH = 64
 BATCH_SECONDS = 0.01
@@ -40,7 +41,7 @@ class Words(litserve.LitAPI):
 
     def setup(self, _device: str) -> None:
         """Open the bundle, in the worker's process."""
-        self._codec = open_bundle(self._bundle).text_codec
+        self._codec = open_bundle(self._bundle).codec(TextCodec)
         self._graph = StepGraph(open_bundle(self._bundle))
 
     def decode_request(self, request: Json) -> Json:

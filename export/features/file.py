@@ -21,10 +21,10 @@ from tqdm import tqdm
 from carousel.export.extractor import Extractor, ExtractorError
 from carousel.export.runtime import open_session
 from carousel.models.codec.image import Preprocessing, read_image
-from carousel.models.encoder import IMAGE
 from carousel.models.errors import ImageRejected
 from carousel.models.features import FEATURES, METADATA_KEY, FeaturesHeader
 from carousel.models.output_file import check_output, open_output
+from carousel.models.step import IMAGE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 """Of the files of a directory or zip that are taken for images."""

@@ -1,4 +1,4 @@
-"""Images as a graph eats them, and captions as people read them: the same code at training and at serving.
+"""Images as a graph takes them: the same code at training and at serving.
 
 Axes: H, W an image's height and width, C its channels.
 """
@@ -9,17 +9,18 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
-from carousel.models.codec.text import Detokenizer, TextCodec
+from carousel.models.codec.spec import CodecSpec
 from carousel.models.errors import ImageRejected, ImageTooLarge
+from carousel.models.graph import TensorSpec
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """What is read; of an animation the first frame. Vector graphics and whatever else Pillow can open are not."""
@@ -234,44 +235,26 @@ class Preprocessing(BaseModel):
         return values
 
 
+class ImageCodecSpec(CodecSpec):
+    """An image file in, as an encoder eats it."""
+
+    names_kind: ClassVar[str] = "image"
+    kind: Literal["image"] = "image"
+    preprocessing: Preprocessing
+
+    def open(self, files: Mapping[str, bytes]) -> ImageCodec:  # noqa: ARG002
+        """The codec."""
+        return ImageCodec(self.preprocessing)
+
+
 class ImageCodec:
-    """An image in, a caption out.
+    """An image file in, as an encoder eats it."""
 
-    Args:
-        text: the caption's tokens.
-        preprocessing: of the image.
-        begin: the token that a caption's first step eats.
-        end: the token that ends it.
-
-    Raises:
-        ValueError: the vocabulary lacks `begin` or `end`.
-    """
-
-    def __init__(self, text: TextCodec, preprocessing: Preprocessing, begin: str, end: str) -> None:
-        self.text = text
+    def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
-        self.begin_id = self._id_of(begin)
-        self.end_id = self._id_of(end)
 
-    def preprocess(self, content: bytes) -> Pixels:
-        """The file's bytes as the encoder eats them. <float32>, of `preprocessing.shape`
-
-        Raises:
-            ImageRejected: or ImageTooLarge, as read_image.
-        """
-        return self.preprocessing.read(content)
-
-    def caption(self, ids: Sequence[int]) -> str:
-        """The text of a caption's ids, up to the end token; it begins with no blank, which some tokenizers write."""
-        ids = list(ids)
-        return self.text.decode(ids[: ids.index(self.end_id)] if self.end_id in ids else ids).lstrip(" ")
-
-    def detokenizer(self) -> Detokenizer:
-        """A detokeniser for a caption's ids as they come. The end token is not to be given to it."""
-        return self.text.detokenizer()
-
-    def _id_of(self, token: str) -> int:
-        found = self.text.id_of(token)
-        if found is None:
-            raise ValueError(f"the vocabulary has no token {token!r}, which the codec names")
-        return found
+    def require(self, port: TensorSpec, *, fed: bool) -> None:
+        """Pixels of the preprocessing's size and layout, in."""
+        shape = self.preprocessing.shape
+        if not fed or (port.dtype, port.shape[1:]) != ("float32", shape):
+            raise ValueError(f"images are float32[{', '.join(map(str, ('batch', *shape)))}]; {port} is not")

@@ -6,10 +6,15 @@ Axes: S skills. An attempt's id is `2 * skill + correct`, in [0, 2 S): one int64
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal
 
+import numpy as np
+
+from carousel.models.codec.spec import Array, CodecSpec, Ids, text_of
 from carousel.models.codec.spelling import one_id
 from carousel.models.errors import UnknownSkill
+from carousel.models.graph import TensorSpec
 
 MAX_NAME_CHARACTERS = 500
 
@@ -23,6 +28,23 @@ def combined_skill(names: Iterable[str]) -> str:
     Each name once, sorted: "Area & Perimeter".
     """
     return COMBINED.join(sorted(set(names)))
+
+
+class InteractionCodecSpec(CodecSpec):
+    """Attempts in, P(correct) of the next one out, over a list of skills."""
+
+    names_kind: ClassVar[str] = "interaction"
+    kind: Literal["interaction"] = "interaction"
+    file: str = "skills.json"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The list's."""
+        return (self.file,)
+
+    def open(self, files: Mapping[str, bytes]) -> InteractionCodec:
+        """The codec of the file."""
+        return InteractionCodec.from_json(text_of(files, self.file))
 
 
 class InteractionCodec:
@@ -63,6 +85,19 @@ class InteractionCodec:
         if not isinstance(skills, list):
             raise ValueError(f"holds a JSON {type(skills).__name__}; allowed is an array of skill names")
         return cls(skills)
+
+    def require(self, port: TensorSpec, *, fed: bool) -> None:
+        """A skill's id or an answer in; a probability for each skill out."""
+        allowed = ("int64", ()) if fed else ("float32", (self.skill_count,))
+        if (port.dtype, port.shape[1:]) != allowed:
+            kind = "an int64 id of them or of an answer" if fed else "a float32 row of them"
+            raise ValueError(f"{self.skill_count:,} skills; {port} is not {kind}")
+
+    def enter(self, ids: Ids, ports: Mapping[str, Array]) -> None:
+        """Write attempts into the ports of a step in their order: the skill, and whether it was right."""
+        skill, correct = ports.values()
+        np.right_shift(ids, 1, out=skill)
+        np.bitwise_and(ids, 1, out=correct)
 
     def to_json(self) -> str:
         """The codec as `skills.json`, one name a line."""

@@ -9,11 +9,14 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders
 
+from carousel.models.codec.spec import Array, CodecSpec, Ids, text_of
 from carousel.models.errors import TextTooLong, UnencodableText
+from carousel.models.graph import TensorSpec
 
 UNKNOWN_TOKEN = "<unk>"
 END_OF_LINE_TOKEN = "<eos>"
@@ -53,6 +56,23 @@ def _kinds(decoder: decoders.Decoder | None) -> Iterator[str]:
         waiting += part.get("decoders", [])
 
 
+class TextCodecSpec(CodecSpec):
+    """Text in, text out, through a tokenizer of the `tokenizers` library."""
+
+    names_kind: ClassVar[str] = "text"
+    kind: Literal["text"] = "text"
+    file: str = "tokenizer.json"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The tokenizer's."""
+        return (self.file,)
+
+    def open(self, files: Mapping[str, bytes]) -> TextCodec:
+        """The codec of the file."""
+        return TextCodec.from_json(text_of(files, self.file))
+
+
 class TextCodec:
     """One tokenizer: encodes text, decodes ids, and detokenises a stream of ids incrementally."""
 
@@ -83,6 +103,23 @@ class TextCodec:
             return cls(Tokenizer.from_str(content))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"not a tokenizer of the tokenizers library ({error})") from None
+
+    def require(self, port: TensorSpec, *, fed: bool) -> None:
+        """Ids, or a row with a place for each: logits out, one-hot rows in."""
+        if fed and port.dtype.startswith(("int", "uint")) and port.shape[1:] == ():
+            return
+        if port.dtype != "float32" or port.shape[1:] != (self.vocabulary_size,):
+            kinds = "an id or a one-hot row" if fed else "a float32 row"
+            raise ValueError(f"{self.vocabulary_size:,} tokens; {port} is not {kinds} of them")
+
+    def enter(self, ids: Ids, ports: Mapping[str, Array]) -> None:
+        """Write ids into the port of a step: as they are, or as one-hot rows."""
+        (port,) = ports.values()
+        if port.ndim == ids.ndim:
+            port[...] = ids
+        else:
+            port[...] = 0
+            np.put_along_axis(port, ids[..., None], 1, axis=-1)
 
     def to_json(self) -> str:
         """The codec as `tokenizer.json`."""

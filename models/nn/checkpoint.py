@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from carousel.models.codec.image import ImageCodec, Preprocessing
+from carousel.models.codec.caption import CaptionCodec
+from carousel.models.codec.image import Preprocessing
 from carousel.models.codec.interaction import InteractionCodec
 from carousel.models.codec.text import TextCodec
 from carousel.models.errors import CheckpointError
@@ -104,7 +105,7 @@ def load_tracing_model(checkpoint: Checkpoint) -> tuple[TracingModel, Interactio
     return model.eval(), codec
 
 
-def load_captioning_model(checkpoint: Checkpoint) -> tuple[CaptioningModel, ImageCodec]:
+def load_captioning_model(checkpoint: Checkpoint) -> tuple[CaptioningModel, CaptionCodec]:
     """The captioning model in evaluation mode, and its codec.
 
     Raises:
@@ -116,7 +117,7 @@ def load_captioning_model(checkpoint: Checkpoint) -> tuple[CaptioningModel, Imag
         model = CaptioningModel(CaptioningModelConfig.from_json(header["model"]))
         preprocessing = encoder.preprocessing if encoder else Preprocessing.model_validate(header["preprocessing"])
         text = TextCodec.from_json(header["tokenizer"])
-        codec = ImageCodec(text, preprocessing, header["begin"], header["end"])
+        codec = CaptionCodec(text, preprocessing, header["begin"], header["end"])
         model.load_state_dict(checkpoint.group("model"))
     return model.eval(), codec
 

@@ -12,6 +12,8 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from carousel.models.codec.caption import caption_codec
+from carousel.models.codec.image import ImageCodec
 from carousel.service.api.probability import ERRORS
 from carousel.service.api.routes.caption_form import Asked, read_asked
 from carousel.service.api.routes.context import context_of, find_model
@@ -219,7 +221,7 @@ def _told(model: ServedModel, caption: Caption, parameters: CaptionParameters) -
 
 
 def _words(model: ServedModel, caption: Caption) -> list[str]:
-    return [model.bundle.image_codec.text.token_text(token).strip() for token in caption.tokens]
+    return [caption_codec(model.bundle).text.token_text(token).strip() for token in caption.tokens]
 
 
 async def _begin(
@@ -269,7 +271,7 @@ async def _picture(model: ServedModel, images: ImageReader, asked: Asked, parame
         maps = np.zeros((0, 1, 1), np.float32) if best.attention is None else best.attention
         draw = partial(
             attention_svg,
-            preprocessing=model.bundle.image_codec.preprocessing,
+            preprocessing=model.bundle.codec(ImageCodec).preprocessing,
             words=_words(model, best),
             maps=maps,
             title=f"{model.name} version {model.bundle.version}",

@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Request
 
-from carousel.models.step import ATTENTION
+from carousel.models.codec.image import ImageCodec
+from carousel.models.codec.interaction import InteractionCodec
 from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.head_route import HeadRoute
 from carousel.service.api.wire.catalogue_messages import ModelInfo, ModelList, ServingInfo, StateInfo
@@ -38,7 +39,8 @@ async def get_model(request: Request, model: str) -> ModelInfo:
 def _info(model: ServedModel) -> ModelInfo:
     bundle, manifest = model.bundle, model.bundle.manifest
     captioning, tracing = manifest.task == "captioning", manifest.task == "tracing"
-    attention = bundle.step.output(ATTENTION)
+    attends = manifest.head.attends_port
+    attention = None if attends is None else bundle.step.output(attends)
     return ModelInfo(
         id=model.name,
         task=manifest.task,
@@ -46,17 +48,17 @@ def _info(model: ServedModel) -> ModelInfo:
         digest=bundle.digest,
         precision=manifest.precision,
         vocabulary_size=None if tracing else bundle.output_size,
-        skills=list(bundle.interaction_codec.skills) if tracing else None,
-        preprocessing=bundle.image_codec.preprocessing.model_dump() if captioning else None,
+        skills=list(bundle.codec(InteractionCodec).skills) if tracing else None,
+        preprocessing=bundle.codec(ImageCodec).preprocessing.model_dump() if captioning else None,
         attention=None if attention is None else [size or 0 for size in attention.shape[1:]],
         serving=ServingInfo(**asdict(model.serving)),
         state_bytes=model.identity.state_bytes,
         states=[
             StateInfo(name=spec.name, shape=[size or 0 for size in spec.shape[1:]], dtype=spec.dtype)
-            for spec in bundle.step.states
+            for spec in bundle.states
         ],
         limits=manifest.limits.model_dump(exclude=set() if captioning else {"max_beam_width"}),
         decoding=None if tracing else manifest.decoding.model_dump(exclude=set() if captioning else BEAM),
-        validation=manifest.validation.model_dump() if manifest.validation else None,
+        validation=dict(figures.served) if (figures := manifest.figures) is not None and figures.served else None,
         provenance=manifest.provenance.model_dump() if manifest.provenance else None,
     )

@@ -125,7 +125,7 @@ class Completion:
 
     async def _prepare(self, places: AsyncExitStack) -> None:
         """Tokenise, and refuse what must be refused before a byte is answered."""
-        body, codec = self._body, self._model.bundle.text_codec
+        body, codec = self._body, self._model.bundle.codec(TextCodec)
         try:
             sampling = body.parameters(
                 self._model.bundle.manifest, default_max_tokens=DEFAULT_MAX_TOKENS, alternatives=body.logprobs or 0
@@ -317,7 +317,7 @@ class Completion:
 
     @property
     def _codec(self) -> TextCodec:
-        return self._model.bundle.text_codec
+        return self._model.bundle.codec(TextCodec)
 
     def _usage(self, usages: Mapping[int, Usage]) -> dict[str, Any]:
         """Of all choices, by index: the first of a prompt's has consumed it for the others."""

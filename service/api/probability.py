@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from carousel.models.codec.text import CONTEXT_TOKENS
+from carousel.models.codec.text import CONTEXT_TOKENS, TextCodec
 from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.disconnect import while_connected
 from carousel.service.api.routes.json_route import JsonRoute
@@ -54,7 +54,7 @@ async def score(request: Request, model: str, body: ScoreRequest) -> Response:
 
 
 async def _next_token(model: ServedModel, memories: Memories, body: NextTokenRequest) -> NextTokenResponse:
-    codec = model.bundle.text_codec
+    codec = model.bundle.codec(TextCodec)
     with admit(model, urgency=body.urgency) as admission:
         prompt = NO_IDS if body.prompt is None else await prompt_ids(model, body.prompt)
         sampling = SamplingParameters(max_tokens=1, temperature=0.0, alternatives=min(body.top, codec.vocabulary_size))
@@ -126,7 +126,7 @@ def _score_json(
     The tokens are joined piece by piece rather than handed to a serialiser: that would hold the interpreter's lock,
     and with it every stream, for a tenth of a second per quarter of a million tokens.
     """
-    codec = model.bundle.text_codec
+    codec = model.bundle.codec(TextCodec)
     texts = {token: json.dumps(codec.token_text(token)) for token in set(tokens)}
     rows = []
     for token, logprob in zip(tokens, logprobs, strict=True):

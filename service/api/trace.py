@@ -91,7 +91,7 @@ def _draw(model: ServedModel, session: str, view: SessionView) -> str:
     first, last = view.memory.steps - len(ids) + 1, view.memory.steps
     shown = f"attempts {first:,} to {last:,}" if len(ids) else "no attempt is kept"
     title = f"{model.name} version {model.bundle.version} · session {session} · {shown}"
-    return mastery_svg(model.bundle.interaction_codec.skills, ids, after, title=title, first_attempt=first)
+    return mastery_svg(model.bundle.codec(InteractionCodec).skills, ids, after, title=title, first_attempt=first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def _check_all(model: ServedModel, learners: Sequence[TraceFields], many: bool) 
 
 def _check(model: ServedModel, fields: TraceFields, where: str) -> _Asked:
     """Everything about a learner that can be refused without a memory."""
-    codec = model.bundle.interaction_codec
+    codec = model.bundle.codec(InteractionCodec)
     attempts = ((attempt["skill"], attempt["correct"]) for attempt in fields.attempts)
     history = encode_history(model, attempts, ignore_unknown=fields.unknown_skill == "ignore", where=where)
     skills = None if fields.skills is None else skill_ids(codec, fields.skills, f"{where}skills")
@@ -228,7 +228,7 @@ def _answer(model: ServedModel, one: _Asked, result: Traced, told: dict[str, str
 
     What is long is joined piece by piece: a serialiser would hold the interpreter's lock, and with it every stream.
     """
-    codec, history, fields = model.bundle.interaction_codec, one.history, one.fields
+    codec, history, fields = model.bundle.codec(InteractionCodec), one.history, one.fields
     answer: dict[str, Any] = {}
     identity = getattr(fields, "id", None)
     if identity is not None:

@@ -9,10 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
-import numpy as np
-
-from carousel.models.encoder import IMAGE
-from carousel.models.graph import next_name
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
 from carousel.service.engine.parameters import Array, Floats, Ids
 from carousel.service.engine.session import NO_WEIGHTS, Binding, RunnerBroken, Session, Weights, open_session
@@ -20,8 +16,8 @@ from carousel.service.engine.states.pool import StateSpec, zeros
 
 Step = Callable[[], None]
 
-ATTEMPT = "attempt"
-"""The port of a tracing model as the engine feeds it: `2 * skill + correct`."""
+IDS = "ids"
+"""The port of a model as the engine feeds it where a codec makes of an id what the graph takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +43,7 @@ class StepPorts:
         inputs: what each step is fed.
         outputs: what it says.
         states: what it rewrites.
+        after: of each state, the output that it is after a step.
         context: what it reads and never rewrites.
         head: which of these the heads have to do with.
     """
@@ -54,6 +51,7 @@ class StepPorts:
     inputs: Mapping[str, StateSpec]
     outputs: Mapping[str, StateSpec]
     states: Mapping[str, StateSpec]
+    after: Mapping[str, str]
     context: Mapping[str, StateSpec]
     head: HeadPorts
 
@@ -176,7 +174,7 @@ class OnnxRunner:
                 feeds.append((there, array))
         inputs: dict[str, Tensor] = {**fed, **arrays.before, **arrays.context}
         outputs: dict[str, Tensor] = {**arrays.outputs}
-        outputs |= {next_name(name): array for name, array in arrays.after.items()}
+        outputs |= {self.ports.after[name]: array for name, array in arrays.after.items()}
         for name, tensor in inputs.items():
             binding.bind_input(name, *address_of(tensor))
         for name, tensor in outputs.items():
@@ -201,31 +199,32 @@ class _BoundStep:
         self.session.run_with_iobinding(self.binding)
 
 
-class AttemptRunner:
-    """A Runner that is fed ATTEMPT, and feeds the one below `skill` and `correct`.
+Enter = Callable[[Ids, Mapping[str, Array]], None]
+"""Writes ids into the arrays of the ports that they are fed to (models.codec.spec.IdCodec)."""
+
+
+class IdRunner:
+    """A Runner that is fed IDS, and feeds what a codec makes of them to the ports of the one below.
 
     Args:
-        runner: of a tracing graph.
-        skill: its port.
-        correct: its port.
+        runner: of a graph that does not take ids as they are.
+        enter: the codec's.
     """
 
-    def __init__(self, runner: Runner, skill: str, correct: str) -> None:
+    def __init__(self, runner: Runner, enter: Enter) -> None:
         self._runner = runner
-        self._skill = skill
-        self._correct = correct
-        head = replace(runner.ports.head, feeds=ATTEMPT)
-        self.ports = replace(runner.ports, inputs={ATTEMPT: runner.ports.inputs[skill]}, head=head)
+        self._enter = enter
+        head = replace(runner.ports.head, feeds=IDS)
+        self.ports = replace(runner.ports, inputs={IDS: StateSpec((), "int64")}, head=head)
 
     def bind(self, arrays: StepArrays) -> Step:
         """See Runner."""
-        attempts = cast(Ids, arrays.inputs[ATTEMPT])
-        skill, correct = np.zeros_like(attempts), np.zeros_like(attempts)
-        below = self._runner.bind(replace(arrays, inputs={self._skill: skill, self._correct: correct}))
+        ids, enter = cast(Ids, arrays.inputs[IDS]), self._enter
+        inputs = zeros(self._runner.ports.inputs, len(ids))
+        below = self._runner.bind(replace(arrays, inputs=inputs))
 
         def step() -> None:
-            np.right_shift(attempts, 1, out=skill)
-            np.bitwise_and(attempts, 1, out=correct)
+            enter(ids, inputs)
             below()
 
         return step
@@ -239,6 +238,7 @@ class OnnxEncoder:
         outputs: the names of the states and of the context that it makes.
         intra_op_threads: threads of one operator.
         device: where it runs, but for operators that have no kernel there; None for the CPU.
+        input_name: what it is fed.
         weights: those that the graph shares with others, by name.
 
     Raises:
@@ -252,11 +252,13 @@ class OnnxEncoder:
         intra_op_threads: int,
         device: Device | None = None,
         *,
+        input_name: str = "image",
         weights: Weights = NO_WEIGHTS,
     ) -> None:
+        self._input = input_name
         self._outputs = list(outputs)
         self._session = open_session(graph, "encoder", intra_op_threads, device, whole=False, weights=weights)
 
     def __call__(self, images: Floats) -> Mapping[str, Array]:
         """What the images <float32>[B, ...] begin with. [B, ...] each. It raises whatever the runtime raises."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, {IMAGE: images}), strict=True))
+        return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: images}), strict=True))

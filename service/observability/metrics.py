@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from carousel.models.bundle import Bundle
-from carousel.models.step import Task
 from carousel.service.engine.encoder.encoding import EncoderReport
 from carousel.service.engine.port import Engine, Place, StepReport
 from carousel.service.observability.histogram import FrequentHistogram
@@ -147,7 +146,7 @@ class Metrics:
         """What else has a series for each version."""
         self._engines: dict[tuple[str, str], list[Engine]] = {}
         """Those that run, by model and version: more than one while a version makes room for itself, opened anew."""
-        self._tasks: dict[tuple[str, str], Task] = {}
+        self._tasks: dict[tuple[str, str], str] = {}
         """What they do."""
         self._retired: dict[tuple[str, str], None] = {}
         """Versions without an engine, the longest so first."""
@@ -163,7 +162,7 @@ class Metrics:
         """Forget nothing of a version that is about to be served."""
         self._retired.pop(labels, None)
 
-    def expect(self, labels: tuple[str, str], task: Task) -> None:
+    def expect(self, labels: tuple[str, str], task: str) -> None:
         """Count each way in which a request for a version can end, from 0 on."""
         for endpoint, outcome in outcomes_of(task):
             self.requests.labels(*labels, endpoint, outcome)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from carousel.models.step import Task
 from carousel.service.errors import ERRORS, ErrorCode
 
 OK = "ok"
@@ -41,7 +40,7 @@ _OF_A_LOOK: frozenset[ErrorCode] = frozenset(
 )  # fmt: skip
 """Where no model runs."""
 
-_RUNS: dict[Task, tuple[str, ...]] = {
+_RUNS: dict[str, tuple[str, ...]] = {
     "language": (
         "/v1/completions",
         "/v1/models/{model}/next-token",
@@ -55,13 +54,13 @@ _RUNS: dict[Task, tuple[str, ...]] = {
         "/v1/models/{model}/stream",
     ),
 }
-_LOOKS: dict[Task, tuple[str, ...]] = {"language": (), "captioning": (), "tracing": (
+_LOOKS: dict[str, tuple[str, ...]] = {"language": (), "captioning": (), "tracing": (
     "/v1/models/{model}/trace/{session}/mastery.svg",
 )}  # fmt: skip
 _LOOKS_AT_ANY = ("/v1/models/{model}", "/v1/models/{model}/sessions/{session}")
 
 
-def outcomes_of(task: Task) -> Iterator[tuple[str, str]]:
+def outcomes_of(task: str) -> Iterator[tuple[str, str]]:
     """Endpoints of a model, each with all its outcomes."""
     for endpoint in _RUNS[task]:
         for outcome in (OK, CANCELLED, *(code for code in ERRORS if code not in _NEVER_OF_A_MODEL)):

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from PIL.Image import Image
 
-from carousel.models.codec.image import read_image
+from carousel.models.codec.image import ImageCodec, read_image
 from carousel.models.cores import usable_cores
 from carousel.models.errors import ImageRejected, ImageTooLarge
 from carousel.service.engine.encoder.encoding import EncoderStopped, Encoding, EncodingFailed
@@ -59,7 +59,7 @@ class ImageReader:
             ServiceError: step_failed or model_unavailable.
         """
         assert model.encoder is not None
-        preprocessing = model.bundle.image_codec.preprocessing
+        preprocessing = model.bundle.codec(ImageCodec).preprocessing
         try:
             return await model.encoder.encode(lambda: self._decoded(file, preprocessing.read), batch=batch)
         except (ImageTooLarge, ImageRejected) as error:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle
+from carousel.models.bundle import Bundle
+from carousel.models.codec.image import ImageCodec
 from carousel.models.cores import usable_cores
-from carousel.models.prefill import prefill_names
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.device import CUDA, Device
 from carousel.service.engine.encoder.encoder import Encoder
@@ -18,10 +18,10 @@ from carousel.service.engine.encoder.encoding import EncoderReport
 from carousel.service.engine.encoder.pace import Pace
 from carousel.service.engine.prefill.runner import OnnxPrefillRunner
 from carousel.service.engine.probe import Found, check_encoder, check_rows, require_company
-from carousel.service.engine.runner import AttemptRunner, OnnxEncoder, OnnxRunner, Runner
+from carousel.service.engine.runner import IdRunner, OnnxEncoder, OnnxRunner, Runner
 from carousel.service.engine.session import RunnerBroken, reason_against
 from carousel.service.engine.states.device_pool import DevicePool
-from carousel.service.served.ports import step_ports
+from carousel.service.served.ports import id_codec, id_feed, step_ports, takes_ids
 from carousel.service.served.serving import Prefilled, Serving
 from carousel.service.settings import Providers
 
@@ -113,7 +113,7 @@ def open_parts(
 
 def rows_that_fit(bundle: Bundle, max_rows: int, max_bytes: int) -> tuple[int, str | None]:
     """Rows of so much memory, at least one; and why they are not `max_rows`."""
-    row_bytes = step_ports(bundle.step, bundle.manifest.task).row_bytes
+    row_bytes = step_ports(bundle).row_bytes
     rows = max(1, max_bytes // row_bytes)
     if rows >= max_rows:
         return max_rows, None
@@ -134,17 +134,19 @@ def open_core(bundle: Bundle, intra_op_threads: int, max_rows: int, device: Devi
 
 def open_runner(bundle: Bundle, intra_op_threads: int, device: Device | None = None) -> Runner:
     """The runner of a bundle's step graph, which open_bundle has checked."""
-    ports = step_ports(bundle.step, bundle.manifest.task)
-    weights = bundle.weights(bundle.step)
-    runner = OnnxRunner(bundle.files[STEP_GRAPH], ports, intra_op_threads, device=device, weights=weights)
-    return AttemptRunner(runner, *ports.inputs) if bundle.manifest.task == "tracing" else runner
+    ports, weights = step_ports(bundle), bundle.weights(bundle.step)
+    graph = bundle.files[bundle.manifest.step.graph]
+    runner = OnnxRunner(graph, ports, intra_op_threads, device=device, weights=weights)
+    codec = id_codec(bundle)
+    return runner if codec is None or takes_ids(bundle) else IdRunner(runner, codec.enter)
 
 
 def open_prefill(bundle: Bundle, device: Device | None = None) -> OnnxPrefillRunner | None:
     """The runner of a bundle's prefill graphs; None where it has none."""
-    graphs = [bundle.files[name] for name in prefill_names(bundle.files)]
+    graphs = [bundle.files[name] for name in bundle.manifest.prefill]
     weights = [bundle.weights(graph) for graph in bundle.prefill]
-    return OnnxPrefillRunner(graphs, bundle.manifest.task, device, weights=weights) if graphs else None
+    after = {state.before: state.after for state in bundle.manifest.step.states}
+    return OnnxPrefillRunner(graphs, id_feed(bundle), after, device, weights=weights) if graphs else None
 
 
 def step_threads(bundle: Bundle, cores: int) -> int:
@@ -190,11 +192,19 @@ def _open_encoder(
     bundle: Bundle, on_batch: Callable[[EncoderReport], None], device: Device | None
 ) -> tuple[Encoder, str | None]:
     """The encoder, and why it is given one image a call; None where it is given several."""
+    declared = bundle.manifest.encoder
+    assert declared is not None
     assert bundle.encoder is not None
-    states = frozenset(spec.name for spec in bundle.step.states)
-    outputs = [*states, *(spec.name for spec in bundle.step.memories)]
-    weights, shape = bundle.weights(bundle.encoder), bundle.image_codec.preprocessing.shape
-    graph = OnnxEncoder(bundle.files[ENCODER_GRAPH], outputs, ENCODER_THREADS, device, weights=weights)
+    states = frozenset(spec.name for spec in bundle.states)
+    weights, shape = bundle.weights(bundle.encoder), bundle.codec(ImageCodec).preprocessing.shape
+    graph = OnnxEncoder(
+        bundle.files[declared.graph],
+        declared.gives,
+        ENCODER_THREADS,
+        device,
+        input_name=declared.inputs[0],
+        weights=weights,
+    )
     apart = check_encoder(graph, shape, on_device=device is not None)
     pace = Pace() if apart is None else Pace(1)
     name = f"encoder-{bundle.model}"

@@ -40,7 +40,7 @@ class ModelIdentity:
     def of(cls, bundle: Bundle) -> ModelIdentity:
         """The identity of an open bundle."""
         states = {
-            spec.name: StateSpec(tuple(size or 0 for size in spec.shape[1:]), spec.dtype) for spec in bundle.step.states
+            spec.name: StateSpec(tuple(size or 0 for size in spec.shape[1:]), spec.dtype) for spec in bundle.states
         }
         return cls(bundle.model, bundle.version, bundle.digest, states)
 

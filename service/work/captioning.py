@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from carousel.models.codec.caption import caption_codec
 from carousel.models.step import ATTENTION
 from carousel.service.engine.encoder.encoding import Encoding
 from carousel.service.engine.parameters import (
@@ -102,7 +103,7 @@ class CaptionStream:
         self._model = model
         self._admission = admission
         self._on_overflow = on_overflow
-        self._end_id = model.bundle.image_codec.end_id
+        self._end_id = caption_codec(model.bundle).end_id
         self._request = _request(model, encoding, parameters)
         self._cancelled = False
         self._stream: Events | None = None
@@ -137,7 +138,7 @@ class CaptionStream:
         # The stream knows this caption: a circle would keep both, and the model, until the garbage is collected.
         stream, self._stream = self._stream, None
         assert stream is not None
-        detokenizer = self._model.bundle.image_codec.detokenizer()
+        detokenizer = caption_codec(self._model.bundle).detokenizer()
         text, last_at, shown = "", 0.0, 0
         logprobs: list[float] = []
         while isinstance(event := await stream.get(), Told):
@@ -176,7 +177,7 @@ async def find_captions(
     """
     end = await run_to_end(model, admission, _request(model, encoding, parameters, buffered=True))
     model.metrics.queued(admission)
-    codec, result = model.bundle.image_codec, end.result
+    codec, result = caption_codec(model.bundle), end.result
     if isinstance(result, Found):
         return [
             Caption(codec.caption(one.tokens), one.tokens, one.logprob, one.score, one.reason, one.attention)
@@ -193,7 +194,7 @@ async def find_captions(
 def _request(
     model: ServedModel, encoding: Encoding, parameters: CaptionParameters, *, buffered: bool = False
 ) -> Request:
-    codec = model.bundle.image_codec
+    codec = caption_codec(model.bundle)
     return Request(
         np.array([codec.begin_id], np.int64),
         parameters.search,

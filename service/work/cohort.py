@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from carousel.models.bundle import Bundle
+from carousel.models.codec.interaction import InteractionCodec
 from carousel.models.output_file import open_output
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.parameters import FinishReason, Ids
@@ -62,7 +63,8 @@ def trace_cohort(
         RunnerBroken, OSError
     """
     core = EngineCore(check_rows(open_runner(bundle, intra_op_threads), max_rows).runner, max_rows)
-    names = [str(skill) for skill in range(bundle.output_size)] if by_id else list(bundle.interaction_codec.skills)
+    skills = bundle.codec(InteractionCodec).skills
+    names = [str(skill) for skill in range(len(skills))] if by_id else list(skills)
     with open_output(target) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         writer = csv.writer(text, lineterminator="\n")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from carousel.models.codec.text import CONTEXT_TOKENS
+from carousel.models.codec.text import CONTEXT_TOKENS, TextCodec
 from carousel.service.engine.admission.queue_time import retry_after_seconds
 from carousel.service.engine.errors import DeadlineExceeded, EngineFull, EngineStopped, WaitTooLong
 from carousel.service.engine.parameters import Alternative, FinishReason, Ids, SamplingParameters, State
@@ -178,7 +178,7 @@ class Generation:
         self._admission = admission
         self._on_overflow = on_overflow
         self._context = (prompt if context is None else np.concatenate([context, prompt]))[-CONTEXT_TOKENS:]
-        codec = model.bundle.text_codec
+        codec = model.bundle.codec(TextCodec)
         stops = [codec.as_written(stop) for stop in stops]
         self._detokenizer = codec.detokenizer(self._context.tolist())
         self._matcher = StopMatcher(stops)

@@ -6,6 +6,7 @@ import asyncio
 
 import numpy as np
 
+from carousel.models.codec.text import TextCodec
 from carousel.models.errors import TextTooLong, UnencodableText
 from carousel.service.engine.parameters import Ids
 from carousel.service.engine.port import Snapshot
@@ -29,7 +30,7 @@ async def prompt_ids(model: ServedModel, prompt: str | list[int]) -> Ids:
 
 
 def _ids(model: ServedModel, prompt: str | list[int]) -> Ids:
-    codec, longest = model.bundle.text_codec, model.bundle.manifest.limits.max_prompt_tokens
+    codec, longest = model.bundle.codec(TextCodec), model.bundle.manifest.limits.max_prompt_tokens
     if isinstance(prompt, str):
         try:
             tokens = codec.encode(prompt, longest)
@@ -78,7 +79,7 @@ def _too_long(model: ServedModel, count: int) -> RequestError:
 
 def unknown_tokens(model: ServedModel, ids: Ids) -> int:
     """How many of a prompt's tokens stand for what the model's vocabulary lacks. <int64>[N]"""
-    unknown = model.bundle.text_codec.unknown_id
+    unknown = model.bundle.codec(TextCodec).unknown_id
     return 0 if unknown is None else int(np.count_nonzero(ids == unknown))
 
 

@@ -119,7 +119,7 @@ def encode_history(
     Raises:
         RequestError: unknown_skill, no_attempts or prompt_too_long.
     """
-    known = _Known(model.bundle.interaction_codec)
+    known = _Known(model.bundle.codec(InteractionCodec))
     ids, places, count = [], [], 0
     for place, (skill, correct) in enumerate(attempts):
         count += 1

@@ -16,7 +16,8 @@ from carousel.export.extractor import ExtractorError, open_extractor
 from carousel.export.parity import ParityError
 from carousel.export.publish import export_checkpoint
 from carousel.models.bundle import Bundle, open_bundle, versions
-from carousel.models.codec.image import Preprocessing
+from carousel.models.codec.caption import caption_codec
+from carousel.models.codec.image import ImageCodec, Preprocessing
 from carousel.models.errors import CheckpointError
 from carousel.models.graph import next_name
 from carousel.models.manifest import DecodingDefaults, Limits
@@ -65,10 +66,10 @@ def torch_greedy(model: CaptioningModel, features: np.ndarray, begin: int, steps
 def bundle_greedy(bundle: Bundle, images: np.ndarray, steps: int) -> np.ndarray:
     """The same from the bundle's graphs, as the service decodes. <float32>[N, steps, V]"""
     encoder, step = session_of(bundle, "encoder.onnx"), session_of(bundle, "step.onnx")
-    names = [spec.name for spec in (*bundle.step.states, *bundle.step.memories)]
+    names = [spec.name for spec in (*bundle.states, *bundle.context)]
     fed = dict(zip(names, encoder.run(names, {"image": images}), strict=True))
-    states = [spec.name for spec in bundle.step.states]
-    token = np.full(len(images), bundle.image_codec.begin_id)
+    states = [spec.name for spec in bundle.states]
+    token = np.full(len(images), caption_codec(bundle).begin_id)
     said = []
     for _ in range(steps):
         logits, *after = step.run(["logits", *map(next_name, states)], {"token": token, **fed})
@@ -91,18 +92,18 @@ def test_bundle_over_a_frozen_encoder_says_what_the_model_says(
     assert (done.parity.steps, done.parity.rows, done.parity.row_independent) == (512, 4, True)
     assert 0 < done.parity.max_abs_error < 1e-4
     bundle = open_bundle(done.bundle)
-    images = np.stack([bundle.image_codec.preprocess(file) for file in pictures(6)])
+    images = np.stack([caption_codec(bundle).preprocess(file) for file in pictures(6)])
     assert np.abs(images).max() > 50  # not scaled to 1
     whole = onnxruntime.InferenceSession(extractor, providers=["CPUExecutionProvider"])
     (maps,) = whole.run(["features"], {"data": images})  # [N, D, 2, 3]: the user's own file, untouched
     features = np.ascontiguousarray(maps.transpose(0, 2, 3, 1).reshape(6, 6, 5))
-    expected = torch_greedy(model_of(checkpoint), features, bundle.image_codec.begin_id, 8)
+    expected = torch_greedy(model_of(checkpoint), features, caption_codec(bundle).begin_id, 8)
     assert np.abs(bundle_greedy(bundle, images, 8) - expected).max() < 1e-4
     assert np.ptp(expected, axis=0).max() > 0.01  # the image matters
-    memories = {spec.name: spec.shape for spec in bundle.step.memories}
+    memories = {spec.name: spec.shape for spec in bundle.context}
     looks = bundle.step.output("attention")
     if attention == "soft":
-        assert memories == {"memory.values": (None, 6, 6), "memory.keys": (None, 6, 9)}
+        assert memories == {"context.values": (None, 6, 6), "context.keys": (None, 6, 9)}
         assert looks.shape == (None, 2, 3)
     else:
         assert (memories, looks) == ({}, None)
@@ -116,8 +117,8 @@ def test_bundle_with_an_encoder_of_its_own_says_what_the_model_says(
     done = export_checkpoint(checkpoint, tmp_path / "r", "captions")
     assert 0 < done.parity.max_abs_error < 1e-4
     bundle = open_bundle(done.bundle)
-    images = np.stack([bundle.image_codec.preprocess(file) for file in pictures(6)])
-    expected = torch_greedy(model_of(checkpoint), images, bundle.image_codec.begin_id, 8)
+    images = np.stack([caption_codec(bundle).preprocess(file) for file in pictures(6)])
+    expected = torch_greedy(model_of(checkpoint), images, caption_codec(bundle).begin_id, 8)
     assert np.abs(bundle_greedy(bundle, images, 8) - expected).max() < 1e-4
     assert np.ptp(expected, axis=0).max() > 0.01  # the image matters
     if attention == "soft":
@@ -139,11 +140,11 @@ def bundle(checkpoint: Path, extractor: Path, tmp_path_factory: pytest.TempPathF
 def test_manifest_says_what_training_said(bundle: Bundle, checkpoint: Path) -> None:
     header = read_checkpoint(checkpoint).header
     manifest = bundle.manifest
-    assert manifest.codec.preprocessing == BGR
-    assert (manifest.codec.begin, manifest.codec.end) == ("<s>", "</s>")
+    assert bundle.codec(ImageCodec).preprocessing == BGR
+    assert (manifest.head.begin, manifest.head.end) == ("<s>", "</s>")
     assert manifest.limits == Limits(max_new_tokens=8)
     assert manifest.decoding == DecodingDefaults(temperature=0.0, beam_width=3, length_penalty=0.7)
-    assert manifest.validation.model_dump() == header["validation"]
+    assert manifest.figures.served == header["validation"]
     assert manifest.provenance.model_dump() == header["provenance"]
 
 
@@ -271,7 +272,7 @@ def reduce_over(output: str, scale: float) -> Callable[[onnx.GraphProto], None]:
         (
             "encoder.onnx",
             swap_features,
-            r"^memory\.\w+ of the exported graphs: an entry is off by|^state\.h0 .* off by",
+            r"^context\.\w+ of the exported graphs: an entry is off by|^state\.h0 .* off by",
         ),
         ("step.onnx", reduce_over("attention", 0.1), r"^attention of the exported graphs: an entry is off by"),
         (
@@ -286,8 +287,8 @@ def reduce_over(output: str, scale: float) -> Callable[[onnx.GraphProto], None]:
         ),
         (
             "encoder.onnx",
-            reduce_over("memory.keys", 1e-7),
-            r"^memory\.keys of row 0 in .* \(neighbours' image like its",
+            reduce_over("context.keys", 1e-7),
+            r"^context\.keys of row 0 in .* \(neighbours' image like its",
         ),
         (
             "encoder.onnx",
@@ -313,7 +314,7 @@ def test_attention_of_the_graph_is_where_the_model_looks(bundle: Bundle, checkpo
     }
     state = {name: random.normal(0, 1, (3, 7)).astype(np.float32) for name in ("h0", "c0")}
     token = np.array([3, 4, 5])
-    fed = {f"memory.{name}": part for name, part in memories.items()} | {
+    fed = {f"context.{name}": part for name, part in memories.items()} | {
         f"state.{n}": part for n, part in state.items()
     }
     (seen,) = session_of(bundle, "step.onnx").run(["attention"], {"token": token, **fed})

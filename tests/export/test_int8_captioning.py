@@ -34,7 +34,7 @@ from carousel.models.nn.validation import (
     read_validation,
     write_validation,
 )
-from carousel.models.step import check_step
+from tests.manifests import output_size_of
 
 BEAM = DecodingDefaults(beam_width=3, length_penalty=0.7)
 KINDS = [("lstm", "soft"), ("gru", "soft"), ("lstm", "none"), ("gru", "none")]
@@ -96,7 +96,7 @@ def test_int8_step_is_near_the_model_and_keeps_the_contract(
     step = model.step_module()
     content = build_int8_captioning_step(step, largest_seen(model, data))
     graph, fp32 = read_graph(content, "step.onnx"), read_graph(export_step(step), "step.onnx")
-    assert check_step(graph, "captioning") == 13
+    assert output_size_of("captioning", graph) == 13
     assert {spec.name: spec.shape for spec in graph.inputs} == {spec.name: spec.shape for spec in fp32.inputs}
     assert {spec.name: spec.shape for spec in graph.outputs} == {spec.name: spec.shape for spec in fp32.outputs}
     operators = [node.op_type for node in onnx.load_from_string(content).graph.node]
@@ -161,13 +161,13 @@ def test_int8_export_records_the_figures_before_and_after(run: Path, tmp_path: P
     served = GraphCaptioner(model, bundle.files["step.onnx"], bundle.files["encoder.onnx"])
     data = read_validation(run / "validation.safetensors")
     assert isinstance(data, CaptioningValidationData)
-    assert (manifest.precision, manifest.quantization.measure) == ("int8", "relative perplexity")
-    assert manifest.quantization.fp32.model_dump() == pytest.approx(read.header["validation"], rel=1e-6)
-    assert manifest.validation == captioning_figures(served, codec, data, BEAM, 8)
-    assert manifest.validation.nats_per_token != manifest.quantization.fp32.nats_per_token
-    assert manifest.quantization.fp32.bleu_4 == 0.0  # of a network that has learnt nothing: BLEU-4 would judge nothing
-    lost = manifest.validation.nats_per_token - manifest.quantization.fp32.nats_per_token
-    assert manifest.quantization.worsening == pytest.approx(math.exp(lost) - 1)
+    assert (manifest.precision, manifest.figures.measure) == ("int8", "relative perplexity")
+    assert manifest.figures.fp32 == pytest.approx(read.header["validation"], rel=1e-6)
+    assert manifest.figures.served == captioning_figures(served, codec, data, BEAM, 8).model_dump()
+    assert manifest.figures.served["nats_per_token"] != manifest.figures.fp32["nats_per_token"]
+    assert manifest.figures.fp32["bleu_4"] == 0.0  # of a network that has learnt nothing: BLEU-4 would judge nothing
+    lost = manifest.figures.served["nats_per_token"] - manifest.figures.fp32["nats_per_token"]
+    assert manifest.figures.worsening == pytest.approx(math.exp(lost) - 1)
     assert sorted(bundle.files) == ["encoder.onnx", "step.onnx", "tokenizer.json"]
 
 
@@ -205,7 +205,7 @@ def test_int8_export_that_loses_bleu_publishes_nothing(
     assert not (tmp_path / "r").exists()
     assert main([*arguments, "--max-worsening", "100"]) == 0
     manifest = json.loads((tmp_path / "r" / "m" / "1" / "manifest.json").read_text())
-    assert manifest["quantization"]["worsening"] > 0.3
+    assert manifest["figures"]["worsening"] > 0.3
 
 
 def _share_of(captions: list[str], spoken: list[str]) -> tuple[float, float, float, float]:

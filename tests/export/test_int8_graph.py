@@ -22,7 +22,7 @@ from carousel.export.parity import ParityError, measure_parity
 from carousel.models.graph import TensorSpec, read_graph
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig
-from carousel.models.step import check_step
+from tests.manifests import output_size_of
 
 SIZES = [
     ("lstm", 7, 9, 1, False),
@@ -167,7 +167,7 @@ def test_int8_graph_keeps_the_contract_and_takes_no_scale_from_the_batch(
         monkeypatch.setattr(int8_graph, "MAX_TABLE_BYTES", 0)
     content = build_int8_step(random_model("lstm", 5, 7, 2, True).step_module())
     graph = read_graph(content, "step.onnx")
-    assert check_step(graph, "language") == 17
+    assert output_size_of("language", graph) == 17
     assert graph.input("state.c1") == TensorSpec("state.c1", "float32", (None, 5))
     operators = {node.op_type for node in onnx.load_from_string(content).graph.node}
     assert not {operator for operator in operators if "Dynamic" in operator}
@@ -198,7 +198,7 @@ def test_int8_tracing_step_is_near_the_model(cell: str, layers: int) -> None:
     config = TracingModelConfig(skill_count=5, cell=cell, embedding_size=6, hidden_size=7, layers=layers)
     model = TracingModel(config).eval()
     graph = build_int8_step(model.step_module())
-    assert check_step(read_graph(graph, "step.onnx"), "tracing") == 5
+    assert output_size_of("tracing", read_graph(graph, "step.onnx")) == 5
     parity = measure_parity(model, graph, "int8", steps=40)
     assert 0 < parity.max_abs_error < 0.01
 

@@ -14,16 +14,15 @@ from carousel.export.int8_prefill import build_int8_prefill
 from carousel.export.parity import ParityError
 from carousel.export.prefill_parity import require_same_states
 from carousel.models.bundle import open_bundle
-from carousel.models.graph import read_graph
 from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 from carousel.models.nn.validation import VALIDATION, ValidationData, write_validation
-from carousel.models.prefill import check_prefill
 from carousel.models.weights import WEIGHTS
 from carousel.service.engine.parameters import SamplingParameters
 from carousel.service.engine.port import Request
 from carousel.service.served.opening import open_core
+from tests.manifests import check_prefill_of
 
 SIZES = [
     ("lstm", 7, 9, 1, False),
@@ -53,7 +52,7 @@ def test_prefill_leaves_what_steps_leave(monkeypatch, cell, embedding, hidden, l
         monkeypatch.setattr(int8_graph, "MAX_TABLE_BYTES", 0)
     step = random_step(cell, embedding, hidden, layers, tied)
     graph, prefill = build_int8_step(step), build_int8_prefill(step)
-    check_prefill([read_graph(part, "prefill") for part in prefill], read_graph(graph, "step.onnx"), "language")
+    check_prefill_of("language", graph, prefill)
     require_same_states(step, graph, prefill)
 
 
@@ -62,7 +61,7 @@ def test_prefill_of_a_history_leaves_what_steps_leave(cell):
     config = TracingModelConfig(skill_count=5, cell=cell, embedding_size=6, hidden_size=37, layers=2)
     step = TracingModel(config).eval().step_module()
     graph, prefill = build_int8_step(step), build_int8_prefill(step)
-    check_prefill([read_graph(part, "prefill") for part in prefill], read_graph(graph, "step.onnx"), "tracing")
+    check_prefill_of("tracing", graph, prefill)
     require_same_states(step, graph, prefill)
 
 

@@ -7,7 +7,7 @@ import torch
 from carousel.export.onnx_graph import export_step
 from carousel.models.graph import TensorSpec, read_graph
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
-from carousel.models.step import check_step
+from tests.manifests import output_size_of
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def content() -> bytes:
 
 def test_exported_graph_keeps_the_contract(content: bytes) -> None:
     graph = read_graph(content, "step.onnx")
-    assert check_step(graph, "language") == 11
+    assert output_size_of("language", graph) == 11
     assert graph.inputs == (
         TensorSpec("token", "int64", (None,)),
         TensorSpec("state.h0", "float32", (None, 7)),

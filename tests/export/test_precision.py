@@ -21,7 +21,7 @@ from carousel.export.progress import Progress
 from carousel.export.publish import export_checkpoint
 from carousel.models.bundle import open_bundle
 from carousel.models.errors import CheckpointError
-from carousel.models.manifest import CaptioningValidation, TracingValidation
+from carousel.models.figures import CaptioningValidation, TracingValidation
 from carousel.models.nn.checkpoint import (
     Checkpoint,
     load_language_model,
@@ -110,16 +110,17 @@ def test_int8_export_records_the_figures_before_and_after(language_run: Path, tm
     bundle = open_bundle(done.bundle)
     manifest, trained = bundle.manifest, read_checkpoint(language_run / "best.safetensors").header["validation"]
     assert manifest.precision == "int8"
-    assert manifest.quantization == done.quantization
-    assert manifest.quantization.fp32.model_dump() == pytest.approx(trained, rel=1e-6)
-    assert (manifest.quantization.measure, manifest.quantization.allowed) == ("relative perplexity", 0.5)
+    assert manifest.figures.fp32 == done.quantization.fp32.model_dump()
+    assert manifest.figures.worsening == done.quantization.worsening
+    assert manifest.figures.fp32 == pytest.approx(trained, rel=1e-6)
+    assert (manifest.figures.measure, manifest.figures.allowed_worsening) == ("relative perplexity", 0.5)
     graph = bundle.files["step.onnx"]
     model, _ = load_language_model(read_checkpoint(language_run / "best.safetensors"))
     served = figures(lambda rows: GraphForward(graph, model.step_module(), rows), language_data())
-    assert manifest.validation == served
+    assert manifest.figures.served == served.model_dump()
     assert served.perplexity != pytest.approx(trained["perplexity"], rel=1e-6)
     change = served.perplexity / trained["perplexity"] - 1
-    assert manifest.quantization.worsening == pytest.approx(change, abs=1e-6)
+    assert manifest.figures.worsening == pytest.approx(change, abs=1e-6)
     assert sorted(path.name for path in done.bundle.iterdir()) == [
         "manifest.json",
         "prefill.onnx",
@@ -173,10 +174,10 @@ def test_int8_export_of_a_tracing_run_records_auc(tracing_run: Path, tmp_path: P
     manifest = open_bundle(done.bundle).manifest
     model, _ = load_tracing_model(read_checkpoint(tracing_run / "best.safetensors"))
     graph = build_int8_step(model.step_module())
-    assert manifest.validation == figures(lambda rows: GraphForward(graph, model.step_module(), rows), tracing_data())
-    assert manifest.quantization.measure == "AUC"
-    lost = manifest.quantization.fp32.auc - manifest.validation.auc
-    assert manifest.quantization.worsening == lost
+    served = figures(lambda rows: GraphForward(graph, model.step_module(), rows), tracing_data())
+    assert manifest.figures.served == served.model_dump()
+    assert manifest.figures.measure == "AUC"
+    assert manifest.figures.worsening == manifest.figures.fp32["auc"] - manifest.figures.served["auc"]
 
 
 ANSWERS = TracingValidation(attempts=9, auc=0.5, accuracy=1.0, log_loss=0.2)
@@ -224,7 +225,7 @@ def test_int8_export_that_is_worse_than_allowed_publishes_nothing(
     assert main([*arguments, "--max-worsening", "9"]) == 0
     assert "in relative perplexity; allowed is 9" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "r" / "m" / "1" / "manifest.json").read_text())
-    assert manifest["quantization"]["worsening"] > 0.005
+    assert manifest["figures"]["worsening"] > 0.005
 
 
 def test_int8_export_without_validation_data_says_how_to_get_them(

@@ -9,6 +9,7 @@ from carousel.export.__main__ import main
 from carousel.export.parity import ParityError
 from carousel.export.publish import export_checkpoint
 from carousel.models.bundle import open_bundle, versions
+from carousel.models.codec.text import TextCodec
 from carousel.models.errors import CheckpointError
 from carousel.models.manifest import DecodingDefaults, Limits
 from carousel.models.nn.checkpoint import Checkpoint, load_language_model, read_checkpoint, write_checkpoint
@@ -44,12 +45,12 @@ def test_exported_bundle_opens_with_all_that_training_said(checkpoint: Path, tmp
     assert done.bundle == tmp_path / "gru" / "1"
     opened = open_bundle(done.bundle)
     header = read_checkpoint(checkpoint).header
-    assert opened.manifest.validation.model_dump() == header["validation"]
+    assert opened.manifest.figures.served == header["validation"]
     assert opened.manifest.provenance.model_dump() == header["provenance"]
     assert opened.manifest.parity == done.parity
     assert opened.manifest.limits.max_prompt_tokens == 99
     assert opened.manifest.decoding.top_k == 3
-    assert opened.codec.encode("ba\n") == [3, 2, 1]
+    assert opened.codec(TextCodec).encode("ba\n") == [3, 2, 1]
     assert sorted(path.name for path in done.bundle.iterdir()) == ["manifest.json", "step.onnx", "tokenizer.json"]
 
 
@@ -64,7 +65,7 @@ def test_run_directory_exports_its_best_checkpoint(checkpoint: Path, tmp_path: P
 def test_checkpoint_without_figures_exports(checkpoint: Path, tmp_path: Path, quick: None) -> None:
     path = header_edited(checkpoint, tmp_path / "bare.safetensors", validation=None, provenance=None)
     manifest = open_bundle(export_checkpoint(path, tmp_path / "r", "gru").bundle).manifest
-    assert manifest.validation is None
+    assert manifest.figures is None
     assert manifest.provenance is None
 
 

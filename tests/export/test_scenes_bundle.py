@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 from carousel.models.bundle import Bundle, open_bundle
+from carousel.models.codec.caption import caption_codec
 from carousel.models.graph import next_name
 from carousel.training.corpus.scene_drawing import encode_scene
 from carousel.training.corpus.scene_words import describes
@@ -28,15 +29,15 @@ def test_scenes_is_small_and_says_where_it_came_from(bundle: Bundle) -> None:
     assert bundle.manifest.provenance.recipe == "scenes"
     comment = (ROOT / "training" / "recipes" / "scenes.toml").read_text()
     assert bundle.manifest.precision == "int8"
-    assert f"{bundle.manifest.quantization.fp32.nats_per_token:.4f} nats per token" in comment
+    assert f"{bundle.manifest.figures.fp32['nats_per_token']:.4f} nats per token" in comment
 
 
 def test_scenes_says_what_is_true_of_fresh_scenes(bundle: Bundle) -> None:
-    scenes, codec = make_scenes(FRESH_SEED, SCENES), bundle.image_codec
+    scenes, codec = make_scenes(FRESH_SEED, SCENES), caption_codec(bundle)
     images = np.stack([codec.preprocess(encode_scene(scene)) for scene in scenes])
     encoder, step = (onnxruntime.InferenceSession(bundle.files[name]) for name in ("encoder.onnx", "step.onnx"))
     begun = dict(zip([spec.name for spec in bundle.encoder.outputs], encoder.run(None, {"image": images}), strict=True))
-    states = [spec.name for spec in bundle.step.states]
+    states = [spec.name for spec in bundle.states]
     token, said = np.full(SCENES, codec.begin_id), []
     for _ in range(bundle.manifest.limits.max_new_tokens):
         logits, *after = step.run(["logits", *map(next_name, states)], begun | {"token": token})

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from carousel.models.bundle import open_bundle, versions
+from carousel.models.codec.text import TextCodec
 
 REPOSITORY = Path(__file__).parents[2] / "bundles"
 
@@ -18,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2] / "bundles"
     ],
 )
 def test_shipped_language_model_knows_what_people_type(typed, read):
-    codec = open_bundle(REPOSITORY / "shakespeare" / str(max(versions(REPOSITORY, "shakespeare")))).text_codec
+    codec = open_bundle(REPOSITORY / "shakespeare" / str(max(versions(REPOSITORY, "shakespeare")))).codec(TextCodec)
     assert codec.unknown_id not in codec.encode(typed)
     assert codec.decode(codec.encode(typed)) == read
     assert codec.encode("é") == [codec.unknown_id]

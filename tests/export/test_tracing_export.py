@@ -15,11 +15,12 @@ from carousel.export.onnx_graph import export_step
 from carousel.export.parity import ParityError, measure_parity
 from carousel.export.publish import export_checkpoint
 from carousel.models.bundle import open_bundle
+from carousel.models.codec.interaction import InteractionCodec
 from carousel.models.errors import CheckpointError
 from carousel.models.graph import TensorSpec, read_graph
 from carousel.models.nn.checkpoint import Checkpoint, load_tracing_model, read_checkpoint, write_checkpoint
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig
-from carousel.models.step import check_step
+from tests.manifests import output_size_of
 
 
 def random_model(cell: str, *, skills: int, embedding: int, hidden: int, layers: int) -> TracingModel:
@@ -58,7 +59,7 @@ def graph(model: TracingModel) -> bytes:
 
 def test_exported_tracing_graph_keeps_the_contract(graph: bytes) -> None:
     spec = read_graph(graph, "step.onnx")
-    assert check_step(spec, "tracing") == 5
+    assert output_size_of("tracing", spec) == 5
     assert spec.inputs == (
         TensorSpec("skill", "int64", (None,)),
         TensorSpec("correct", "int64", (None,)),
@@ -92,13 +93,13 @@ def test_exported_tracing_bundle_predicts_what_the_checkpoint_does(
 ) -> None:
     model, _ = load_tracing_model(read_checkpoint(make_tracing_checkpoint(tmp_path / "best.safetensors")))
     bundle = open_bundle(tiny_tracing_bundle)
-    codec = bundle.interaction_codec
+    codec = bundle.codec(InteractionCodec)
     history = [("area", True), ("counting", False), (2, True), ("area", False)]
     ids = [codec.encode(skill, correct) for skill, correct in history]
     with torch.inference_mode():
         expected = torch.sigmoid(model(torch.tensor([ids]), model.initial_state(1))[0])[0].numpy()  # [T, S]
     session = onnxruntime.InferenceSession(bundle.files["step.onnx"], providers=["CPUExecutionProvider"])
-    state = {spec.name: np.zeros((1, 7), np.float32) for spec in bundle.step.states}
+    state = {spec.name: np.zeros((1, 7), np.float32) for spec in bundle.states}
     for position, id_ in enumerate(ids):
         skill, correct = codec.decode(id_)
         fed = {"skill": np.array([skill]), "correct": np.array([int(correct)]), **state}
@@ -109,8 +110,8 @@ def test_exported_tracing_bundle_predicts_what_the_checkpoint_does(
 
 def test_exported_tracing_bundle_keeps_what_training_said(tiny_tracing_bundle: Path) -> None:
     manifest = open_bundle(tiny_tracing_bundle).manifest
-    assert (manifest.task, manifest.codec.kind) == ("tracing", "interaction")
-    assert manifest.validation.model_dump() == {"attempts": 11, "auc": 0.75, "accuracy": 0.7, "log_loss": 0.6}
+    assert (manifest.task, manifest.codecs["skills"].kind) == ("tracing", "interaction")
+    assert manifest.figures.served == {"attempts": 11, "auc": 0.75, "accuracy": 0.7, "log_loss": 0.6}
     assert manifest.provenance.cell == "lstm"
     assert sorted(path.name for path in tiny_tracing_bundle.iterdir()) == ["manifest.json", "skills.json", "step.onnx"]
 

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 from carousel.models.bundle import Bundle, open_bundle
+from carousel.models.codec.interaction import InteractionCodec
 from carousel.models.graph import next_name
 from carousel.models.tracing_score import auc
 from carousel.training.corpus.learners import SKILLS, simulate
@@ -26,12 +27,13 @@ def tutor() -> Bundle:
 
 def test_tutor_is_small_and_says_where_it_came_from(tutor: Bundle) -> None:
     assert sum(map(len, tutor.files.values())) < 5_000_000
-    assert tutor.interaction_codec.skills == SKILLS
+    assert tutor.codec(InteractionCodec).skills == SKILLS
     assert tutor.manifest.provenance.recipe == "tutor"
     comment = (ROOT / "training" / "recipes" / "tutor.toml").read_text()
     assert tutor.manifest.precision == "int8"
-    validation = tutor.manifest.quantization.fp32
-    assert f"{validation.attempts:,} attempts): AUC {validation.auc:.4f}, accuracy {validation.accuracy:.4f}" in comment
+    validation = tutor.manifest.figures.fp32
+    attempts, auc, accuracy = (validation[name] for name in ("attempts", "auc", "accuracy"))
+    assert f"{attempts:,} attempts): AUC {auc:.4f}, accuracy {accuracy:.4f}" in comment
 
 
 def test_tutor_predicts_fresh_learners_nearly_as_well_as_can_be(tutor: Bundle) -> None:
@@ -40,7 +42,7 @@ def test_tutor_predicts_fresh_learners_nearly_as_well_as_can_be(tutor: Bundle) -
     session = onnxruntime.InferenceSession(tutor.files["step.onnx"], providers=["CPUExecutionProvider"])
     longest = max(map(len, fresh.histories))
     ids = np.stack([np.pad(history, (0, longest - len(history))) for history in fresh.histories])  # [B, T]
-    state = {spec.name: np.zeros((len(ids), *spec.shape[1:]), np.float32) for spec in tutor.step.states}
+    state = {spec.name: np.zeros((len(ids), *spec.shape[1:]), np.float32) for spec in tutor.states}
     steps = []
     for position in range(longest):
         fed = {"skill": ids[:, position] >> 1, "correct": ids[:, position] & 1, **state}

@@ -12,11 +12,13 @@ from tokenizers import Tokenizer, models
 
 from carousel.models import bundle as bundle_module
 from carousel.models.bundle import list_repository, open_bundle, publish, versions
+from carousel.models.codec.text import TextCodec
 from carousel.models.errors import BundleError, BundleNotFound, DigestMismatch, GraphRejected
-from carousel.models.manifest import LanguageValidation, Manifest, TextCodecSpec
+from carousel.models.figures import Figures
+from carousel.models.manifest import Manifest
+from tests.manifests import manifest_of
 
 MakeGraph = Callable[[], onnx.ModelProto]
-MANIFEST = Manifest(task="language", codec=TextCodecSpec(), files={})
 
 
 def tokenizer(size: int) -> bytes:
@@ -30,17 +32,22 @@ def files(make_step_graph: MakeGraph) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def path(tmp_path: Path, files: dict[str, bytes]) -> Path:
+def manifest(files: dict[str, bytes]) -> Manifest:
+    return manifest_of("language", files)
+
+
+@pytest.fixture
+def path(tmp_path: Path, manifest: Manifest, files: dict[str, bytes]) -> Path:
     """A good bundle, published."""
-    return publish(tmp_path, "hand.made-1", MANIFEST, files)
+    return publish(tmp_path, "hand.made-1", manifest, files)
 
 
 def test_published_bundle_opens(path: Path, files: dict[str, bytes]) -> None:
     opened = open_bundle(path)
     assert (opened.model, opened.version) == ("hand.made-1", 1)
     assert dict(opened.files) == files
-    assert opened.codec.vocabulary_size == 5
-    assert [state.name for state in opened.step.states] == ["state.h0", "state.c0"]
+    assert opened.codec(TextCodec).vocabulary_size == 5
+    assert [state.name for state in opened.states] == ["state.h0", "state.c0"]
     assert len(opened.digest) == 64
 
 
@@ -55,16 +62,18 @@ def test_bundle_behind_a_linked_version_keeps_the_links_number(path: Path) -> No
     assert open_bundle(path.parent / "7").version == 7
 
 
-def test_bundle_by_hand_may_begin_its_files_with_a_byte_order_mark(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_bundle_by_hand_may_begin_its_files_with_a_byte_order_mark(
+    tmp_path: Path, manifest: Manifest, files: dict[str, bytes]
+) -> None:
     files["tokenizer.json"] = b"\xef\xbb\xbf" + files["tokenizer.json"]
-    path = publish(tmp_path, "marked", MANIFEST, files)
+    path = publish(tmp_path, "marked", manifest, files)
     (path / "manifest.json").write_bytes(b"\xef\xbb\xbf" + (path / "manifest.json").read_bytes())
-    assert open_bundle(path).codec.vocabulary_size == 5
+    assert open_bundle(path).codec(TextCodec).vocabulary_size == 5
 
 
-def test_digest_changes_with_any_file(tmp_path: Path, path: Path, files: dict[str, bytes]) -> None:
+def test_digest_changes_with_any_file(tmp_path: Path, path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
     files["tokenizer.json"] = files["tokenizer.json"] + b" "
-    other = publish(tmp_path, "hand.made-1", MANIFEST, files)
+    other = publish(tmp_path, "hand.made-1", manifest, files)
     assert open_bundle(other).digest != open_bundle(path).digest
 
 
@@ -132,9 +141,6 @@ def test_bundle_in_a_directory_that_is_no_version_is_refused(path: Path, version
         open_bundle(path)
 
 
-AUC = {"attempts": 3, "auc": 0.7, "accuracy": 0.7, "log_loss": 0.6}
-
-
 def edit(path: Path, change: Callable[[dict], object]) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     change(manifest)
@@ -145,14 +151,20 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     ("change", "message"),
     [
         (lambda m: m.update(colour="red"), r"colour: Extra inputs are not permitted"),
-        (lambda m: m["codec"].update(path="x"), r"codec\.text\.path: Extra inputs are not permitted"),
-        (lambda m: m.update(format=2), r"format: Input should be 1"),
-        (lambda m: m.update(task="translation"), r"task: Input should be 'language'"),
+        (lambda m: m["codecs"]["text"].update(path="x"), r"codecs\.text\.path: Extra inputs are not permitted"),
+        (
+            lambda m: m["codecs"]["text"].update(kind="sound"),
+            r"codecs\.text: a codec is of kind 'sound'; known are text",
+        ),
+        (lambda m: m.update(format=3), r"format: is 3; allowed are 1 and 2$"),
+        (lambda m: m.update(format=True), r"format: is True; allowed are 1 and 2$"),
+        (lambda m: m.update(task="../x"), r"task: String should match"),
         (lambda m: m.pop("task"), r"task: Field required"),
-        (lambda m: m.pop("files"), r"files: Field required"),
-        (lambda m: m["files"].pop("step.onnx"), r"files lists no step\.onnx, which a language bundle must have"),
+        (lambda m: m.pop("step"), r"step: Field required"),
+        (lambda m: m.pop("head"), r"head: Field required"),
+        (lambda m: m.pop("files"), r"files: an object of files is required"),
+        (lambda m: m["files"].pop("step.onnx"), r"files lists no step\.onnx, which it names"),
         (lambda m: m["files"].pop("tokenizer.json"), r"files lists no tokenizer\.json"),
-        (lambda m: m["codec"].update(tokenizer="../tokenizer.json"), r"codec\.text\.tokenizer: String should match"),
         (lambda m: m["limits"].update(max_prompt_tokens=0), r"limits\.max_prompt_tokens: Input should be greater"),
         (lambda m: m["decoding"].update(temperature=-1), r"decoding\.temperature: Input should be greater"),
         (lambda m: m["decoding"].update(temperature=1e300), r"decoding\.temperature: Input should be less than"),
@@ -161,10 +173,30 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
         (lambda m: m["files"]["step.onnx"].update(sha256="abc"), r"files\.step\.onnx\.sha256: String should match"),
         (lambda m: m["files"]["step.onnx"].update(bytes=-1), r"files\.step\.onnx\.bytes: Input should be greater"),
         (lambda m: m.update(precision="int4"), r"precision: Input should be 'fp32' or 'int8'"),
+        (lambda m: m.update(figures={"served": {"auc": "high"}}), r"figures\.served\.auc\."),
         (
-            lambda m: m.update(quantization={"fp32": AUC, "measure": "AUC", "worsening": 0.0, "allowed": 0.1}),
-            r".*validation holds figures that are not those of task 'language'",
+            lambda m: m["head"].update(kind="sing"),
+            r"head: a head is of kind 'sing'; known are generate, read, tensors$",
         ),
+        (
+            lambda m: m["head"].update(feeds="word"),
+            r"the head does not fit: feeds is 'word'; a step's inputs are token$",
+        ),
+        (
+            lambda m: m["head"].update({"from": "scores"}),
+            r"the head does not fit: from is 'scores'; .* outputs are logits$",
+        ),
+        (lambda m: m["head"].update(end="</s>"), r"the head does not fit: the vocabulary has no token '</s>'"),
+        (lambda m: m["ports"].pop("logits"), r"the head does not fit: its port logits has no codec of ids"),
+        (lambda m: m["ports"].update(sound="text"), r"ports names 'sound', which is no port; ports are token, logits$"),
+        (lambda m: m["ports"].update(logits="words"), r"port logits has codec 'words'; codecs are text$"),
+        (lambda m: m["step"].update(states=[]), r"step\.states: Tuple should have at least 1 item"),
+        (
+            lambda m: m["step"]["states"][0].update(initial="encoder"),
+            r"state state\.h0 begins with what an encoder gives",
+        ),
+        (lambda m: m["step"]["states"][0].update(initial="ones"), r"step\.states\.0\.initial\."),
+        (lambda m: m["step"]["states"][0].update(initial={"file": "h.npy"}), r"files lists no h\.npy, which it names"),
         *(
             (lambda m, name=name: m["files"].update({name: m["files"]["step.onnx"]}), r"files\..*: String should match")
             for name in ("../x", "/etc/passwd", "a/b", "a\\b", "..", ".", ".hidden", "", "a\n", "x" * 101)
@@ -202,19 +234,21 @@ def test_bundle_that_claims_a_huge_file_is_refused_without_the_memory(path: Path
         open_bundle(path)
 
 
-def test_publish_counts_versions_up(tmp_path: Path, files: dict[str, bytes]) -> None:
-    assert [publish(tmp_path, "m", MANIFEST, files).name for _ in range(3)] == ["1", "2", "3"]
+def test_publish_counts_versions_up(tmp_path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
+    assert [publish(tmp_path, "m", manifest, files).name for _ in range(3)] == ["1", "2", "3"]
     assert versions(tmp_path, "m") == [1, 2, 3]
 
 
-def test_publish_goes_on_from_the_highest_version(tmp_path: Path, files: dict[str, bytes]) -> None:
-    publish(tmp_path, "m", MANIFEST, files).rename(tmp_path / "m" / "41")
-    assert publish(tmp_path, "m", MANIFEST, files).name == "42"
+def test_publish_goes_on_from_the_highest_version(tmp_path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
+    publish(tmp_path, "m", manifest, files).rename(tmp_path / "m" / "41")
+    assert publish(tmp_path, "m", manifest, files).name == "42"
 
 
-def test_publishers_at_the_same_time_each_get_a_version(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_publishers_at_the_same_time_each_get_a_version(
+    tmp_path: Path, manifest: Manifest, files: dict[str, bytes]
+) -> None:
     with ThreadPoolExecutor(8) as pool:
-        published = [pool.submit(publish, tmp_path, "m", MANIFEST, files) for _ in range(24)]
+        published = [pool.submit(publish, tmp_path, "m", manifest, files) for _ in range(24)]
         names = {int(future.result().name) for future in published}
     assert names == set(range(1, 25))
     assert sorted(entry.name for entry in (tmp_path / "m").iterdir()) == sorted(map(str, names))
@@ -222,18 +256,20 @@ def test_publishers_at_the_same_time_each_get_a_version(tmp_path: Path, files: d
 
 @pytest.mark.parametrize("name", ["../m", "/m", "a/b", "", ".m", "..", "m\n", "é"])
 def test_publish_refuses_a_name_that_is_no_directory_of_the_repository(
-    tmp_path: Path, files: dict[str, bytes], name: str
+    tmp_path: Path, manifest: Manifest, files: dict[str, bytes], name: str
 ) -> None:
     repository = tmp_path / "repository"
     with pytest.raises(BundleError, match="is not a model name; allowed are"):
-        publish(repository, name, MANIFEST, files)
+        publish(repository, name, manifest, files)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../../../x", "/x", "a/b", "manifest.json"])
-def test_publish_refuses_a_file_name_before_it_writes(tmp_path: Path, files: dict[str, bytes], name: str) -> None:
+def test_publish_refuses_a_file_name_before_it_writes(
+    tmp_path: Path, manifest: Manifest, files: dict[str, bytes], name: str
+) -> None:
     with pytest.raises(BundleError, match="is not a file name; allowed are"):
-        publish(tmp_path, "m", MANIFEST, {**files, name: b"x"})
+        publish(tmp_path, "m", manifest, {**files, name: b"x"})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,29 +279,47 @@ def test_publish_refuses_a_file_name_before_it_writes(tmp_path: Path, files: dic
         ("step.onnx", b"pickle", GraphRejected, r"step\.onnx: the content "),
         ("tokenizer.json", b"{}", BundleError, r"tokenizer\.json: not a tokenizer of the tokenizers library \("),
         ("tokenizer.json", b"\xff", BundleError, r"tokenizer\.json: "),
-        ("tokenizer.json", tokenizer(4), BundleError, r"tokenizer\.json: 4 tokens; step\.onnx gives logits for 5$"),
-        ("tokenizer.json", tokenizer(6), BundleError, r"tokenizer\.json: 6 tokens; step\.onnx gives logits for 5$"),
+        (
+            "tokenizer.json",
+            tokenizer(4),
+            BundleError,
+            r"tokenizer\.json: 4 tokens; logits float32\[batch, 5\] is not a float32 row",
+        ),
+        (
+            "tokenizer.json",
+            tokenizer(6),
+            BundleError,
+            r"tokenizer\.json: 6 tokens; logits float32\[batch, 5\] is not a float32 row",
+        ),
     ],
 )
 def test_publish_of_what_does_not_open_leaves_no_version(
-    tmp_path: Path, files: dict[str, bytes], name: str, content: bytes, error: type[BundleError], message: str
+    tmp_path: Path,
+    manifest: Manifest,
+    files: dict[str, bytes],
+    name: str,
+    content: bytes,
+    error: type[BundleError],
+    message: str,
 ) -> None:
     files[name] = content
     with pytest.raises(error, match="^" + message):
-        publish(tmp_path, "m", MANIFEST, files)
+        publish(tmp_path, "m", manifest, files)
     assert versions(tmp_path, "m") == []
     assert list((tmp_path / "m").iterdir()) == []
 
 
-def test_publish_refuses_a_vocabulary_with_ids_beyond_the_logits(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_publish_refuses_a_vocabulary_with_ids_beyond_the_logits(
+    tmp_path: Path, manifest: Manifest, files: dict[str, bytes]
+) -> None:
     gap = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2, "c": 3, "d": 9}, "<unk>"))  # five tokens, ids to 9
     files["tokenizer.json"] = gap.to_str().encode()
-    with pytest.raises(BundleError, match=r"10 tokens; step\.onnx gives logits for 5$"):
-        publish(tmp_path, "m", MANIFEST, files)
+    with pytest.raises(BundleError, match=r"10 tokens; logits float32\[batch, 5\] is not a float32 row"):
+        publish(tmp_path, "m", manifest, files)
 
 
 def test_publish_on_a_full_disk_leaves_no_version(
-    tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, manifest: Manifest, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path, content: bytes) -> None:
         path.write_bytes(content[: len(content) // 2])
@@ -273,7 +327,7 @@ def test_publish_on_a_full_disk_leaves_no_version(
 
     monkeypatch.setattr(bundle_module, "_write", fail)
     with pytest.raises(OSError, match="No space left"):
-        publish(tmp_path, "m", MANIFEST, files)
+        publish(tmp_path, "m", manifest, files)
     assert list((tmp_path / "m").iterdir()) == []
 
 
@@ -281,32 +335,32 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from carousel.models import bundle
-from carousel.models.manifest import Manifest, TextCodecSpec
+from tests.manifests import manifest_of
 
 def die(*_):
     os._exit(9)
 
 setattr(bundle.os if sys.argv[2] == "rename" else bundle, sys.argv[2], die)
 files = {path.name: path.read_bytes() for path in Path(sys.argv[3]).iterdir() if path.name != "manifest.json"}
-manifest = Manifest(task="language", codec=TextCodecSpec(), files={})
+manifest = manifest_of("language", files)
 bundle.publish(Path(sys.argv[1]), "hand.made-1", manifest, files)
 """
 
 
 @pytest.mark.parametrize("moment", ["_write", "open_bundle", "rename"])
 def test_publish_that_is_killed_leaves_no_version(
-    tmp_path: Path, path: Path, files: dict[str, bytes], moment: str
+    tmp_path: Path, path: Path, manifest: Manifest, files: dict[str, bytes], moment: str
 ) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path, moment, path], check=False)
     assert killed.returncode == 9
     assert versions(tmp_path, "hand.made-1") == [1]
     assert list(list_repository(tmp_path).versions) == ["hand.made-1"]
-    assert publish(tmp_path, "hand.made-1", MANIFEST, files).name == "2"  # what the dead one left is in nobody's way
+    assert publish(tmp_path, "hand.made-1", manifest, files).name == "2"  # what the dead one left is in nobody's way
 
 
 def test_manifest_takes_no_infinite_figure() -> None:
     with pytest.raises(ValueError, match="finite number"):
-        LanguageValidation(tokens=1, nats_per_token=1e3, perplexity=float("inf"), bits_per_character=1.0)
+        Figures(served={"auc": float("inf")})
 
 
 def test_listing_has_the_models_with_a_version(tmp_path: Path, path: Path) -> None:

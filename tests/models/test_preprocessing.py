@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from carousel.models.codec.image import ImageCodec, Preprocessing, read_image
+from carousel.models.codec.caption import CaptionCodec
+from carousel.models.codec.image import Preprocessing, read_image
 from carousel.models.codec.text import TextCodec
 
 
@@ -88,7 +89,7 @@ def text_codec() -> TextCodec:
 
 
 def test_codec_reads_captions_up_to_the_end(text_codec):
-    codec = ImageCodec(text_codec, Preprocessing(width=4, height=3), "<s>", "</s>")
+    codec = CaptionCodec(text_codec, Preprocessing(width=4, height=3), "<s>", "</s>")
     assert (codec.begin_id, codec.end_id) == (1, 2)
     assert codec.caption([3, 4, 5]) == codec.caption([3, 4, 5, 2]) == codec.caption([3, 4, 5, 2, 4]) == "a red circle"
     assert codec.caption([]) == codec.caption([2]) == ""
@@ -100,7 +101,7 @@ def test_codec_reads_captions_up_to_the_end(text_codec):
 @pytest.mark.parametrize("names", [("<begin>", "</s>"), ("<s>", "<end>")])
 def test_codec_refuses_tokens_that_are_not_there(text_codec, names):
     with pytest.raises(ValueError, match="has no token"):
-        ImageCodec(text_codec, Preprocessing(width=4, height=3), *names)
+        CaptionCodec(text_codec, Preprocessing(width=4, height=3), *names)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
@@ -134,5 +135,5 @@ def test_caption_begins_with_no_blank():
     words = ["<s>", "</s>", "\u2581a", "\u2581dog"]
     tokenizer = Tokenizer(models.WordLevel({word: id_ for id_, word in enumerate(words)}, "<s>"))
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
-    codec = ImageCodec(TextCodec(tokenizer), Preprocessing(width=4, height=3), "<s>", "</s>")
+    codec = CaptionCodec(TextCodec(tokenizer), Preprocessing(width=4, height=3), "<s>", "</s>")
     assert codec.caption([2, 3, 1]) == "a dog"

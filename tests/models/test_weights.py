@@ -13,9 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models
 
 from carousel.models.bundle import open_bundle, publish
+from carousel.models.codec.text import TextCodecSpec
 from carousel.models.errors import BundleError, DigestMismatch, GraphRejected
 from carousel.models.graph import read_graph
-from carousel.models.manifest import Manifest, TextCodecSpec
+from carousel.models.head import GenerateHead
+from carousel.models.manifest import Manifest, StateSpec, StepSpec
 from carousel.models.weights import WEIGHTS, WeightsFile
 
 MakeGraph = Callable[[], onnx.ModelProto]
@@ -50,7 +52,16 @@ def files(make_step_graph: MakeGraph) -> dict[str, bytes]:
 
 
 def manifest(weights: str | None = WEIGHTS) -> Manifest:
-    return Manifest(task="language", codec=TextCodecSpec(), weights=weights, files={})
+    states = tuple(StateSpec(before=f"state.{name}", after=f"next_state.{name}") for name in ("h0", "c0"))
+    return Manifest(
+        task="language",
+        step=StepSpec(inputs=("token",), outputs=("logits",), states=states),
+        codecs={"text": TextCodecSpec()},
+        ports={"token": "text", "logits": "text"},
+        head=GenerateHead(feeds="token", from_="logits"),
+        weights=weights,
+        files={},
+    )
 
 
 def test_a_bundle_says_where_its_weights_lie_and_copies_none(tmp_path: Path, files: dict[str, bytes]) -> None:
@@ -89,7 +100,7 @@ def test_a_manifest_names_weights_of_its_own_directory_alone(tmp_path: Path, fil
 
 def test_weights_that_the_manifest_does_not_list_are_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
     del files[WEIGHTS]
-    with pytest.raises(BundleError, match=r"^manifest\.json: files lists no weights\.bin, which weights names$"):
+    with pytest.raises(BundleError, match=r"^manifest\.json: files lists no weights\.bin, which it names$"):
         publish(tmp_path, "m", manifest(), files)
 
 

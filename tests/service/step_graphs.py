@@ -9,9 +9,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from carousel.models.bundle import Bundle, open_bundle, publish
-from carousel.models.prefill import prefill_names
 from carousel.service.engine.runner import HeadPorts, OnnxRunner, StepPorts
 from carousel.service.engine.states.pool import StateSpec
+from tests.manifests import manifest_of
 
 VOCABULARY = 13
 """That of the tests' tiny bundle, whose codec these can be published with."""
@@ -201,6 +201,7 @@ def runner_of(nodes: Sequence[NodeProto], width: int = 33, threads: int = 1) -> 
         inputs={"token": StateSpec((), "int64")},
         outputs={"logits": StateSpec((VOCABULARY,), "float32")},
         states={"state.h": StateSpec((width,), "float32")},
+        after={"state.h": "next_state.h"},
         context={},
         head=HeadPorts("token", "logits"),
     )
@@ -210,5 +211,7 @@ def runner_of(nodes: Sequence[NodeProto], width: int = 33, threads: int = 1) -> 
 def publish_graph(graph: bytes, repository: Path, name: str, like: Path) -> Path:
     """Publishes such a graph under the manifest and with the codec of another bundle."""
     bundle: Bundle = open_bundle(like)
-    files = {file: content for file, content in bundle.files.items() if file not in prefill_names(bundle.files)}
-    return publish(repository, name, bundle.manifest, {**files, "step.onnx": graph})
+    files = {file: content for file, content in bundle.files.items() if file not in bundle.manifest.prefill}
+    return publish(
+        repository, name, manifest_of("language", {**files, "step.onnx": graph}), {**files, "step.onnx": graph}
+    )

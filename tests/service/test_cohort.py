@@ -71,7 +71,7 @@ def make_rows(learners: int, longest: int, seed: int = 0):
 
 def test_cohort_is_predicted_as_torch_does(bundle, oracle, tmp_path):
     rows, histories, order = make_rows(40, 200)
-    cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.interaction_codec)
+    cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.codec(InteractionCodec))
     counts: list[int] = []
     out = tmp_path / "out.csv"
     trace_cohort(bundle, cohort, out, max_rows=3, intra_op_threads=1, on_answers=counts.append)
@@ -91,7 +91,7 @@ def test_cohort_gives_the_figures_of_training(bundle, oracle, tmp_path):
     from carousel.models.tracing_score import auc
 
     rows, histories, _ = make_rows(30, 60, seed=4)
-    cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.interaction_codec)
+    cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.codec(InteractionCodec))
     trace_cohort(bundle, cohort, tmp_path / "out.csv", max_rows=8, intra_op_threads=1)
     told = [row for row in read(tmp_path / "out.csv") if row["probability"]]
     seen = auc(np.array([float(row["probability"]) for row in told]), np.array([row["correct"] == "1" for row in told]))
@@ -110,8 +110,8 @@ def test_cohort_takes_ids_and_other_columns_in_any_order(bundle, tmp_path):
         ("Correct", "when", "skill", "learner"),
     )
     ids.write_bytes(b"\xef\xbb\xbf" + ids.read_bytes() + b"\r\n")  # a byte order mark, an empty line
-    by_name = read_cohort(names, bundle.interaction_codec)
-    by_id = read_cohort(ids, bundle.interaction_codec, by_id=True)
+    by_name = read_cohort(names, bundle.codec(InteractionCodec))
+    by_id = read_cohort(ids, bundle.codec(InteractionCodec), by_id=True)
     assert by_name.learners == by_id.learners
     trace_cohort(bundle, by_id, tmp_path / "out.csv", max_rows=2, intra_op_threads=1, by_id=True)
     assert [row["skill"] for row in read(tmp_path / "out.csv")] == ["4", "0", "4"]
@@ -119,7 +119,7 @@ def test_cohort_takes_ids_and_other_columns_in_any_order(bundle, tmp_path):
 
 def test_cohort_passes_over_unknown_skills_where_told(bundle, oracle, tmp_path):
     rows = [("a", "area", 1), ("a", "alchemy", 1), ("a", "counting", 0), ("b", "alchemy", 0), ("a", "magic", 0)]
-    cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.interaction_codec, ignore_unknown=True)
+    cohort = read_cohort(write(tmp_path / "in.csv", rows), bundle.codec(InteractionCodec), ignore_unknown=True)
     trace_cohort(bundle, cohort, tmp_path / "out.csv", max_rows=2, intra_op_threads=1)
     told = read(tmp_path / "out.csv")
     assert [(row["learner"], row["skill"], int(row["correct"])) for row in told] == [
@@ -257,7 +257,7 @@ def test_cohort_of_answers_wants_a_column_of_their_own(combined, tmp_path, colum
 def test_cohort_of_ids_refuses_what_is_none_and_says_which_there_are(bundle, tmp_path, skill):
     source = write(tmp_path / "in.csv", [("a", 4, 1), ("a", skill, 1)])
     with pytest.raises(CohortError) as error:
-        read_cohort(source, bundle.interaction_codec, by_id=True)
+        read_cohort(source, bundle.codec(InteractionCodec), by_id=True)
     message = str(error.value)
     assert f"line 3: skill is {skill[:40]!r}; allowed with --by-id are the ids 0 to 4;" in message
     assert "leave it out where skills are names" in message
@@ -266,7 +266,7 @@ def test_cohort_of_ids_refuses_what_is_none_and_says_which_there_are(bundle, tmp
 
 def test_cohort_of_names_that_is_given_ids_says_how_to_give_them(bundle, tmp_path):
     with pytest.raises(CohortError) as error:
-        read_cohort(write(tmp_path / "in.csv", [("a", "4", 1)]), bundle.interaction_codec)
+        read_cohort(write(tmp_path / "in.csv", [("a", "4", 1)]), bundle.codec(InteractionCodec))
     message = str(error.value)
     assert f"line 2: skill is '4'; allowed are the 5 names of the model's skills, such as {SKILLS[0]!r};" in message
     assert "give --by-id where skills are ids" in message
@@ -293,7 +293,7 @@ def test_file_is_refused_with_its_line(bundle, tmp_path, content, told):
     path = tmp_path / "in.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CohortError) as caught:
-        read_cohort(path, bundle.interaction_codec)
+        read_cohort(path, bundle.codec(InteractionCodec))
     assert told in str(caught.value)
 
 
@@ -406,7 +406,7 @@ def test_memory_is_a_few_bytes_an_answer(bundle, tmp_path):
         file.writelines(f"{row % 500},area,{row % 3 % 2}\n" for row in range(100_000))
     tracemalloc.start()
     try:
-        cohort = read_cohort(source, bundle.interaction_codec)
+        cohort = read_cohort(source, bundle.codec(InteractionCodec))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from carousel.models.bundle import publish
 from carousel.models.codec.image import Preprocessing
 from carousel.models.codec.text import TextCodec
-from carousel.models.manifest import DecodingDefaults, ImageCodecSpec, Limits, Manifest
+from tests.manifests import manifest_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -134,18 +134,18 @@ class TinyCaptioner:
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         if blanks:
             tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
-        manifest = Manifest(
-            task="captioning",
-            codec=ImageCodecSpec(preprocessing=PREPROCESSING, begin="<s>", end="</s>"),
-            limits=Limits(max_new_tokens=max_new_tokens, max_beam_width=6),
-            decoding=DecodingDefaults(temperature=0.0, **decoding),
-            files={},
-        )
         files = {
             "step.onnx": self.step_graph(),
             "encoder.onnx": self.encoder_graph(),
             "tokenizer.json": TextCodec(tokenizer).to_json().encode(),
         }
+        manifest = manifest_of(
+            "captioning",
+            files,
+            codec={"kind": "image", "preprocessing": PREPROCESSING.model_dump(), "begin": "<s>", "end": "</s>"},
+            limits={"max_new_tokens": max_new_tokens, "max_beam_width": 6},
+            decoding={"temperature": 0.0, **decoding},
+        )
         return publish(repository, name, manifest, files)
 
     def begin(self, content: bytes) -> tuple[Floats, Floats]:

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from carousel.models.bleu import bleu
 from carousel.models.codec.image import Preprocessing
 from carousel.models.features import FeaturesHeader, FrozenEncoder
-from carousel.models.manifest import CaptioningValidation, Provenance
+from carousel.models.figures import CaptioningValidation
+from carousel.models.manifest import Provenance
 from carousel.models.nn.beam import best_captions
 from carousel.models.nn.checkpoint import frozen_encoder, load_captioning_model, read_checkpoint
 from carousel.models.nn.validation import VALIDATION, CaptioningValidationData, read_validation

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from carousel.models.manifest import LanguageValidation, Provenance
+from carousel.models.figures import LanguageValidation
+from carousel.models.manifest import Provenance
 from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
 from carousel.models.nn.validation import read_validation
 from carousel.training.__main__ import main

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from carousel.models.manifest import Provenance, TracingValidation
+from carousel.models.figures import TracingValidation
+from carousel.models.manifest import Provenance
 from carousel.models.nn.checkpoint import load_tracing_model, read_checkpoint
 from carousel.models.tracing_score import auc, score
 from carousel.training.__main__ import main

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
-from carousel.models.step import Task
 from carousel.service.errors import RequestError
 from carousel.service.observability.metrics import Metrics
 from carousel.service.observability.requests import record_of
@@ -65,7 +64,7 @@ def note_model(connection: HTTPConnection, name: object) -> None:
         record.model, record.version = model.name, str(model.bundle.version)
 
 
-def find_model(connection: HTTPConnection, name: str, task: Task | None = None) -> ServedModel:
+def find_model(connection: HTTPConnection, name: str, task: str | None = None) -> ServedModel:
     """The model of that name, noted in the request's record.
 
     Raises:

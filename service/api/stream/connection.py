@@ -15,7 +15,6 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import TypeAdapter, ValidationError
 
-from carousel.models.step import Task
 from carousel.service.api.routes.context import Context
 from carousel.service.api.wire import frames
 from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
@@ -59,7 +58,7 @@ class Connection(ABC):
         context: the application's parts.
     """
 
-    def __init__(self, websocket: WebSocket, name: str, task: Task, context: Context) -> None:
+    def __init__(self, websocket: WebSocket, name: str, task: str, context: Context) -> None:
         self.websocket = websocket
         self.context = context
         self._name = name

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import WebSocket
 
-from carousel.models.step import Task
+from carousel.models.codec.text import TextCodec
 from carousel.service.api.routes.context import Context
 from carousel.service.api.routes.direct_frames import token_frames
 from carousel.service.api.stream.connection import Connection, Work
@@ -27,7 +27,7 @@ from carousel.service.work.prompt import check_unconsumed, prompt_ids, unknown_t
 class TextConnection(Connection):
     """One socket of a language model. It keeps the memory of its last generation, which a `feed` goes on from."""
 
-    def __init__(self, websocket: WebSocket, name: str, task: Task, context: Context) -> None:
+    def __init__(self, websocket: WebSocket, name: str, task: str, context: Context) -> None:
         super().__init__(websocket, name, task, context)
         self._session: str | None = None
         """The session that the last start named: it is what a feed goes on from."""
@@ -78,7 +78,7 @@ class TextConnection(Connection):
         check_unconsumed(model, memory, len(prompt))
         try:
             sampling = request.sampling.parameters(model.bundle.manifest, default_max_tokens=DEFAULT_MAX_TOKENS)
-            check_top_k(sampling.top_k, model.bundle.text_codec.vocabulary_size)
+            check_top_k(sampling.top_k, model.bundle.codec(TextCodec).vocabulary_size)
         except ValueError as error:
             raise RequestError("invalid_request", f"sampling: {error}") from None
         generation = Generation(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, WrapValidator, model_validator
 
+from carousel.models.codec.caption import caption_codec
 from carousel.models.manifest import MAX_LENGTH_PENALTY
 from carousel.service.api.wire.lists import few_told
 from carousel.service.api.wire.messages import SamplingFields, Temperature, UrgencyFields, check_top_k
@@ -81,10 +82,10 @@ class CaptionFields(SamplingFields, UrgencyFields):
             default_max_tokens=manifest.limits.max_new_tokens,
             default_temperature=1.0 if sampling else 0.0,
         )
-        check_top_k(sampled.top_k, model.bundle.image_codec.text.vocabulary_size)
+        check_top_k(sampled.top_k, caption_codec(model.bundle).text.vocabulary_size)
         penalty = manifest.decoding.length_penalty if self.length_penalty is None else self.length_penalty
         if width > 1:
-            end_id = model.bundle.image_codec.end_id
+            end_id = caption_codec(model.bundle).end_id
             beam = BeamParameters(width, sampled.max_tokens, end_id, penalty, self.n)
             return CaptionParameters(beam, penalty, self.attention)
         return CaptionParameters(sampled, penalty, self.attention)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from carousel.models.step import ATTENTION, Task
+from carousel.models.codec.interaction import InteractionCodec
+from carousel.models.codec.text import TextCodec
+from carousel.models.step import ATTENTION
 from carousel.service.served.repository import ServedModel
 
 TEXT = "To be, or not to b"
@@ -16,7 +18,7 @@ SESSION = "ada"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 """An image of one pixel, in base64."""
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, str] = {
     "next_token": "language",
     "score": "language",
     "completions": "language",
@@ -37,7 +39,7 @@ def add_examples(paths: dict[str, dict[str, Any]], models: Iterable[ServedModel]
         paths: of the description.
         models: that are served.
     """
-    by_task: dict[Task, ServedModel] = {}
+    by_task: dict[str, ServedModel] = {}
     for model in sorted(models, key=_suitability):
         by_task.setdefault(model.bundle.manifest.task, model)
     for operations in paths.values():
@@ -76,7 +78,7 @@ def _bodies(operation: str, model: ServedModel) -> dict[str, dict[str, Any]]:
             "Two, streamed": {**prompt, "max_tokens": 16, "n": 2, "stream": True},
         }
     if operation == "trace":
-        skill = model.bundle.interaction_codec.skills[0]
+        skill = model.bundle.codec(InteractionCodec).skills[0]
         attempts = [{"skill": skill, "correct": True}, {"skill": skill, "correct": False}]
         return {
             "One learner, in a session": {"session": SESSION, "attempts": attempts, "skills": [skill]},
@@ -95,7 +97,7 @@ def _bodies(operation: str, model: ServedModel) -> dict[str, dict[str, Any]]:
 
 def _known_text(model: ServedModel) -> dict[str, Any]:
     """A text, where the model knows all of it, else tokens."""
-    codec = model.bundle.text_codec
+    codec = model.bundle.codec(TextCodec)
     if codec.unknown_id in codec.encode(TEXT):
         return {"tokens": [0, 1]}
     return {"text": TEXT}

@@ -12,17 +12,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, cast
 
-import numpy as np
-
 from carousel.models.cores import usable_cores
-from carousel.models.graph import ELEMENT_TYPES, next_name
-from carousel.models.prefill import ABOVE, BELOW
-from carousel.models.step import STEP_INPUTS, Task
+from carousel.models.graph import ABOVE, BELOW, ELEMENT_TYPES
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
 from carousel.service.engine.parameters import Ids
 from carousel.service.engine.session import NO_WEIGHTS, Weights, open_session
@@ -44,7 +40,8 @@ class OnnxPrefillRunner:
 
     Args:
         graphs: the verified bytes of prefill graphs that keep the bundle contract, from the lowest up.
-        task: what the lowest takes.
+        feed: what the lowest is fed of ids, <int64>[b, T].
+        after: of each state, the output that it is after the ids.
         device: where they run, and where they leave states; None for the CPU and numpy arrays.
         weights: those that each graph shares with others, by name; none where not given.
 
@@ -55,15 +52,16 @@ class OnnxPrefillRunner:
     def __init__(
         self,
         graphs: Sequence[bytes],
-        task: Task,
+        feed: Callable[[Ids], Fed],
+        after: Mapping[str, str],
         device: Device | None = None,
         *,
         weights: Sequence[Weights] | None = None,
     ) -> None:
-        self._task = task
+        self._feed = feed
         self._device = device
         shared = weights or [NO_WEIGHTS] * len(graphs)
-        self._graphs = [_Graph(graph, device, own) for graph, own in zip(graphs, shared, strict=True)]
+        self._graphs = [_Graph(graph, device, own, after) for graph, own in zip(graphs, shared, strict=True)]
         self._cores = usable_cores()
         self._ahead = [ThreadPoolExecutor(1, "carousel-prefill") for _ in self._graphs[:-1]]
         """The threads of all graphs but the highest, which is the caller's."""
@@ -73,13 +71,13 @@ class OnnxPrefillRunner:
         after = dict(states)
         length = ids.shape[1]
         if self._device is not None or not self._ahead or length < MIN_PIECES * PIECE or self._cores < 2:
-            pieces: Iterator[Fed] = iter([self._fed(ids)])
+            pieces: Iterator[Fed] = iter([self._feed(ids)])
             for graph in self._graphs:
                 pieces = graph.consume(pieces, after)
             next(pieces)
             return after
         cuts = range(0, length, PIECE)
-        pieces = (self._fed(ids[:, cut : cut + PIECE]) for cut in cuts)
+        pieces = (self._feed(ids[:, cut : cut + PIECE]) for cut in cuts)
         with _apart(self._ahead):
             for graph, thread in zip(self._graphs, self._ahead, strict=False):
                 pieces = _run_ahead(thread, graph.consume(pieces, after), len(cuts))
@@ -87,25 +85,22 @@ class OnnxPrefillRunner:
                 pass
         return after
 
-    def _fed(self, ids: Ids) -> Fed:
-        parts = [ids >> 1, ids & 1] if self._task == "tracing" else [ids]
-        return dict(zip(STEP_INPUTS[self._task], map(np.ascontiguousarray, parts), strict=True))
-
 
 class _Graph:
     """One prefill graph."""
 
-    def __init__(self, graph: bytes, device: Device | None, weights: Weights) -> None:
+    def __init__(self, graph: bytes, device: Device | None, weights: Weights, after: Mapping[str, str]) -> None:
         self._device = device
         # One thread: the products are so short that handing parts of them to another costs about what it gains.
         self._session = open_session(graph, "prefill", 1, device, arena=False, weights=weights)
         names = {spec.name for spec in self._session.get_outputs()}
-        self._states = [spec.name for spec in self._session.get_inputs() if next_name(spec.name) in names]
+        self._states = [spec.name for spec in self._session.get_inputs() if spec.name in after]
+        self._after = [after[name] for name in self._states]
         self._hands_up = ABOVE in names
 
     def consume(self, pieces: Iterable[Fed], states: dict[str, Tensor]) -> Iterator[Fed]:
         """Consume a piece each time that the next graph's is asked for, and replace this graph's states."""
-        asked = [*map(next_name, self._states), *([ABOVE] if self._hands_up else [])]
+        asked = [*self._after, *([ABOVE] if self._hands_up else [])]
         for piece in pieces:
             fed = {**piece, **{name: states[name] for name in self._states}}
             outputs = self._call(asked, fed)

@@ -88,6 +88,7 @@ class FakeRunner:
             inputs={"token": StateSpec((), "int64")},
             outputs={"logits": StateSpec((vocabulary,), "float32"), **(maps if looks else {})},
             states={"state.a": StateSpec((1,), "float32"), "state.b": StateSpec((2, 3), "float32")},
+            after={name: f"next_{name}" for name in ("state.a", "state.b")},
             context=context if looks else {},
             head=HeadPorts("token", "logits", "attention" if looks else None),
         )

@@ -142,6 +142,7 @@ def runner(step_graph):
                 "attention": StateSpec((ROWS, COLUMNS), "float32"),
             },
             states={"state.h": StateSpec((SIZE,), "float32")},
+            after={"state.h": "next_state.h"},
             context={"memory.map": StateSpec((ROWS * COLUMNS, SIZE), "float32")},
             head=HeadPorts("token", "logits", "attention"),
         ),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from carousel.export.publish import export_checkpoint
+from carousel.models.codec.caption import caption_codec
 from carousel.service.engine.parameters import BeamParameters, SamplingParameters
 from carousel.service.engine.port import Request, Told
 from carousel.service.observability.metrics import Metrics
@@ -77,7 +78,7 @@ async def test_captions_of_a_served_bundle_are_those_of_the_offline_decoder(repo
     metrics = Metrics()
     repository = Repository(Settings(repository=repository_path, max_rows=16, intra_op_threads=1), metrics)
     served = repository.get("captions")
-    codec = served.bundle.image_codec
+    codec = caption_codec(served.bundle)
 
     async def caption(image):
         with admit(served, max(width, 1)) as place:

@@ -100,8 +100,7 @@ def test_captions_score_what_they_score_on_the_cpu(captioner, tmp_path, cuda):
                 np.array([1]),
                 BeamParameters(3, 8, 0, 0.7, 3),
                 context={
-                    spec.name: random.standard_normal(spec.shape[1:]).astype(spec.dtype)
-                    for spec in bundle.step.memories
+                    spec.name: random.standard_normal(spec.shape[1:]).astype(spec.dtype) for spec in bundle.context
                 },
             )
             for _ in range(6)

@@ -251,7 +251,7 @@ def test_captions_on_a_device_are_those_of_the_host(captioner, tmp_path, cpu_dev
     for device in (None, cpu_device):
         core = open_core(bundle, 1, 6, device)
         random = np.random.default_rng(13)
-        context = {spec.name: StateSpec(tuple(spec.shape[1:]), spec.dtype) for spec in bundle.step.memories}
+        context = {spec.name: StateSpec(tuple(spec.shape[1:]), spec.dtype) for spec in bundle.context}
         assert context
         sequences = list(traffic(bundle.output_size, context=context))
         for sequence in sequences:

@@ -45,6 +45,13 @@ def graph(place: int, *, last: bool) -> bytes:
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
 
 
+AFTER = {f"state.a{place}": f"next_state.a{place}" for place in range(3)}
+
+
+def tokens(ids):
+    return {"token": np.ascontiguousarray(ids)}
+
+
 def chain(count):
     return [graph(place, last=place == count - 1) for place in range(count)]
 
@@ -62,7 +69,7 @@ def ids(length):
 def test_graphs_at_once_leave_what_they_leave_one_after_the_other(monkeypatch, count):
     monkeypatch.setattr(prefill_runner, "usable_cores", lambda: 2)
     length = 2 * MIN_PIECES * PIECE + 7
-    runner, fed = OnnxPrefillRunner(chain(count), "language"), ids(length)
+    runner, fed = OnnxPrefillRunner(chain(count), tokens, AFTER), ids(length)
     seen = runner(fed, states(count))
     expected = states(count)
     cut = PIECE if count > 1 else length  # one graph alone has nobody to run ahead of
@@ -79,7 +86,7 @@ def test_graphs_at_once_leave_what_they_leave_one_after_the_other(monkeypatch, c
 )
 def test_long_calls_take_a_thread_for_each_graph(monkeypatch, length, cores, threads):
     monkeypatch.setattr(prefill_runner, "usable_cores", lambda: cores)
-    runner, seen = OnnxPrefillRunner(chain(3), "language"), set()
+    runner, seen = OnnxPrefillRunner(chain(3), tokens, AFTER), set()
     original = prefill_runner._Graph._call
 
     def noting(self, asked, fed):
@@ -92,7 +99,7 @@ def test_long_calls_take_a_thread_for_each_graph(monkeypatch, length, cores, thr
 
 
 def test_call_leaves_the_states_that_it_went_on_from():
-    runner, before = OnnxPrefillRunner(chain(2), "language"), states(2)
+    runner, before = OnnxPrefillRunner(chain(2), tokens, AFTER), states(2)
     runner(ids(100), before)
     for name, rows in states(2).items():
         assert before[name].tobytes() == rows.tobytes()
@@ -101,21 +108,21 @@ def test_call_leaves_the_states_that_it_went_on_from():
 @pytest.mark.parametrize("place", [0, 60, 99])
 def test_call_that_fails_raises_and_the_next_one_runs(monkeypatch, place):
     monkeypatch.setattr(prefill_runner, "usable_cores", lambda: 2)
-    runner, fed = OnnxPrefillRunner(chain(3), "language"), ids(100)
+    runner, fed = OnnxPrefillRunner(chain(3), tokens, AFTER), ids(100)
     bad = fed.copy()
     bad[1, place] = LOOKED_UP
     with pytest.raises(Exception, match="indices element out of data bounds"):
         runner(bad, states(3))
-    fresh = OnnxPrefillRunner(chain(3), "language")(fed, states(3))
+    fresh = OnnxPrefillRunner(chain(3), tokens, AFTER)(fed, states(3))
     for name, rows in runner(fed, states(3)).items():
         assert rows.tobytes() == fresh[name].tobytes()
 
 
 def test_graphs_on_a_device_hand_up_in_its_memory(monkeypatch):
     device = Device("cpu", "CPUExecutionProvider")
-    runner, fed = OnnxPrefillRunner(chain(2), "language", device), ids(100)
+    runner, fed = OnnxPrefillRunner(chain(2), tokens, AFTER, device), ids(100)
     seen, expected = runner(fed, states(2)), states(2)
-    short = OnnxPrefillRunner(chain(2), "language")
+    short = OnnxPrefillRunner(chain(2), tokens, AFTER)
     monkeypatch.setattr(prefill_runner, "MIN_PIECES", 100)  # in one piece, as on a device
     for name, rows in short(fed, expected).items():
         assert isinstance(seen[name], DeviceArray)
@@ -126,7 +133,7 @@ def test_graphs_on_a_device_hand_up_in_its_memory(monkeypatch):
 @pytest.mark.parametrize("place", [None, 60])
 def test_caller_may_use_all_its_cores_again_after_a_call(monkeypatch, place):
     monkeypatch.setattr(prefill_runner, "usable_cores", lambda: 2)
-    runner, fed, allowed = OnnxPrefillRunner(chain(2), "language"), ids(100), os.sched_getaffinity(0)
+    runner, fed, allowed = OnnxPrefillRunner(chain(2), tokens, AFTER), ids(100), os.sched_getaffinity(0)
     if place is not None:
         fed[0, place] = LOOKED_UP
     with nullcontext() if place is None else pytest.raises(Exception, match="out of data bounds"):

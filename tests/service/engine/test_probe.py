@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from carousel.models.bundle import list_repository, open_bundle
+from carousel.models.codec.image import ImageCodec
 from carousel.models.cores import usable_cores
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.parameters import SamplingParameters
@@ -142,6 +143,7 @@ class Folding:
             inputs={"token": StateSpec((), "int64"), "value": StateSpec((3,), "float32")},
             outputs={"logits": StateSpec((5,), "float32"), "map": StateSpec((2, 2), "float32")},
             states={f"state.{dtype}": StateSpec((2, 3), dtype) for dtype in DTYPES},
+            after={f"state.{dtype}": f"next_state.{dtype}" for dtype in DTYPES},
             context={"values": StateSpec((4,), "float32"), "mask": StateSpec((4,), "bool")},
             head=HeadPorts("token", "logits", "map"),
         )
@@ -273,6 +275,6 @@ def test_shipped_bundles_bear_company_and_are_probed_in_little_time():
         found = check_rows(runner, 128)
         assert (found.company, found.reason) == ("together", None)
         if encoder is not None:
-            assert check_encoder(encoder, bundle.image_codec.preprocessing.shape) is None
+            assert check_encoder(encoder, bundle.codec(ImageCodec).preprocessing.shape) is None
         seconds[bundle.model] = time.perf_counter() - started
     assert sum(seconds.values()) < 1, f"ten times what it takes on two cores that are left alone: {seconds}"

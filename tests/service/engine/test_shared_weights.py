@@ -17,7 +17,6 @@ from carousel.export.int8_graph import build_int8_step
 from carousel.export.int8_prefill import build_int8_prefill
 from carousel.export.shared_weights import share_weights
 from carousel.models.bundle import open_bundle, publish
-from carousel.models.manifest import Manifest, TextCodecSpec
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 from carousel.models.weights import WEIGHTS
 from carousel.service.engine.prefill.runner import OnnxPrefillRunner
@@ -25,6 +24,8 @@ from carousel.service.engine.runner import OnnxRunner, Runner, StepArrays
 from carousel.service.engine.session import RunnerBroken, open_session
 from carousel.service.served.heap import give_back_freed
 from carousel.service.served.opening import open_core, open_prefill, open_runner
+from carousel.service.served.ports import id_feed
+from tests.manifests import manifest_of
 
 UNITS, WORDS = 80, 301
 
@@ -111,13 +112,13 @@ def graphs(request) -> dict[str, bytes]:
 def test_a_bundle_of_shared_weights_gives_the_bits_of_whole_graphs(graphs: dict[str, bytes], tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, **{f"w{index}": index for index in range(1, WORDS)}}, "<unk>"))
     files = share_weights(graphs) | {"tokenizer.json": tokenizer.to_str().encode()}
-    manifest = Manifest(task="language", codec=TextCodecSpec(), precision="int8", weights=WEIGHTS, files={})
+    manifest = manifest_of("language", files, precision="int8", weights=WEIGHTS)
     bundle = open_bundle(publish(tmp_path, "m", manifest, files))
     assert bundle.step.weights
     runner, prefill = open_runner(bundle, 1), open_prefill(bundle)
     assert prefill is not None
     whole = OnnxRunner(graphs["step.onnx"], runner.ports, 1)
-    apart = OnnxPrefillRunner([graphs["prefill.onnx"], graphs["prefill2.onnx"]], "language")
+    apart = OnnxPrefillRunner([graphs["prefill.onnx"], graphs["prefill2.onnx"]], id_feed(bundle), runner.ports.after)
     random = np.random.default_rng(0)
     ids = random.integers(0, WORDS, (64, 70))
     states = {name: np.tanh(random.standard_normal((64, UNITS))).astype(np.float32) for name in runner.ports.states}

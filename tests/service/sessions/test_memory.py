@@ -75,5 +75,5 @@ def test_model_identity_is_that_of_the_bundle(tiny_bundle):
     identity = ModelIdentity.of(bundle)
     assert (identity.name, identity.version, identity.digest) == (bundle.model, bundle.version, bundle.digest)
     assert identity.states
-    for spec in bundle.step.states:
+    for spec in bundle.states:
         assert identity.states[spec.name] == StateSpec(spec.shape[1:], spec.dtype)

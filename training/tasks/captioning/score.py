@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from carousel.models.codec.image import ImageCodec
+from carousel.models.codec.caption import CaptionCodec
 from carousel.models.nn.beam import Hypothesis, best_captions
 from carousel.models.nn.captioning import CaptioningModel
 from carousel.models.strict import NotNegative, Strict
@@ -67,7 +67,7 @@ def nats_per_token(
 
 
 def decode(
-    model: CaptioningModel, images: Images, count: int, codec: ImageCodec, max_tokens: int, width: int, penalty: float
+    model: CaptioningModel, images: Images, count: int, codec: CaptionCodec, max_tokens: int, width: int, penalty: float
 ) -> list[Hypothesis]:
     """The best caption of each image (models.nn.beam.best_captions)."""
     device = model.projection.bias.device

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from carousel.models.bleu import ORDERS, bleu
-from carousel.models.codec.image import ImageCodec, Preprocessing
+from carousel.models.codec.caption import CaptionCodec
+from carousel.models.codec.image import Preprocessing
 from carousel.models.codec.text import UNKNOWN_TOKEN, TextCodec
 from carousel.models.features import FrozenEncoder
 from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig, CaptioningModelShape, map_shape
@@ -81,7 +82,7 @@ class CaptioningTask(Task[CaptioningRecipe, CaptionWindow]):
         self.criterion_name = "100 - BLEU-4" if self._by_bleu else "nats/token"
         text = caption_codec(words)
         config, preprocessing, self._encoder, images, self._images = _eyes(recipe, text, train, validation)
-        self.codec = ImageCodec(text, preprocessing, CAPTION_BEGIN, CAPTION_END)
+        self.codec = CaptionCodec(text, preprocessing, CAPTION_BEGIN, CAPTION_END)
         """Over the words of the training captions."""
         unknown = text.id_of(UNKNOWN_TOKEN)
         assert unknown is not None

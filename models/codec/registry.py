@@ -1,0 +1,35 @@
+"""Every kind of codec. One more is a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from carousel.models.codec.image import ImageCodecSpec
+from carousel.models.codec.interaction import InteractionCodecSpec
+from carousel.models.codec.spec import CodecSpec
+from carousel.models.codec.text import TextCodecSpec
+
+CODECS: Mapping[str, type[CodecSpec]] = {
+    spec.names_kind: spec for spec in (TextCodecSpec, InteractionCodecSpec, ImageCodecSpec)
+}
+
+
+def codec_spec(value: object) -> CodecSpec:
+    """What a manifest says of a codec, read by its kind.
+
+    Raises:
+        ValueError: there is no such kind, or it is said otherwise.
+    """
+    if isinstance(value, CodecSpec):
+        return value
+    kind = str(value.get("kind")) if isinstance(value, dict) else "nothing"
+    if kind not in CODECS:
+        raise ValueError(f"a codec is of kind {kind!r}; known are {', '.join(CODECS)}")
+    return CODECS[kind].model_validate(value)
+
+
+AnyCodecSpec = Annotated[SerializeAsAny[CodecSpec], BeforeValidator(codec_spec)]
+"""A field of a manifest."""

@@ -1,0 +1,85 @@
+"""What a manifest says of a codec, and what an opened one can be asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from carousel.models.graph import TensorSpec
+
+Ids = npt.NDArray[np.int64]
+Array = npt.NDArray[np.generic]
+
+
+class Codec(Protocol):
+    """Between what people send and the arrays of a port."""
+
+    def require(self, port: TensorSpec, *, fed: bool) -> None:
+        """Hold that a port of a step or an encoder is this codec's.
+
+        Args:
+            port: its type and shape, batch first.
+            fed: whether it is an input.
+
+        Raises:
+            ValueError: it is not; what the codec knows, and what the port is.
+        """
+        ...
+
+
+@runtime_checkable
+class IdCodec(Codec, Protocol):
+    """A codec of things that have a number each: tokens, attempts."""
+
+    def enter(self, ids: Ids, ports: Mapping[str, Array]) -> None:
+        """Write ids into the ports that they are fed to.
+
+        Args:
+            ids: <int64>[...]
+            ports: in the manifest's order, to be written to. [..., *row] each
+        """
+        ...
+
+
+@runtime_checkable
+class Vocabulary(IdCodec, Protocol):
+    """An IdCodec whose ids have names that a manifest may use."""
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token; None where there is none."""
+        ...
+
+
+class CodecSpec(BaseModel, ABC):
+    """What a manifest says of a codec; a subclass a kind, registered in `models.codec.registry`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    names_kind: ClassVar[str]
+    """What `kind` says."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The bundle's files that the codec is read from."""
+        return ()
+
+    @abstractmethod
+    def open(self, files: Mapping[str, bytes]) -> Codec:
+        """The codec.
+
+        Args:
+            files: the bundle's, verified, those of `files` among them.
+
+        Raises:
+            ValueError: a file is not what it should be. UnicodeDecodeError is one.
+        """
+
+
+def text_of(files: Mapping[str, bytes], name: str) -> str:
+    """A file of UTF-8, with or without a byte order mark."""
+    return files[name].decode("utf-8-sig")

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from carousel.models.codec.text import UNKNOWN_TOKEN
+from tests.quick_exports import quick_exports
 
 # A deadline measures the machine's other work as much as the code.
 hypothesis.settings.register_profile("carousel", deadline=None)
@@ -69,6 +70,7 @@ def make_checkpoint() -> MakeCheckpoint:
     from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 
     torch.set_num_threads(1)
+    quick_exports()
 
     def make(
         path: Path,
@@ -136,6 +138,7 @@ def make_tracing_checkpoint() -> Callable[..., Path]:
     from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 
     torch.set_num_threads(1)
+    quick_exports()
 
     def make(path: Path, *, embedding: int = 6, hidden: int = 7, seed: int = 0, **shape) -> Path:
         config = TracingModelConfig(skill_count=len(TINY_SKILLS), embedding_size=embedding, hidden_size=hidden, **shape)
@@ -201,6 +204,7 @@ def make_captioning_checkpoint() -> Callable[..., Path]:
     from carousel.training.corpus.tokenizer import caption_codec
 
     torch.set_num_threads(1)
+    quick_exports()
 
     def make(path: Path, *, encoder=None, seed: int = 0, **shape) -> Path:
         preprocessing = encoder.preprocessing if encoder else Preprocessing(width=24, height=16)

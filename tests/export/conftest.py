@@ -10,6 +10,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from tests.quick_exports import quick_exports
+
+quick_exports()
+
 FEATURE_SIZE = 5
 """D. A tiny extractor's kernel is 4 x 4 at a stride of 4: an image of 12 x 8 pixels has a map of 2 rows, 3 columns."""
 

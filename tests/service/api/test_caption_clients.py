@@ -182,8 +182,8 @@ def test_socket_that_never_reads_is_ended(raw_client, engine, eventually, ended,
 
 def test_captions_beyond_capacity_are_refused_undecoded(run_server, connect, picture, eventually, monkeypatch):
     with run_server(max_rows=4, max_waiting=0) as server, httpx.Client(base_url=server.url, timeout=60) as client:
-        for _ in range(3):
-            busy = connect(server, model="endless")
+        running = [connect(server, model="endless") for _ in range(3)]
+        for busy in running:
             busy.socket.send(picture(0))
             assert [busy.receive()["type"] for _ in range(2)] == ["accepted", "token"]
         monkeypatch.setattr(ImageReader, "encode", None)  # to decode anything would be a defect now
@@ -192,6 +192,9 @@ def test_captions_beyond_capacity_are_refused_undecoded(run_server, connect, pic
             response = client.post(PATH, files=files, data=fields)
             assert (response.status_code, response.json()["error"]["code"]) == (503, "capacity_exceeded")
             assert 1 <= int(response.headers["retry-after"]) <= 60
+        for busy in running:  # else the server would wait for them, and they with all that is unread for it
+            busy.send(type="cancel")
+            assert busy.rest()[-1]["reason"] == "cancelled"
 
 
 def test_many_images_take_turns_in_what_places_are_free(run_server, picture, captioner):

@@ -33,6 +33,11 @@ def description(server):
     return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
 
+@pytest.fixture(scope="module")
+def drawn():
+    return {}
+
+
 EXAMPLES = 60  # of each operation, of each kind
 OPEN = {"GET /livez", "GET /readyz"}
 MODELS = {"trace": "tutor", "captions": "scenes"}
@@ -54,17 +59,27 @@ class Answers:
 
     server: Any
     draw: Any
+    drawn: dict[tuple[str, Any, str | None], list[Any]]
+    """Examples by operation, kind and model: always the same, and drawing them takes longer than sending them."""
     session: requests.Session = field(default_factory=requests.Session)
     statuses: dict[str, set[int]] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
 
+    def examples(self, operation, mode, model):
+        """Those of one kind."""
+        key = (operation.label, mode, model)
+        if key not in self.drawn:
+            self.drawn[key] = self.draw(operation.as_strategy(generation_mode=mode), EXAMPLES)
+            for case in self.drawn[key]:
+                for place in (case.path_parameters, case.body):
+                    if model is not None and isinstance(place, dict) and isinstance(place.get("model"), str):
+                        place["model"] = model
+        return self.drawn[key]
+
     def send(self, operation, mode, model):
         """Examples of one kind; all that is wrong is kept, not the first."""
 
-        for case in self.draw(operation.as_strategy(generation_mode=mode), EXAMPLES):
-            for place in (case.path_parameters, case.body):
-                if model is not None and isinstance(place, dict) and isinstance(place.get("model"), str):
-                    place["model"] = model
+        for case in self.examples(operation, mode, model):
             response = case.call(base_url=self.server.url, session=self.session)
             self.statuses.setdefault(operation.label, set()).add(response.status_code)
             try:
@@ -74,8 +89,8 @@ class Answers:
                     self.wrong.setdefault(f"{operation.label} {response.status_code}: {failure.title}", str(failure))
 
 
-def test_whatever_is_sent_gets_an_answer_that_is_described(description, server, draw):
-    answers = Answers(server, draw)
+def test_whatever_is_sent_gets_an_answer_that_is_described(description, server, draw, drawn):
+    answers = Answers(server, draw, drawn)
     for operation in (found.ok() for found in description.get_all_operations()):
         for mode, model in kinds(operation):
             answers.send(operation, mode, model)
@@ -83,8 +98,8 @@ def test_whatever_is_sent_gets_an_answer_that_is_described(description, server, 
     assert not any(500 in statuses for statuses in answers.statuses.values())
 
 
-def test_server_without_places_says_what_is_described(description, server, draw):
-    answers = Answers(server, draw)
+def test_server_without_places_says_what_is_described(description, server, draw, drawn):
+    answers = Answers(server, draw, drawn)
     engines = [model.engine for model in server.context.repository.models.values()]
     for engine in engines:
         engine._controller.taken += engine.describe().max_admitted
@@ -100,11 +115,11 @@ def test_server_without_places_says_what_is_described(description, server, draw)
     assert all(503 in statuses for statuses in answers.statuses.values())
 
 
-def test_server_that_asks_for_keys_says_what_is_described(description, run_server, tmp_path, draw):
+def test_server_that_asks_for_keys_says_what_is_described(description, run_server, tmp_path, draw, drawn):
     keys = tmp_path / "api_keys"
     keys.write_text("# nobody has one\n")
     with run_server(api_keys_file=keys) as server:
-        answers = Answers(server, draw)
+        answers = Answers(server, draw, drawn)
         for operation in (found.ok() for found in description.get_all_operations()):
             answers.send(operation, schemathesis.GenerationMode.POSITIVE, None)
     assert not answers.wrong, answers.wrong

@@ -10,8 +10,8 @@ import pytest
 
 from tests.service import step_graphs as graphs
 
-WIDTH = 400
-"""States of 1,600 bytes: more than the limits below."""
+WIDTH = 4000
+"""States of 16,000 bytes: more than the limits below."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def models(tiny_bundle, tmp_path_factory):
 def sized(run_server, models):
     with (
         run_server(
-            repository=models, max_session_bytes=1500, max_state_token_bytes=1200, max_rows_bytes=1024 * 1024
+            repository=models, max_session_bytes=15_000, max_state_token_bytes=12_000, max_rows_bytes=1024 * 1024
         ) as server,
         httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client,
     ):
@@ -43,8 +43,8 @@ def test_catalogue_tells_what_states_take(sized):
 @pytest.mark.parametrize(
     ("memory", "words"),
     [
-        ({"session": "ada"}, ["1,600 bytes", "at most 1,500 are kept (CAROUSEL_MAX_SESSION_BYTES)"]),
-        ({"return_state": True}, ["1,600 bytes", "at most 1,200 are signed (CAROUSEL_MAX_STATE_TOKEN_BYTES)"]),
+        ({"session": "ada"}, ["16,000 bytes", "at most 15,000 are kept (CAROUSEL_MAX_SESSION_BYTES)"]),
+        ({"return_state": True}, ["16,000 bytes", "at most 12,000 are signed (CAROUSEL_MAX_STATE_TOKEN_BYTES)"]),
     ],
 )
 def test_state_that_cannot_be_kept_is_refused_before_anything_is_computed(sized, refused, memory, words):
@@ -66,10 +66,10 @@ def test_state_that_cannot_be_kept_is_refused_before_anything_is_computed(sized,
 
 
 def test_token_longer_than_is_read_is_refused_with_what_to_do(sized, refused):
-    body = {"text": "abc", "state": "A" * 1_700}
+    body = {"text": "abc", "state": "A" * 17_000}
     message = refused(sized.post("/v1/models/tiny/next-token", json=body), 400, "invalid_state_token")
     assert message == (
-        "the state token has 1,700 characters, and at most 1,643 are read (CAROUSEL_MAX_STATE_TOKEN_BYTES): "
+        "the state token has 17,000 characters, and at most 16,043 are read (CAROUSEL_MAX_STATE_TOKEN_BYTES): "
         "send one back exactly as it was received, or start anew without it"
     )
 
@@ -87,13 +87,13 @@ def test_sessions_make_room_by_the_bytes_they_take(run_server, models, refused):
         run_server(repository=models, session_store_bytes=1024 * 1024) as server,
         httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client,
     ):
-        for place in range(400):  # of 2,900 bytes each, with what it takes to find them
+        for place in range(80):  # of 17,400 bytes each, with what it takes to find them
             body = {"text": "abc", "session": f"s{place}"}
             assert client.post("/v1/models/wide/next-token", json=body).status_code == 200
         refused(client.get("/v1/models/wide/sessions/s0"), 410, "session_expired")
-        assert client.get("/v1/models/wide/sessions/s399").status_code == 200
+        assert client.get("/v1/models/wide/sessions/s79").status_code == 200
         lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
-        assert 300 < float(lines["carousel_sessions"]) < 400
+        assert 50 < float(lines["carousel_sessions"]) < 80
         assert 0.9 * 2**20 < float(lines["carousel_sessions_bytes"]) <= 2**20
 
 

@@ -132,6 +132,8 @@ class EngineCore:
 
     def _schedule(self, now: float) -> float:
         """Let waiting sequences into free rows. Returns for how many seconds prompts were consumed meanwhile."""
+        if not self.scheduler.anybody_waits:
+            return 0.0
         self._join(now)
         if not self.prefill.pending or self._finished:  # which wait to be told
             return 0.0

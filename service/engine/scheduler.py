@@ -34,6 +34,11 @@ class Scheduler:
             raise ValueError(f"the beam is {sequence.rows:,} rows wide; allowed are {self.max_rows:,}")
         self._queue(sequence).append(sequence)
 
+    @property
+    def anybody_waits(self) -> bool:
+        """Whether there is who has no rows yet."""
+        return bool(self.waiting or self.waiting_batch)
+
     def admit(self) -> list[tuple[range, Sequence]]:
         """Let waiting sequences into free rows; returns who joined, with the rows.
 

@@ -137,7 +137,11 @@ class Benchmark:
         )
         runner = OnnxRunner(self._step, ports, 1)
         many = (
-            OnnxPrefillRunner(self._prefill, lambda ids: {"token": np.ascontiguousarray(ids)}, ports.after)
+            OnnxPrefillRunner(
+                self._prefill,
+                lambda fed: {name: np.ascontiguousarray(array) for name, array in fed.items()},
+                ports.after,
+            )
             if prefill
             else None
         )

@@ -28,6 +28,11 @@ class HeadSpec(BaseModel, ABC):
         return None
 
     @property
+    def read_port(self) -> str | None:
+        """The output that is sampled, searched or read; None where outputs are given as they are."""
+        return None
+
+    @property
     def attends_port(self) -> str | None:
         """The output that says where a step looked; None where there is none."""
         return None
@@ -70,6 +75,11 @@ class GenerateHead(HeadSpec):
         return self.feeds
 
     @property
+    def read_port(self) -> str:
+        """The logits."""
+        return self.from_
+
+    @property
     def attends_port(self) -> str | None:
         """The map."""
         return self.attends
@@ -108,6 +118,11 @@ class ReadHead(HeadSpec):
     names_kind: ClassVar[str] = "read"
     kind: Literal["read"] = "read"
     from_: Annotated[str, Field(alias="from")]
+
+    @property
+    def read_port(self) -> str:
+        """What is read."""
+        return self.from_
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -57,6 +57,9 @@ class InteractionCodec:
         ValueError: no names, or one that is not allowed.
     """
 
+    id_ports: ClassVar[int] = 2
+    """The skill, and whether it was right."""
+
     def __init__(self, skills: Sequence[str]) -> None:
         if not skills:
             raise ValueError("the list of skills is empty; allowed is one name or more")
@@ -85,6 +88,11 @@ class InteractionCodec:
         if not isinstance(skills, list):
             raise ValueError(f"holds a JSON {type(skills).__name__}; allowed is an array of skill names")
         return cls(skills)
+
+    @property
+    def id_count(self) -> int:
+        """See IdCodec."""
+        return self.interaction_count
 
     def require(self, port: TensorSpec, *, fed: bool) -> None:
         """A skill's id or an answer in; a probability for each skill out."""

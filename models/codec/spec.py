@@ -36,6 +36,14 @@ class Codec(Protocol):
 class IdCodec(Codec, Protocol):
     """A codec of things that have a number each: tokens, attempts."""
 
+    id_ports: ClassVar[int]
+    """How many ports an id is fed to."""
+
+    @property
+    def id_count(self) -> int:
+        """An id is below it."""
+        ...
+
     def enter(self, ids: Ids, ports: Mapping[str, Array]) -> None:
         """Write ids into the ports that they are fed to.
 

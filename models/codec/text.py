@@ -76,6 +76,8 @@ class TextCodecSpec(CodecSpec):
 class TextCodec:
     """One tokenizer: encodes text, decodes ids, and detokenises a stream of ids incrementally."""
 
+    id_ports: ClassVar[int] = 1
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_truncation()  # a tokenizer.json may ask for either; a prompt is never cut or filled up in silence
         tokenizer.no_padding()
@@ -103,6 +105,11 @@ class TextCodec:
             return cls(Tokenizer.from_str(content))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"not a tokenizer of the tokenizers library ({error})") from None
+
+    @property
+    def id_count(self) -> int:
+        """See IdCodec."""
+        return self.vocabulary_size
 
     def require(self, port: TensorSpec, *, fed: bool) -> None:
         """Ids, or a row with a place for each: logits out, one-hot rows in."""

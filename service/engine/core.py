@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 
+from carousel.service.engine.feed import Feed
 from carousel.service.engine.heads.head import Stepped
 from carousel.service.engine.heads.registry import open_heads
 from carousel.service.engine.parameters import FinishReason, Ids
@@ -46,13 +47,17 @@ class EngineCore:
     ) -> None:
         ports = runner.ports
         self.scheduler = Scheduler(max_rows)
-        self.prefill = Prefill(prefill, ports.states)
+        self.prefill = Prefill(prefill, ports)
         self._runner = runner
         self._clock = clock
         self._pool: StatePool = pool or HostPool(ports.states, ports.context, max_rows)
         self._table = RowTable(max_rows)
         self._steps = Steps(runner, self._pool, max_rows)
-        self._fed = cast(Ids, self._steps.inputs[ports.head.feeds])
+        self._blank = ports.blank if ports.initial else None
+        """What sequences begin with, where that is not zeros."""
+        fed = np.zeros(max_rows, np.int64) if ports.head.feeds is None else self._steps.inputs[ports.head.feeds]
+        self._fed = cast(Ids, fed)
+        self._feed = Feed(self._steps.inputs, max_rows) if ports.head.feeds is None and ports.inputs else None
         self._heads = open_heads(ports, self._table, self._pool, max_rows)
         self._sequences: dict[int, Sequence] = {}
         """All that wait or run, by id."""
@@ -151,7 +156,7 @@ class EngineCore:
             request = sequence.request
             self._joined.append(Joined(sequence.id, now, sequence.asked))
             for row in rows:
-                self._pool.acquire(row, sequence.state, request.context)
+                self._pool.acquire(row, sequence.state or self._blank, request.context)
             sequence.state = None
             self._checkpoint(rows[0], sequence)
             self._table.acquire(rows[0], sequence)
@@ -161,6 +166,8 @@ class EngineCore:
         """One step of all rows, and how many seconds the runner took."""
         table, ids = self._table, self._fed[:n]
         ids[:] = table.next_ids(n)
+        if self._feed is not None:
+            self._feed.write(ids, self.scheduler.running)
         started = self._clock()
         failures = self._steps.run(n)
         seconds = self._clock() - started
@@ -200,6 +207,8 @@ class EngineCore:
             last = self.scheduler.remove(each)
             self._pool.release(each, last)
             self._table.release(each, last)
+            if self._feed is not None:
+                self._feed.release(each, last)
             for head in self._heads.values():
                 if head.count:
                     head.release(each, last)
@@ -212,7 +221,9 @@ class EngineCore:
             _arrive(sequence, arrival)
         snapshot = None
         if request.keep_state and request.head.resumable and reason is not FinishReason.FAILED:
-            snapshot = Snapshot(sequence.state or self._pool.blank(), request.prompt[sequence.consumed :])
+            snapshot = Snapshot(
+                sequence.state or self._blank or self._pool.blank(), request.prompt[sequence.consumed :]
+            )
         counts = Counts(_prompt_count(sequence, 0))
         self._end(sequence, Ended(reason, detail, snapshot, None, counts, sequence.checkpoints))
 

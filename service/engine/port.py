@@ -31,6 +31,9 @@ Checkpoints = Mapping[int, State]
 NOTHING: Checkpoints = MappingProxyType({})
 """No states."""
 
+NO_INPUTS: Mapping[str, Array] = MappingProxyType({})
+"""Of a model that is fed ids, or nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -45,12 +48,14 @@ class Request:
     """What an engine is asked for: ids to consume, and what is to become of the outputs.
 
     Args:
-        prompt: ids to consume, each one that the model takes, at least one. <int64>[N]
+        prompt: ids to consume, each one that the model takes, at least one; of a model that is fed no ids the numbers
+            of its steps. <int64>[N]
         head: what becomes of the outputs.
         end: the id that, once sampled, ends the sequence; None where none does. (A search has an end of its own.)
         stop: called with each sampled id on the engine's thread, and nowhere else; True ends the sequence. It sees ids
             only: what a stop string is, the engine does not know.
-        snapshot: what to start from; None starts from zeros.
+        inputs: what a model that is fed no ids is fed at each of these steps, by port (engine/feed.py). [N, ...] each
+        snapshot: what to start from; None starts from what the model's sequences begin with.
         context: one row of each part of what the model reads and never rewrites; None gives it zeros. It is no part of
             a snapshot: who goes on from one gives it again.
         attention: whether each token comes with where the model looked, if the model says so.
@@ -66,6 +71,7 @@ class Request:
     head: HeadParameters
     end: int | None = None
     stop: Callable[[int], bool] | None = None
+    inputs: Mapping[str, Array] = field(default_factory=lambda: NO_INPUTS)
     snapshot: Snapshot | None = None
     context: Mapping[str, Array] | None = None
     attention: bool = False

@@ -197,7 +197,7 @@ def _random_rows(ports: StepPorts) -> StepArrays:
     """ROWS rows of what a step reads: the first of zeros, each odd one LARGER than the one before it."""
     random, head = np.random.default_rng(0), ports.head
     rows = StepArrays.of(ports, ROWS)
-    (ids,) = ports.outputs[head.reads].shape
+    ids = ports.id_count
     for arrays in (rows.inputs, rows.before, rows.context):
         for name, array in arrays.items():
             _fill(np.asarray(array), random, ids if name == head.feeds else 2)

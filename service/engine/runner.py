@@ -6,7 +6,7 @@ Axes: n active rows, B images of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
@@ -25,14 +25,17 @@ class HeadPorts:
     """Which ports the heads of a model have to do with.
 
     Args:
-        feeds: the input that takes the ids of prompts and those that are sampled. int64[]
-        reads: the output that is sampled from, weighed or read. float32[O]
+        feeds: the input that takes the ids of prompts and those that are sampled int64[]; None where a step is fed no
+            ids, but a row of every input.
+        reads: the output that is sampled from, weighed or read float32[O]; None where outputs are given as they are.
         attends: the output that says where a step looked float32[rows, columns]; None where there is none.
+        ids: how many there are; None where they are those of the numbers that are read.
     """
 
-    feeds: str
-    reads: str
+    feeds: str | None
+    reads: str | None
     attends: str | None = None
+    ids: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class StepPorts:
         after: of each state, the output that it is after a step.
         context: what it reads and never rewrites.
         head: which of these the heads have to do with.
+        initial: rows that states begin with; all others begin with zeros. [...] each
     """
 
     inputs: Mapping[str, StateSpec]
@@ -54,6 +58,20 @@ class StepPorts:
     after: Mapping[str, str]
     context: Mapping[str, StateSpec]
     head: HeadPorts
+    initial: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def blank(self) -> dict[str, Array]:
+        """What a sequence begins with: one row of every state. Not to be written to."""
+        return {name: array[0] for name, array in zeros(self.states, 1).items()} | dict(self.initial)
+
+    @property
+    def id_count(self) -> int:
+        """How many ids a step may be fed; 2 where that is not known."""
+        head = self.head
+        if head.ids is None and head.feeds is not None and head.reads is not None:
+            return self.outputs[head.reads].shape[0]
+        return head.ids or 2
 
     @property
     def row_bytes(self) -> int:
@@ -110,11 +128,11 @@ class Runner(Protocol):
 class PrefillRunner(Protocol):
     """Many steps of some rows in one call. Tests put a fake here."""
 
-    def __call__(self, ids: Ids, states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The states after these ids, as steps would have left them; it raises whatever the runtime raises.
+    def __call__(self, fed: Mapping[str, Array], states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The states after these steps, as steps would have left them; it raises whatever the runtime raises.
 
         Args:
-            ids: what each row consumes. <int64>[b, T]
+            fed: what each row consumes, by the step's inputs. [b, T, ...] each
             states: what they go on from. [b, ...] each
         """
         ...

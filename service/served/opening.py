@@ -21,7 +21,7 @@ from carousel.service.engine.probe import Found, check_encoder, check_rows, requ
 from carousel.service.engine.runner import IdRunner, OnnxEncoder, OnnxRunner, Runner
 from carousel.service.engine.session import RunnerBroken, reason_against
 from carousel.service.engine.states.device_pool import DevicePool
-from carousel.service.served.ports import id_codec, id_feed, step_ports, takes_ids
+from carousel.service.served.ports import id_codec, prefill_feed, step_ports, takes_ids
 from carousel.service.served.serving import Prefilled, Serving
 from carousel.service.settings import Providers
 
@@ -146,7 +146,7 @@ def open_prefill(bundle: Bundle, device: Device | None = None) -> OnnxPrefillRun
     graphs = [bundle.files[name] for name in bundle.manifest.prefill]
     weights = [bundle.weights(graph) for graph in bundle.prefill]
     after = {state.before: state.after for state in bundle.manifest.step.states}
-    return OnnxPrefillRunner(graphs, id_feed(bundle), after, device, weights=weights) if graphs else None
+    return OnnxPrefillRunner(graphs, prefill_feed(bundle), after, device, weights=weights) if graphs else None
 
 
 def step_threads(bundle: Bundle, cores: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 
@@ -15,14 +16,18 @@ from carousel.service.engine.states.pool import StateSpec
 
 def step_ports(bundle: Bundle) -> StepPorts:
     """What the step graph of a bundle takes and gives."""
-    declared, head = bundle.manifest.step, bundle.manifest.head
+    declared, head, codec = bundle.manifest.step, bundle.manifest.head, id_codec(bundle)
+    inputs = {spec.name: row_spec(spec) for spec in bundle.step.inputs}
+    feeds = None if codec is None else declared.inputs[0]
+    ids = None if codec is None else codec.id_count
     return StepPorts(
-        inputs={spec.name: row_spec(spec) for spec in bundle.step.inputs if spec.name in declared.inputs},
+        inputs={name: inputs[name] for name in declared.inputs},
         outputs={spec.name: row_spec(spec) for spec in bundle.step.outputs if spec.name in head.outputs},
         states={spec.name: row_spec(spec) for spec in bundle.states},
         after={state.before: state.after for state in declared.states},
         context={spec.name: row_spec(spec) for spec in bundle.context},
-        head=HeadPorts(head.fed_port or next(iter(declared.inputs)), head.outputs[0], head.attends_port),
+        head=HeadPorts(feeds, head.read_port, head.attends_port, ids),
+        initial=bundle.initial,
     )
 
 
@@ -32,10 +37,11 @@ def row_spec(tensor: TensorSpec) -> StateSpec:
 
 
 def id_codec(bundle: Bundle) -> IdCodec | None:
-    """The codec whose ids a step is fed; None where it is fed what has no ids."""
-    named = {bundle.manifest.ports.get(name) for name in bundle.manifest.step.inputs}
+    """The codec whose ids a step is fed; None where it is fed rows of its ports, or nothing."""
+    inputs = bundle.manifest.step.inputs
+    named = {bundle.manifest.ports.get(name) for name in inputs}
     codec = bundle.codecs.get(next(iter(named)) or "") if len(named) == 1 else None
-    return codec if isinstance(codec, IdCodec) else None
+    return codec if isinstance(codec, IdCodec) and codec.id_ports == len(inputs) else None
 
 
 def takes_ids(bundle: Bundle) -> bool:
@@ -44,16 +50,17 @@ def takes_ids(bundle: Bundle) -> bool:
     return len(inputs) == 1 and inputs[0] is not None and (inputs[0].dtype, inputs[0].shape) == ("int64", (None,))
 
 
-def id_feed(bundle: Bundle) -> Callable[[Ids], Mapping[str, Array]]:
-    """What prefill graphs are fed of the ids <int64>[b, T] of some rows."""
+def prefill_feed(bundle: Bundle) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
+    """What prefill graphs are fed of what the engine feeds a step. [b, T, ...] each"""
     rows = step_ports(bundle).inputs
-    codec = id_codec(bundle)
+    codec = None if takes_ids(bundle) else id_codec(bundle)
 
-    def feed(ids: Ids) -> Mapping[str, Array]:
-        if codec is None or takes_ids(bundle):
-            return {name: np.ascontiguousarray(ids) for name in rows}
-        fed: dict[str, Array] = {name: np.zeros((*ids.shape, *row.shape), row.dtype) for name, row in rows.items()}
-        codec.enter(ids, fed)
-        return fed
+    def feed(fed: Mapping[str, Array]) -> Mapping[str, Array]:
+        if codec is None:
+            return {name: np.ascontiguousarray(array) for name, array in fed.items()}
+        (ids,) = cast(Mapping[str, Ids], fed).values()
+        entered: dict[str, Array] = {name: np.zeros((*ids.shape, *row.shape), row.dtype) for name, row in rows.items()}
+        codec.enter(ids, entered)
+        return entered
 
     return feed

@@ -15,7 +15,6 @@ from carousel.service.engine.parameters import FinishReason, Floats, HeadParamet
 from carousel.service.engine.rows.plan import Mask, Rows
 from carousel.service.engine.rows.sampling_table import SamplingTable
 from carousel.service.engine.rows.table import CHUNK, NOT_FINITE, RowEnds, RowTable
-from carousel.service.engine.runner import HeadPorts
 from carousel.service.engine.sampling.sampler import Sampler, Samples
 from carousel.service.engine.sequence import Sequence, TokenBatch
 
@@ -50,7 +49,8 @@ class Generate(RowsOfHead):
     """A Head.
 
     Args:
-        ports: `reads` has logits.
+        reads: the output that has logits.
+        attends: the output that says where a step looked; None where there is none.
         table: where tokens are queued.
         sampler: chooses them.
         max_rows: R.
@@ -60,7 +60,7 @@ class Generate(RowsOfHead):
     takes: ClassVar[type[HeadParameters]] = SamplingParameters
 
     def __init__(
-        self, ports: HeadPorts, table: RowTable, sampler: Sampler, max_rows: int, vocabulary_size: int
+        self, reads: str, attends: str | None, table: RowTable, sampler: Sampler, max_rows: int, vocabulary_size: int
     ) -> None:
         self.max_tokens = np.zeros(max_rows, np.int64)
         self.last_token = np.zeros(max_rows, np.int64)
@@ -75,7 +75,8 @@ class Generate(RowsOfHead):
         """Which rows have checkpoints to tell with their first token."""
         super().__init__(max_rows)
         self.sampling = SamplingTable(table, max_rows, vocabulary_size)
-        self._ports = ports
+        self._reads = reads
+        self._attends = attends
         self._table = table
         self._sampler = sampler
         self._traits: _Traits | None = None
@@ -123,7 +124,7 @@ class Generate(RowsOfHead):
             emits[list(step.ends)] = False
         if not emits.any():
             return
-        logits = cast(Floats, step.outputs[self._ports.reads])
+        logits = cast(Floats, step.outputs[self._reads])
         samples = self._sampler.sample(logits[: len(emits)], self.sampling, emits)
         if not samples.finite.all():
             for row in np.flatnonzero(emits & ~samples.finite).tolist():
@@ -197,9 +198,9 @@ class Generate(RowsOfHead):
 
     def _maps(self, step: Stepped) -> Floats | None:
         """Where each row looked, if somebody wants to know and the model says. <float32>[n, rows, columns]"""
-        if self._ports.attends is None or not self._find_traits(len(step.ids)).attentive:
+        if self._attends is None or not self._find_traits(len(step.ids)).attentive:
             return None
-        return cast(Floats, step.outputs[self._ports.attends])
+        return cast(Floats, step.outputs[self._attends])
 
     def _ask_stop(self, row: int, sequence: Sequence, ends: RowEnds) -> None:
         """Ask a sequence whether the token just sampled ends it. If what answers fails, its row fails and no other."""

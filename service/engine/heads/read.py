@@ -22,7 +22,6 @@ from carousel.service.engine.parameters import (
     Result,
 )
 from carousel.service.engine.rows.table import NOT_FINITE, RowTable
-from carousel.service.engine.runner import HeadPorts
 from carousel.service.engine.sequence import Sequence
 
 NO_TARGETS: Ids = np.zeros(0, np.int64)
@@ -53,7 +52,7 @@ class Read(RowsOfHead):
     """A Head.
 
     Args:
-        ports: `reads` is read.
+        reads: the output that is read.
         table: what rows have queued.
         max_rows: R.
         size: O.
@@ -61,13 +60,13 @@ class Read(RowsOfHead):
 
     takes: ClassVar[type[HeadParameters]] = ReadParameters
 
-    def __init__(self, ports: HeadPorts, table: RowTable, max_rows: int, size: int) -> None:
+    def __init__(self, reads: str, table: RowTable, max_rows: int, size: int) -> None:
         self.targeted = np.zeros(max_rows, np.bool_)
         """Which rows want a value after each id."""
         self.recording = np.zeros(max_rows, np.bool_)
         """Which rows want more than one output whole, or columns."""
         super().__init__(max_rows)
-        self._ports = ports
+        self._reads = reads
         self._table = table
         self._targets = Targets(max_rows)
         self._values = Journal(max_rows, dtype=np.float32)
@@ -109,7 +108,7 @@ class Read(RowsOfHead):
     def after_step(self, step: Stepped) -> None:
         """See Head: note what each row asks for; a row whose output is not finite has ended."""
         rows = np.flatnonzero(self.mine[: len(step.ids)])
-        outputs = cast(Floats, step.outputs[self._ports.reads])
+        outputs = cast(Floats, step.outputs[self._reads])
         for row in rows[~np.isfinite(outputs[rows]).all(axis=1)].tolist():
             step.ends.setdefault(row, (FinishReason.FAILED, NOT_FINITE))
         targeted = rows[self.targeted[rows]]

@@ -21,13 +21,15 @@ def open_heads(
     ports: StepPorts, table: RowTable, pool: StatePool, max_rows: int
 ) -> Mapping[type[HeadParameters], Head]:
     """One of each: their arrays are small until somebody asks for more."""
-    (size,) = ports.outputs[ports.head.reads].shape
-    sampler = Sampler(size)
-    heads: list[Head] = [
-        Score(ports.head, table, sampler, max_rows),
-        Read(ports.head, table, max_rows, size),
-        GiveTensors(ports.outputs, max_rows),
-        Search(ports.head, table, pool, max_rows),
-        Generate(ports.head, table, sampler, max_rows, size),
-    ]
+    heads: list[Head] = [GiveTensors(ports.outputs, max_rows)]
+    if ports.head.reads is not None:
+        (size,) = ports.outputs[ports.head.reads].shape
+        heads.append(Read(ports.head.reads, table, max_rows, size))
+        if ports.head.feeds is not None:
+            sampler, reads, attends = Sampler(size), ports.head.reads, ports.head.attends
+            heads += [
+                Score(reads, table, sampler, max_rows),
+                Search(reads, attends, table, pool, max_rows),
+                Generate(reads, attends, table, sampler, max_rows, size),
+            ]
     return {head.takes: head for head in heads}

@@ -23,7 +23,6 @@ from carousel.service.engine.parameters import (
 )
 from carousel.service.engine.rows.plan import Doubles
 from carousel.service.engine.rows.table import NOT_FINITE, RowTable
-from carousel.service.engine.runner import HeadPorts
 from carousel.service.engine.sampling.sampler import Sampler
 from carousel.service.engine.sequence import Sequence
 from carousel.service.engine.weighed_places import WeighedPlaces
@@ -42,7 +41,7 @@ class Score(RowsOfHead):
     """A Head.
 
     Args:
-        ports: `reads` has logits.
+        reads: the output that has logits.
         table: what rows have queued.
         sampler: weighs.
         max_rows: R.
@@ -50,11 +49,11 @@ class Score(RowsOfHead):
 
     takes: ClassVar[type[HeadParameters]] = ScoreParameters
 
-    def __init__(self, ports: HeadPorts, table: RowTable, sampler: Sampler, max_rows: int) -> None:
+    def __init__(self, reads: str, table: RowTable, sampler: Sampler, max_rows: int) -> None:
         self.alternatives = np.zeros(max_rows, np.int64)
         """How many each row wants to know."""
         super().__init__(max_rows)
-        self._ports = ports
+        self._reads = reads
         self._table = table
         self._sampler = sampler
         self._targets = Targets(max_rows)
@@ -88,7 +87,7 @@ class Score(RowsOfHead):
         """See Head: weigh the next id of each prompt; a row whose output is not finite has ended."""
         n = len(step.ids)
         rows = np.flatnonzero(self.mine[:n])
-        logits = cast(Floats, step.outputs[self._ports.reads])
+        logits = cast(Floats, step.outputs[self._reads])
         values = self._sampler.score(logits[:n], rows, self._targets.next(rows))
         full = self._logprobs.note(rows, values)
         known = ~np.isnan(values)  # minus infinity: the impossible

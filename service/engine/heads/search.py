@@ -15,7 +15,6 @@ from carousel.service.engine.heads.beam import Beam
 from carousel.service.engine.heads.head import RowsOfHead, Stepped
 from carousel.service.engine.parameters import BeamParameters, FinishReason, Floats, Found, HeadParameters, Result
 from carousel.service.engine.rows.table import NOT_FINITE, RowTable
-from carousel.service.engine.runner import HeadPorts
 from carousel.service.engine.sequence import Sequence
 from carousel.service.engine.states.pool import StatePool
 
@@ -31,7 +30,8 @@ class Search(RowsOfHead):
     """A Head: which rows are whose, and their searches.
 
     Args:
-        ports: `reads` has logits.
+        reads: the output that has logits.
+        attends: the output that says where a step looked; None where there is none.
         table: where tokens are queued.
         pool: where states are forked.
         max_rows: that there are.
@@ -39,9 +39,10 @@ class Search(RowsOfHead):
 
     takes: ClassVar[type[HeadParameters]] = BeamParameters
 
-    def __init__(self, ports: HeadPorts, table: RowTable, pool: StatePool, max_rows: int) -> None:
+    def __init__(self, reads: str, attends: str | None, table: RowTable, pool: StatePool, max_rows: int) -> None:
         super().__init__(max_rows)
-        self._ports = ports
+        self._reads = reads
+        self._attends = attends
         self._pool = pool
         self._table = table
         self._searches: dict[Sequence, _Search] = {}
@@ -76,8 +77,8 @@ class Search(RowsOfHead):
         rows: list[int] = []
         parents: list[int] = []
         tokens: list[int] = []
-        outputs = cast(Floats, step.outputs[self._ports.reads])
-        attends = self._ports.attends
+        outputs = cast(Floats, step.outputs[self._reads])
+        attends = self._attends
         attention = None if attends is None else cast(Floats, step.outputs[attends])
         for sequence, search in self._searches.items():
             slots, beam = search.rows, search.beam

@@ -33,6 +33,7 @@ class GiveTensors(RowsOfHead):
         """Which rows want those of each step."""
         super().__init__(max_rows)
         self._journals = {name: Journal(max_rows, spec.shape, spec.dtype) for name, spec in outputs.items()}
+        self._floats = [name for name, spec in outputs.items() if np.issubdtype(spec.dtype, np.inexact)]
         self._pieces: dict[Sequence, dict[str, list[Array]]] = {}
         self._complete: set[Sequence] = set()
 
@@ -62,11 +63,13 @@ class GiveTensors(RowsOfHead):
     def after_step(self, step: Stepped) -> None:
         """See Head: a row of which an asked output is not finite has ended."""
         rows = np.flatnonzero(self.mine[: len(step.ids)])
-        for row in rows.tolist():
-            for name in self._pieces[step.running[row]]:
-                output = step.outputs[name][row]
-                if np.issubdtype(output.dtype, np.inexact) and not np.isfinite(output).all():
-                    step.ends.setdefault(row, (FinishReason.FAILED, NOT_FINITE))
+        for name in self._floats:
+            finite = np.asarray(np.isfinite(step.outputs[name][: len(step.ids)]))
+            if not finite.all():
+                sound = np.asarray(finite.reshape(len(finite), -1).all(axis=1))
+                for row in rows[~sound[rows]].tolist():
+                    if name in self._pieces[step.running[row]]:
+                        step.ends.setdefault(row, (FinishReason.FAILED, NOT_FINITE))
         each = rows[self.each[rows]]
         if len(each):
             full = each[:0]

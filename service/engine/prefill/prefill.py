@@ -18,12 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from carousel.service.engine.device import Tensor
-from carousel.service.engine.parameters import State
+from carousel.service.engine.parameters import Array, State
 from carousel.service.engine.port import Request
 from carousel.service.engine.prefill.runner import MIN_PIECES, PIECE
-from carousel.service.engine.runner import PrefillRunner, Runner, StepArrays
+from carousel.service.engine.runner import PrefillRunner, Runner, StepArrays, StepPorts
 from carousel.service.engine.session import RunnerBroken
-from carousel.service.engine.states.pool import StateSpec, zeros
 
 logger = logging.getLogger("carousel.engine")
 
@@ -76,12 +75,12 @@ class Prefill:
 
     Args:
         runner: runs the prefill graph; None where there is none: then all is left to steps.
-        states: the shape of each state, by name.
+        ports: what a step takes and gives.
     """
 
-    def __init__(self, runner: PrefillRunner | None, states: Mapping[str, StateSpec]) -> None:
+    def __init__(self, runner: PrefillRunner | None, ports: StepPorts) -> None:
         self._runner = runner
-        self._states = states
+        self._ports = ports
         self.refusal: str | None = None
         """Why `check` has done without the prefill graph."""
         self._turn = threading.Lock()
@@ -204,14 +203,14 @@ class Prefill:
         """Let prompts' next ids be consumed. One whose ids the runner fails on has come no further and is left to
         steps."""
         with self._lock:
-            ids = np.stack([one.request.prompt[one.consumed : one.consumed + length] for one in prompts])  # [b, T]
+            fed = self._fed(prompts, length)
             rows = [self._state(one) for one in prompts]
             runner = self._runner
         if runner is None:  # given up meanwhile
             return 0
         try:
-            after = runner(ids, {name: np.stack([row[name] for row in rows]) for name in self._states})
-            left = {name: np.asarray(after[name]) for name in self._states}
+            after = runner(fed, {name: np.stack([row[name] for row in rows]) for name in self._ports.states})
+            left = {name: np.asarray(after[name]) for name in self._ports.states}
         except Exception:
             if len(prompts) == 1:
                 with self._lock:
@@ -219,11 +218,11 @@ class Prefill:
                 return 0
             return sum(self._take([one], length) for one in prompts)
         with self._lock:
-            self._consumed += ids.size
+            self._consumed += len(prompts) * length
             for place, prompt in enumerate(prompts):
                 if prompt.id in self._queue:  # else it was withdrawn meanwhile
                     self._move_on(prompt, length, {name: array[place].copy() for name, array in left.items()})
-        return int(ids.size)
+        return len(prompts) * length
 
     def _move_on(self, prompt: _Prompt, length: int, state: State) -> None:
         prompt.consumed += length
@@ -245,26 +244,47 @@ class Prefill:
         """One row of every state."""
         if prompt.state is not None:
             return prompt.state
-        return {name: array[0] for name, array in zeros(self._states, 1).items()}
+        return self._ports.blank
+
+    def _fed(self, prompts: list[_Prompt], length: int) -> Mapping[str, Array]:
+        """So many steps of each prompt, by input. [b, T, ...] each"""
+        feeds = self._ports.head.feeds
+        if feeds is not None:
+            return {feeds: np.stack([one.request.prompt[one.consumed : one.consumed + length] for one in prompts])}
+        return {
+            name: np.stack([one.request.inputs[name][one.consumed : one.consumed + length] for one in prompts])
+            for name in self._ports.inputs
+        }
 
 
 def _same_states(prefill: PrefillRunner, runner: Runner, *, seed: int = 0) -> bool:
     """Whether both leave the same bits after random ids. It raises whatever the runtime raises."""
     random, ports = np.random.default_rng(seed), runner.ports
-    (size,) = ports.outputs[ports.head.reads].shape
+    size = ports.id_count
     # One sequence alone, as many as there may be, and some whose ids several graphs consume at once.
     for rows, lengths in ((1, (1, 2)), (MAX_ROWS, (1, 2)), (3, (1, 2, MIN_PIECES * PIECE + 3))):
-        ids = random.integers(0, size, (rows, sum(lengths)))
+        fed = {
+            name: _random(random, (rows, sum(lengths), *spec.shape), spec.dtype, size)
+            for name, spec in ports.inputs.items()
+        }
         arrays = StepArrays.of(ports, rows)
         many: Mapping[str, Tensor] = arrays.before
         start = 0
         for length in lengths:
-            many = prefill(ids[:, start : start + length], many)
+            many = prefill({name: array[:, start : start + length] for name, array in fed.items()}, many)
             start += length
-        for column in ids.T:
-            arrays.inputs[ports.head.feeds][:] = column
+        for place in range(sum(lengths)):
+            for name, array in fed.items():
+                arrays.inputs[name][:] = array[:, place]
             runner.bind(arrays)()
             arrays = replace(arrays, before=arrays.after, after=arrays.before)
         if any(np.asarray(many[name]).tobytes() != np.asarray(part).tobytes() for name, part in arrays.before.items()):
             return False
     return True
+
+
+def _random(random: np.random.Generator, shape: tuple[int, ...], dtype: str, end: int) -> Array:
+    """Numbers for an input: ids below `end`, where it takes no floats."""
+    if np.dtype(dtype).kind == "f":
+        return random.standard_normal(shape).astype(dtype)
+    return random.integers(0, end, shape).astype(dtype)

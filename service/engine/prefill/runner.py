@@ -20,7 +20,7 @@ from typing import Any, cast
 from carousel.models.cores import usable_cores
 from carousel.models.graph import ABOVE, BELOW, ELEMENT_TYPES
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
-from carousel.service.engine.parameters import Ids
+from carousel.service.engine.parameters import Array
 from carousel.service.engine.session import NO_WEIGHTS, Weights, open_session
 
 Fed = Mapping[str, Tensor]
@@ -40,7 +40,7 @@ class OnnxPrefillRunner:
 
     Args:
         graphs: the verified bytes of prefill graphs that keep the bundle contract, from the lowest up.
-        feed: what the lowest is fed of ids, <int64>[b, T].
+        feed: what the lowest is fed of what the engine feeds a step. [b, T, ...] each
         after: of each state, the output that it is after the ids.
         device: where they run, and where they leave states; None for the CPU and numpy arrays.
         weights: those that each graph shares with others, by name; none where not given.
@@ -52,7 +52,7 @@ class OnnxPrefillRunner:
     def __init__(
         self,
         graphs: Sequence[bytes],
-        feed: Callable[[Ids], Fed],
+        feed: Callable[[Mapping[str, Array]], Fed],
         after: Mapping[str, str],
         device: Device | None = None,
         *,
@@ -66,18 +66,18 @@ class OnnxPrefillRunner:
         self._ahead = [ThreadPoolExecutor(1, "carousel-prefill") for _ in self._graphs[:-1]]
         """The threads of all graphs but the highest, which is the caller's."""
 
-    def __call__(self, ids: Ids, states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def __call__(self, fed: Mapping[str, Array], states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """See PrefillRunner. A call takes milliseconds, so that what it takes and leaves may well be copied."""
         after = dict(states)
-        length = ids.shape[1]
+        length = next(iter(fed.values())).shape[1]
         if self._device is not None or not self._ahead or length < MIN_PIECES * PIECE or self._cores < 2:
-            pieces: Iterator[Fed] = iter([self._feed(ids)])
+            pieces: Iterator[Fed] = iter([self._feed(fed)])
             for graph in self._graphs:
                 pieces = graph.consume(pieces, after)
             next(pieces)
             return after
         cuts = range(0, length, PIECE)
-        pieces = (self._feed(ids[:, cut : cut + PIECE]) for cut in cuts)
+        pieces = (self._feed({name: array[:, cut : cut + PIECE] for name, array in fed.items()}) for cut in cuts)
         with _apart(self._ahead):
             for graph, thread in zip(self._graphs, self._ahead, strict=False):
                 pieces = _run_ahead(thread, graph.consume(pieces, after), len(cuts))

@@ -193,7 +193,8 @@ class FoldingPrefill:
         self._random = random
         self.calls = 0
 
-    def __call__(self, ids, states):
+    def __call__(self, fed, states):
+        (ids,) = fed.values()
         self.calls += 1
         if self._random.random() < 0.05:
             raise ValueError("the prefill graph failed")

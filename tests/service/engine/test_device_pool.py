@@ -196,7 +196,8 @@ class FakePrefill:
 
     calls = 0
 
-    def __call__(self, ids, states):
+    def __call__(self, fed, states):
+        (ids,) = fed.values()
         self.calls += 1
         folded = np.asarray(states["state.a"])[:, 0].astype(np.int64)
         for column in ids.T:

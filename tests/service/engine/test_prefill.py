@@ -25,7 +25,8 @@ class FakePrefill:
         self.calls = []
         self.fault = lambda ids: None
 
-    def __call__(self, ids, states):
+    def __call__(self, fed, states):
+        (ids,) = fed.values()
         self.calls.append(ids.copy())
         folded = states["state.a"][:, 0].astype(np.int64)
         for column in ids.T:
@@ -275,8 +276,8 @@ def test_check_keeps_a_prefill_that_agrees(runner, prefill, greedy_oracle):
 
 
 def test_check_does_without_a_prefill_that_differs(runner, prefill, greedy_oracle, caplog):
-    def nearly(ids, states):
-        after = prefill(ids, states)
+    def nearly(fed, states):
+        after = prefill(fed, states)
         return {**after, "state.a": np.nextafter(after["state.a"], np.float32(np.inf))}
 
     listener = Listener(runner, nearly)

@@ -70,9 +70,9 @@ def test_prefilled_sequences_end_with_the_bits_of_single_steps(bundle):
 def test_prefill_takes_most_of_a_history_in_few_calls(bundle):
     prefill, calls = open_prefill(bundle), []
 
-    def counting(ids, states):
-        calls.append(ids.size)
-        return prefill(ids, states)
+    def counting(fed, states):
+        calls.append(next(iter(fed.values())).size)
+        return prefill(fed, states)
 
     core = EngineCore(open_runner(bundle, 1), 4, prefill=counting)
     ids = np.random.default_rng(1).integers(0, bundle.output_size, 1000)

@@ -48,8 +48,8 @@ def graph(place: int, *, last: bool) -> bytes:
 AFTER = {f"state.a{place}": f"next_state.a{place}" for place in range(3)}
 
 
-def tokens(ids):
-    return {"token": np.ascontiguousarray(ids)}
+def tokens(fed):
+    return {name: np.ascontiguousarray(array) for name, array in fed.items()}
 
 
 def chain(count):
@@ -70,11 +70,11 @@ def test_graphs_at_once_leave_what_they_leave_one_after_the_other(monkeypatch, c
     monkeypatch.setattr(prefill_runner, "usable_cores", lambda: 2)
     length = 2 * MIN_PIECES * PIECE + 7
     runner, fed = OnnxPrefillRunner(chain(count), tokens, AFTER), ids(length)
-    seen = runner(fed, states(count))
+    seen = runner({"token": fed}, states(count))
     expected = states(count)
     cut = PIECE if count > 1 else length  # one graph alone has nobody to run ahead of
     for start in range(0, length, cut):  # each too short to be cut further
-        expected = runner(fed[:, start : start + cut], expected)
+        expected = runner({"token": fed[:, start : start + cut]}, expected)
     assert seen.keys() == expected.keys()
     for name, rows in expected.items():
         assert seen[name].tobytes() == rows.tobytes()
@@ -94,13 +94,13 @@ def test_long_calls_take_a_thread_for_each_graph(monkeypatch, length, cores, thr
         return original(self, asked, fed)
 
     monkeypatch.setattr(prefill_runner._Graph, "_call", noting)
-    runner(ids(length), states(3))
+    runner({"token": ids(length)}, states(3))
     assert len(seen) == threads
 
 
 def test_call_leaves_the_states_that_it_went_on_from():
     runner, before = OnnxPrefillRunner(chain(2), tokens, AFTER), states(2)
-    runner(ids(100), before)
+    runner({"token": ids(100)}, before)
     for name, rows in states(2).items():
         assert before[name].tobytes() == rows.tobytes()
 
@@ -112,19 +112,19 @@ def test_call_that_fails_raises_and_the_next_one_runs(monkeypatch, place):
     bad = fed.copy()
     bad[1, place] = LOOKED_UP
     with pytest.raises(Exception, match="indices element out of data bounds"):
-        runner(bad, states(3))
-    fresh = OnnxPrefillRunner(chain(3), tokens, AFTER)(fed, states(3))
-    for name, rows in runner(fed, states(3)).items():
+        runner({"token": bad}, states(3))
+    fresh = OnnxPrefillRunner(chain(3), tokens, AFTER)({"token": fed}, states(3))
+    for name, rows in runner({"token": fed}, states(3)).items():
         assert rows.tobytes() == fresh[name].tobytes()
 
 
 def test_graphs_on_a_device_hand_up_in_its_memory(monkeypatch):
     device = Device("cpu", "CPUExecutionProvider")
     runner, fed = OnnxPrefillRunner(chain(2), tokens, AFTER, device), ids(100)
-    seen, expected = runner(fed, states(2)), states(2)
+    seen, expected = runner({"token": fed}, states(2)), states(2)
     short = OnnxPrefillRunner(chain(2), tokens, AFTER)
     monkeypatch.setattr(prefill_runner, "MIN_PIECES", 100)  # in one piece, as on a device
-    for name, rows in short(fed, expected).items():
+    for name, rows in short({"token": fed}, expected).items():
         assert isinstance(seen[name], DeviceArray)
         assert np.asarray(seen[name]).tobytes() == rows.tobytes()
 
@@ -137,5 +137,5 @@ def test_caller_may_use_all_its_cores_again_after_a_call(monkeypatch, place):
     if place is not None:
         fed[0, place] = LOOKED_UP
     with nullcontext() if place is None else pytest.raises(Exception, match="out of data bounds"):
-        runner(fed, states(2))
+        runner({"token": fed}, states(2))
     assert os.sched_getaffinity(0) == allowed

@@ -34,7 +34,8 @@ class GatedPrefill:
         self.threads, self.consumed = [], 0
         self.fault = None
 
-    def __call__(self, ids, states):
+    def __call__(self, fed, states):
+        (ids,) = fed.values()
         self.threads.append(threading.current_thread().name)
         self.entered.release()
         assert self.let.acquire(timeout=DEADLINE_SECONDS)
@@ -207,7 +208,7 @@ async def test_engine_closes_in_the_middle_of_a_prompt(runner, prefill):
 
 
 def test_thread_stops_when_the_engine_is_idle_and_goes_on_when_nudged(prefill, runner):
-    prompts, busy = Prefill(prefill, runner.ports.states), threading.Event()
+    prompts, busy = Prefill(prefill, runner.ports), threading.Event()
     thread = PrefillThread(prompts, busy.is_set, "eats")
     thread.start()
     request = Request(ids(3 * MAX_TOKENS + 1), greedy(1))

@@ -24,7 +24,7 @@ from carousel.service.engine.runner import OnnxRunner, Runner, StepArrays
 from carousel.service.engine.session import RunnerBroken, open_session
 from carousel.service.served.heap import give_back_freed
 from carousel.service.served.opening import open_core, open_prefill, open_runner
-from carousel.service.served.ports import id_feed
+from carousel.service.served.ports import prefill_feed
 from tests.manifests import manifest_of
 
 UNITS, WORDS = 80, 301
@@ -118,7 +118,9 @@ def test_a_bundle_of_shared_weights_gives_the_bits_of_whole_graphs(graphs: dict[
     runner, prefill = open_runner(bundle, 1), open_prefill(bundle)
     assert prefill is not None
     whole = OnnxRunner(graphs["step.onnx"], runner.ports, 1)
-    apart = OnnxPrefillRunner([graphs["prefill.onnx"], graphs["prefill2.onnx"]], id_feed(bundle), runner.ports.after)
+    apart = OnnxPrefillRunner(
+        [graphs["prefill.onnx"], graphs["prefill2.onnx"]], prefill_feed(bundle), runner.ports.after
+    )
     random = np.random.default_rng(0)
     ids = random.integers(0, WORDS, (64, 70))
     states = {name: np.tanh(random.standard_normal((64, UNITS))).astype(np.float32) for name in runner.ports.states}
@@ -137,7 +139,7 @@ def test_a_bundle_of_shared_weights_gives_the_bits_of_whole_graphs(graphs: dict[
     together = stepped(runner, slice(None))
     assert together == stepped(whole, slice(None))
     assert together == [part for row in range(64) for part in stepped(runner, slice(row, row + 1))]
-    seen, expected = prefill(ids, states), apart(ids, states)
+    seen, expected = prefill({"token": ids}, states), apart({"token": ids}, states)
     assert {name: np.asarray(part).tobytes() for name, part in seen.items()} == {
         name: np.asarray(part).tobytes() for name, part in expected.items()
     }

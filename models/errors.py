@@ -10,6 +10,8 @@
     ├── ImageRejected        bytes that are no image that can be captioned
     │   └── ImageTooLarge    an image with more pixels than are decoded
     ├── UnknownSkill         a skill that a model does not have
+    ├── UnknownLabel         a class that a model does not have
+    ├── ValueRejected        a value that a port of a model cannot take
     └── ShapeMismatch        a tensor's shape differs from what the model takes
 
 Every message is one sentence: what was seen, what was allowed.
@@ -75,6 +77,14 @@ class UnknownSkill(CarouselError):
     def __init__(self, seen: str, known: str) -> None:
         super().__init__(f"{seen}; {known}")
         self.seen, self.known = seen, known
+
+
+class UnknownLabel(CarouselError):
+    """A model has no such class."""
+
+
+class ValueRejected(CarouselError):
+    """A value that a port of a model cannot take."""
 
 
 class ShapeMismatch(CarouselError):

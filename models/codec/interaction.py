@@ -5,18 +5,16 @@ Axes: S skills. An attempt's id is `2 * skill + correct`, in [0, 2 S): one int64
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 
+from carousel.models.codec.names import MAX_NAME_CHARACTERS, check_names, names_of, to_json
 from carousel.models.codec.spec import Array, CodecSpec, Ids, text_of
 from carousel.models.codec.spelling import one_id
 from carousel.models.errors import UnknownSkill
 from carousel.models.graph import TensorSpec
-
-MAX_NAME_CHARACTERS = 500
 
 COMBINED = " & "
 """Between the names of the skills that one answer took together."""
@@ -60,19 +58,10 @@ class InteractionCodec:
     id_ports: ClassVar[int] = 2
     """The skill, and whether it was right."""
 
-    def __init__(self, skills: Sequence[str]) -> None:
-        if not skills:
-            raise ValueError("the list of skills is empty; allowed is one name or more")
-        self._ids: dict[str, int] = {}
-        for position, name in enumerate(skills):
-            _check_name(name, position)
-            if name in self._ids:
-                raise ValueError(
-                    f"skill {position} is called {name!r}, as skill {self._ids[name]} is; names are unique"
-                )
-            self._ids[name] = position
-        self.skills: tuple[str, ...] = tuple(skills)
+    def __init__(self, skills: Sequence[object]) -> None:
+        self.skills: tuple[str, ...] = check_names("skill", skills)
         """Names, by id."""
+        self._ids = {name: place for place, name in enumerate(self.skills)}
 
     @classmethod
     def from_json(cls, content: str) -> InteractionCodec:
@@ -81,13 +70,7 @@ class InteractionCodec:
         Raises:
             ValueError: the content is anything else.
         """
-        try:
-            skills = json.loads(content)
-        except (ValueError, RecursionError):
-            raise ValueError("is not JSON; allowed is an array of skill names") from None
-        if not isinstance(skills, list):
-            raise ValueError(f"holds a JSON {type(skills).__name__}; allowed is an array of skill names")
-        return cls(skills)
+        return cls(names_of("skill", content))
 
     @property
     def id_count(self) -> int:
@@ -109,7 +92,7 @@ class InteractionCodec:
 
     def to_json(self) -> str:
         """The codec as `skills.json`, one name a line."""
-        return json.dumps(self.skills, ensure_ascii=False, indent=1) + "\n"
+        return to_json(self.skills)
 
     @property
     def skill_count(self) -> int:
@@ -163,16 +146,3 @@ class InteractionCodec:
     def _known(self) -> str:
         last = len(self.skills) - 1
         return f"this model knows {len(self.skills):,} skills, ids 0 to {last:,}, the first called {self.skills[0]!r}"
-
-
-def _check_name(name: object, position: int) -> None:
-    if not isinstance(name, str):
-        raise ValueError(f"skill {position} is {name!r}; allowed is a name, a string")
-    if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
-        raise ValueError(
-            f"the name of skill {position} has {len(name):,} characters; allowed are 1 to {MAX_NAME_CHARACTERS}"
-        )
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"the name of skill {position} holds half of a surrogate pair; allowed is text") from None

@@ -9,11 +9,22 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from carousel.models.codec.image import ImageCodecSpec
 from carousel.models.codec.interaction import InteractionCodecSpec
+from carousel.models.codec.labels import LabelsCodecSpec
+from carousel.models.codec.numbers import NumbersCodecSpec
 from carousel.models.codec.spec import CodecSpec
+from carousel.models.codec.tags import TagsCodecSpec
 from carousel.models.codec.text import TextCodecSpec
 
 CODECS: Mapping[str, type[CodecSpec]] = {
-    spec.names_kind: spec for spec in (TextCodecSpec, InteractionCodecSpec, ImageCodecSpec)
+    spec.names_kind: spec
+    for spec in (
+        TextCodecSpec,
+        InteractionCodecSpec,
+        ImageCodecSpec,
+        NumbersCodecSpec,
+        LabelsCodecSpec,
+        TagsCodecSpec,
+    )
 }
 
 

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders
 
+from carousel.models.codec.ids import enter_ids, takes_ids
 from carousel.models.codec.spec import Array, CodecSpec, Ids, text_of
 from carousel.models.errors import TextTooLong, UnencodableText
 from carousel.models.graph import TensorSpec
@@ -113,20 +113,15 @@ class TextCodec:
 
     def require(self, port: TensorSpec, *, fed: bool) -> None:
         """Ids, or a row with a place for each: logits out, one-hot rows in."""
-        if fed and port.dtype.startswith(("int", "uint")) and port.shape[1:] == ():
-            return
-        if port.dtype != "float32" or port.shape[1:] != (self.vocabulary_size,):
+        size = self.vocabulary_size
+        if not (takes_ids(port, size) if fed else (port.dtype, port.shape[1:]) == ("float32", (size,))):
             kinds = "an id or a one-hot row" if fed else "a float32 row"
             raise ValueError(f"{self.vocabulary_size:,} tokens; {port} is not {kinds} of them")
 
     def enter(self, ids: Ids, ports: Mapping[str, Array]) -> None:
         """Write ids into the port of a step: as they are, or as one-hot rows."""
         (port,) = ports.values()
-        if port.ndim == ids.ndim:
-            port[...] = ids
-        else:
-            port[...] = 0
-            np.put_along_axis(port, ids[..., None], 1, axis=-1)
+        enter_ids(ids, port)
 
     def to_json(self) -> str:
         """The codec as `tokenizer.json`."""

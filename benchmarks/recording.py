@@ -21,7 +21,7 @@ from carousel.service.engine.port import Request
 from carousel.service.engine.threads.engine_thread import MAX_HELD_REPORTS
 from carousel.service.observability.metrics import Metrics, ModelMetrics
 from carousel.service.served.opening import open_core
-from carousel.service.work.tracing import trace_request
+from carousel.service.tasks.tracing.histories import trace_request
 
 BUNDLES = ("bundles/shakespeare/2", "bundles/tutor/2")
 ROWS = (1, 16, 64, 128)

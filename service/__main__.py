@@ -14,22 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
-from carousel.models.bundle import open_bundle, versions
-from carousel.models.codec.interaction import InteractionCodec
-from carousel.models.cores import usable_cores
-from carousel.models.errors import BundleNotFound, CarouselError
-from carousel.models.output_file import check_output
+from carousel.models.errors import CarouselError
+from carousel.service.api.task import TASKS, Command
 from carousel.service.engine.session import RunnerBroken
 from carousel.service.keys.key_file import KeyFileError, key_line, new_key
 from carousel.service.observability import logs
 from carousel.service.served.heap import keep_large_pieces_apart, share_arenas
-from carousel.service.served.opening import step_threads
 from carousel.service.server.server import create_server
 from carousel.service.settings import PREFIX, Settings, unknown_variables
-from carousel.service.work.cohort import trace_cohort
-from carousel.service.work.cohort_file import CohortError, read_cohort
 
 logger = logging.getLogger("carousel")
 
@@ -42,7 +35,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m service"
     parser = _parser(prog)
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
-    if idle := given.keys() - {"trace": {"repository"}, "key": set(), None: FLAGS}[options.command]:
+    if idle := given.keys() - {"key": set(), None: FLAGS}.get(options.command, {"repository"}):
         parser.error(f"--{min(idle)} says nothing to {options.command}")
     if options.command == "key":
         return _key(options)
@@ -59,7 +52,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m service"
     if unknown := unknown_variables(os.environ):
         logger.warning("%s", unknown)
     try:
-        return _trace(settings, options) if options.command == "trace" else _serve(settings)
+        command = _commands().get(options.command)
+        return _serve(settings) if command is None else command.run(settings, options)
     except (CarouselError, RunnerBroken, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -73,40 +67,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--port", help="port to listen on, instead of CAROUSEL_PORT; 0 takes a free one")
     parser.add_argument("--repository", type=Path, metavar="DIR", help="instead of CAROUSEL_REPOSITORY")
     commands = parser.add_subparsers(dest="command", title="instead of serving", metavar="")
-    trace = commands.add_parser(
-        "trace",
-        help="predict every answer of a cohort from a file",
-        description="Predict every answer of a cohort from the same learner's answers before it.",
-    )
-    trace.add_argument("--model", required=True, help="a tracing model of the repository; its newest version is taken")
-    trace.add_argument(
-        "--input",
-        required=True,
-        type=Path,
-        metavar="CSV",
-        help="columns learner, skill, correct; order is that of rows",
-    )
-    trace.add_argument(
-        "--output", required=True, type=Path, metavar="CSV", help="gets learner, attempt, skill, correct, probability"
-    )
-    # Suppressed, or it would undo a --repository before the word `trace`.
-    trace.add_argument(
-        "--repository", type=Path, default=argparse.SUPPRESS, metavar="DIR", help="instead of CAROUSEL_REPOSITORY"
-    )
-    trace.add_argument(
-        "--by-id", action="store_true", help="skills are ids (places in the model's list, from 0), not names"
-    )
-    trace.add_argument(
-        "--unknown-skill",
-        choices=("error", "ignore"),
-        default="error",
-        help="about answers at skills that the model does not know (default: error)",
-    )
-    trace.add_argument(
-        "--answer",
-        metavar="COLUMN",
-        help="a column of the input; a learner's rows that share it are one answer, an attempt at a combined skill",
-    )
+    for word, command in _commands().items():
+        command.add_arguments(commands.add_parser(word, help=command.help, description=command.description))
     key = commands.add_parser(
         "key",
         help="make an API key",
@@ -140,35 +102,9 @@ def _serve(settings: Settings) -> int:
     return 0 if server.started else 1
 
 
-def _trace(settings: Settings, options: argparse.Namespace) -> int:
-    check_output(options.output, inputs=[options.input])
-    repository = settings.repository
-    found = versions(repository, options.model)
-    if not found:
-        raise BundleNotFound(f"{repository} holds no model {options.model!r}; publish one with python -m export")
-    bundle = open_bundle(repository / options.model / str(found[-1]))
-    if bundle.manifest.task != "tracing":
-        raise CohortError(f"{options.model} is a {bundle.manifest.task} model; trace needs a tracing model")
-    cohort = read_cohort(
-        options.input,
-        bundle.codec(InteractionCodec),
-        by_id=options.by_id,
-        ignore_unknown=options.unknown_skill == "ignore",
-        answer_column=options.answer,
-    )
-    for remark in cohort.remarks:
-        print(f"{options.input}: {remark}", file=sys.stderr)
-    with tqdm(total=cohort.answers, unit=" answers", desc=options.model) as bar:
-        trace_cohort(
-            bundle,
-            cohort,
-            options.output,
-            max_rows=settings.max_rows,
-            intra_op_threads=settings.intra_op_threads or step_threads(bundle, usable_cores()),
-            by_id=options.by_id,
-            on_answers=bar.update,
-        )
-    return 0
+def _commands() -> dict[str, Command]:
+    """The words that tasks have."""
+    return {word: command for name in TASKS for word, command in TASKS[name].commands.items()}
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from carousel import __version__
 from carousel.models.cores import usable_cores
-from carousel.service.api import captions, catalogue, completions, docs, health, probability, sessions, trace
+from carousel.service.api import catalogue, docs, health, sessions, socket
 from carousel.service.api import repository as repository_routes
 from carousel.service.api.routes import handlers
 from carousel.service.api.routes.context import Context
-from carousel.service.api.stream import router as stream
+from carousel.service.api.task import TASKS
 from carousel.service.engine.streams.lock_turns import LONG_SECONDS
 from carousel.service.gates.body_limit import BodyLimit
 from carousel.service.gates.drain_gate import DrainGate
@@ -33,6 +33,7 @@ from carousel.service.keys.keyring import Keyring
 from carousel.service.keys.origins import Origins
 from carousel.service.observability.loop_lag import LoopLag
 from carousel.service.observability.metrics import Metrics
+from carousel.service.observability.outcomes import Outcomes
 from carousel.service.observability.requests import RequestObserver
 from carousel.service.pictures.images import ImageReader
 from carousel.service.served.reloads import Reloads
@@ -79,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
         KeyFileError, OSError: API keys cannot be read.
     """
     keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file)
-    metrics = Metrics()
+    metrics = Metrics(Outcomes({name: TASKS[name].endpoints for name in TASKS}))
     repository, drain = Repository(settings, metrics), Drain()
     reloads = Reloads(repository, settings.repository, metrics, settings.watch_seconds)
     memories = open_memories(settings, metrics)
@@ -127,9 +128,10 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # it looks for exporters at every request
     )
     app.state.context = context
-    # The busiest are found first. Not include_router: its routes are looked for twice.
-    for part in (trace, probability, completions, stream, captions, sessions, catalogue, health, docs):
-        app.router.routes.extend(part.router.routes)
+    # What runs a model is found first. Not include_router: its routes are looked for twice.
+    own = [router for name in sorted(TASKS, reverse=True) for router in TASKS[name].routers]
+    for router in (*own, *(part.router for part in (socket, sessions, catalogue, health, docs))):
+        app.router.routes.extend(router.routes)
     if settings.admin_key is not None:
         app.router.routes.extend(repository_routes.router.routes)
     handlers.install(app)

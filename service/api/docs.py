@@ -19,13 +19,9 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from carousel.service.api.repository import PREFIX as ADMIN_PREFIX
 from carousel.service.api.routes.context import Context
 from carousel.service.api.routes.head_route import HeadRoute
-from carousel.service.api.wire.caption_messages import CaptionsRequest, CaptionStart
+from carousel.service.api.task import TASKS
 from carousel.service.api.wire.examples import add_examples
-from carousel.service.api.wire.stream_messages import Cancel, Feed, Start
 from carousel.service.errors import RequestError
-
-FRAMES: tuple[type[BaseModel], ...] = (Start, Feed, Cancel, CaptionStart)
-"""What a client sends over a WebSocket, which OpenAPI has no place for but among the schemas."""
 
 EVENTS = {
     "accepted": "request_id, model, version, prompt_tokens, cached_tokens, unknown_tokens",
@@ -106,6 +102,12 @@ async def part(file: str) -> Response:
     return FileResponse(path, media_type=FILES[file], headers={"cache-control": "max-age=86400"})
 
 
+def frames() -> list[type[BaseModel]]:
+    """What a client sends over a WebSocket, which OpenAPI has no place for but among the schemas."""
+    streams = (TASKS[name].stream for name in TASKS)
+    return [frame for stream in streams if stream is not None for frame in stream.frames]
+
+
 class Described(FastAPI):
     """An application whose description of itself has what FastAPI does not know of.
 
@@ -116,7 +118,8 @@ class Described(FastAPI):
         """OpenAPI's document: made once, but for the examples."""
         if self.openapi_schema is None:
             schema = super().openapi()
-            models: tuple[type[BaseModel], ...] = (*FRAMES, CaptionsRequest)  # no endpoint has any of these
+            # No endpoint has any of these.
+            models = [*frames(), *(body for name in TASKS for body in TASKS[name].bodies)]
             _, more = models_json_schema(
                 [(model, "validation") for model in models],
                 ref_template="#/components/schemas/{model}",
@@ -128,7 +131,8 @@ class Described(FastAPI):
         document = deepcopy(super().openapi())
         context = self.state.context
         assert isinstance(context, Context)
-        add_examples(document["paths"], context.repository.models.values())
+        examples = {name: TASKS[name].examples for name in TASKS}
+        add_examples(document["paths"], context.repository.models.values(), examples)
         return document
 
     def _secure(self, schema: dict[str, Any]) -> None:

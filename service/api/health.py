@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from carousel.service.api.routes.context import SERVER, context_of
 from carousel.service.api.routes.head_route import HeadRoute
-from carousel.service.api.wire.messages import ErrorBody
+from carousel.service.api.wire.error_messages import ErrorBody
 from carousel.service.errors import ErrorCode, Unavailable
 
 router = APIRouter(tags=["health"], route_class=HeadRoute)

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from carousel.service.api.routes.context import context_of
 from carousel.service.api.routes.json_route import JsonRoute
 from carousel.service.api.stream.handshake import key_of
-from carousel.service.api.wire.messages import ErrorBody
+from carousel.service.api.wire.error_messages import ErrorBody
 from carousel.service.keys.admin import check_admin
 from carousel.service.served.repository import Refusal, ServedModel
 

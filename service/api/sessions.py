@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from carousel.service.api.probability import ERRORS
 from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.head_route import HeadRoute
-from carousel.service.api.wire.messages import SessionInfo
+from carousel.service.api.wire.error_messages import ERRORS
+from carousel.service.api.wire.session_messages import SessionInfo
 
 router = APIRouter(prefix="/v1/models/{model}/sessions/{session}", tags=["sessions"], route_class=HeadRoute)
 

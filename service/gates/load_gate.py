@@ -8,24 +8,23 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from carousel.service.api.routes.handlers import error_response
+from carousel.service.api.task import MODEL_PATHS, MODEL_PREFIX, TASKS
 from carousel.service.errors import ServiceError
 from carousel.service.observability.requests import record_of
 from carousel.service.served.repository import Repository, ServedModel
 from carousel.service.work.generation import refusals
 
-MODEL_PATHS = "/v1/models/"
-COMPLETIONS_PATH = "/v1/completions"
-
 
 class LoadGate:
     """ASGI middleware that answers 503 to a POST whose model has no place for it.
 
-    The path names the model, but for completions: those are looked at where there is one language model to ask.
+    A path that names no model, as that of completions, is looked at where there is one model of its task to ask.
     """
 
     def __init__(self, app: ASGIApp, repository: Repository) -> None:
         self._app = app
         self._repository = repository
+        self._task_of = {path: name for name in TASKS for path in TASKS[name].posted}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -47,14 +46,8 @@ class LoadGate:
         if path.startswith(MODEL_PATHS):
             name, _, rest = path.removeprefix(MODEL_PATHS).partition("/")
             model = models.get(name)
-            if model is None or rest not in RESTS:
-                return None
-            return model, f"{MODEL_PATHS}{{model}}/{rest}"
-        if path == COMPLETIONS_PATH:
-            languages = [model for model in models.values() if model.bundle.manifest.task == "language"]
-            return (languages[0], path) if len(languages) == 1 else None
-        return None
-
-
-RESTS = frozenset({"next-token", "score", "trace", "captions", "captions/attention.svg"})
-"""What the paths of the routes end in that run a model."""
+            endpoint = MODEL_PREFIX + rest
+            return None if model is None or endpoint not in self._task_of else (model, endpoint)
+        task = self._task_of.get(path)
+        able = [] if task is None else [model for model in models.values() if model.bundle.manifest.task == task]
+        return (able[0], path) if len(able) == 1 else None

@@ -10,7 +10,7 @@ from carousel.models.bundle import Bundle
 from carousel.service.engine.encoder.encoding import EncoderReport
 from carousel.service.engine.port import Engine, Place, StepReport
 from carousel.service.observability.histogram import FrequentHistogram
-from carousel.service.observability.outcomes import BEFORE_A_MODEL, UNREAD, endpoints, outcomes_of
+from carousel.service.observability.outcomes import BEFORE_A_MODEL, UNREAD, Outcomes
 
 LATENCY_BUCKETS = (
     0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5,
@@ -38,9 +38,14 @@ SERVING = ("rows", "provider", "prefill", "encoder", "encoder_provider")
 
 
 class Metrics:
-    """The service's metrics in a registry of their own."""
+    """The service's metrics in a registry of their own.
 
-    def __init__(self) -> None:
+    Args:
+        outcomes: how requests to models can end, each counted from 0 on.
+    """
+
+    def __init__(self, outcomes: Outcomes | None = None) -> None:
+        self._outcomes = outcomes or Outcomes({})
         disable_created_metrics()  # type: ignore[no-untyped-call] # else every series has a line that says since when
         self.registry = CollectorRegistry()
         registry = self.registry
@@ -154,7 +159,7 @@ class Metrics:
         self.shed.labels(UNKNOWN, UNKNOWN, "connections")
         for code in BEFORE_A_MODEL:
             self.requests.labels(UNKNOWN, UNKNOWN, UNKNOWN, code)
-        for endpoint in endpoints():
+        for endpoint in self._outcomes.endpoints:
             for code in UNREAD:
                 self.requests.labels(UNKNOWN, UNKNOWN, endpoint, code)
 
@@ -164,7 +169,7 @@ class Metrics:
 
     def expect(self, labels: tuple[str, str], task: str) -> None:
         """Count each way in which a request for a version can end, from 0 on."""
-        for endpoint, outcome in outcomes_of(task):
+        for endpoint, outcome in self._outcomes.of(task):
             self.requests.labels(*labels, endpoint, outcome)
         self._tasks[labels] = task
 
@@ -186,7 +191,7 @@ class Metrics:
         if engines:
             return
         del self._engines[labels]
-        for endpoint, outcome in outcomes_of(self._tasks.pop(labels)):
+        for endpoint, outcome in self._outcomes.of(self._tasks.pop(labels)):
             if (*labels, endpoint, outcome) not in self._ends:  # what has not happened will not
                 self.requests.remove(*labels, endpoint, outcome)
         for gauge in self._gauges:

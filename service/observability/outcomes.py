@@ -5,7 +5,8 @@ A series that appears with its first event begins at 1, and rate() sees nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from carousel.service.errors import ERRORS, ErrorCode
 
@@ -40,38 +41,43 @@ _OF_A_LOOK: frozenset[ErrorCode] = frozenset(
 )  # fmt: skip
 """Where no model runs."""
 
-_RUNS: dict[str, tuple[str, ...]] = {
-    "language": (
-        "/v1/completions",
-        "/v1/models/{model}/next-token",
-        "/v1/models/{model}/score",
-        "/v1/models/{model}/stream",
-    ),
-    "tracing": ("/v1/models/{model}/trace",),
-    "captioning": (
-        "/v1/models/{model}/captions",
-        "/v1/models/{model}/captions/attention.svg",
-        "/v1/models/{model}/stream",
-    ),
-}
-_LOOKS: dict[str, tuple[str, ...]] = {"language": (), "captioning": (), "tracing": (
-    "/v1/models/{model}/trace/{session}/mastery.svg",
-)}  # fmt: skip
 _LOOKS_AT_ANY = ("/v1/models/{model}", "/v1/models/{model}/sessions/{session}")
 
 
-def outcomes_of(task: str) -> Iterator[tuple[str, str]]:
-    """Endpoints of a model, each with all its outcomes."""
-    for endpoint in _RUNS[task]:
-        for outcome in (OK, CANCELLED, *(code for code in ERRORS if code not in _NEVER_OF_A_MODEL)):
-            yield endpoint, outcome
-    for endpoint in (*_LOOKS[task], *_LOOKS_AT_ANY):
-        for outcome in (OK, CANCELLED, *(code for code in ERRORS if code in _OF_A_LOOK)):
-            yield endpoint, outcome
-    for endpoint in {one for other in _RUNS for one in (*_RUNS[other], *_LOOKS[other])} - {*_RUNS[task], *_LOOKS[task]}:
-        yield endpoint, "wrong_task"
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """The routes of one task."""
+
+    runs: frozenset[str] = frozenset()
+    """Where a model runs."""
+    looks: frozenset[str] = frozenset()
+    """Where only what it left is looked at."""
 
 
-def endpoints() -> frozenset[str]:
-    """Of all models."""
-    return frozenset(endpoint for task in _RUNS for endpoint, _ in outcomes_of(task))
+class Outcomes:
+    """How requests to models can end.
+
+    Args:
+        tasks: the routes of each task, by its name.
+    """
+
+    def __init__(self, tasks: Mapping[str, Endpoints]) -> None:
+        self._tasks = tasks
+        self._own = frozenset().union(*(task.runs | task.looks for task in tasks.values()))
+
+    @property
+    def endpoints(self) -> frozenset[str]:
+        """Of all models."""
+        return self._own | frozenset(_LOOKS_AT_ANY) if self._tasks else frozenset()
+
+    def of(self, task: str) -> Iterator[tuple[str, str]]:
+        """Endpoints, each with all the outcomes that it has for a model of that task."""
+        own = self._tasks.get(task, Endpoints())
+        for endpoint in own.runs:
+            for outcome in (OK, CANCELLED, *(code for code in ERRORS if code not in _NEVER_OF_A_MODEL)):
+                yield endpoint, outcome
+        for endpoint in (*own.looks, *_LOOKS_AT_ANY):
+            for outcome in (OK, CANCELLED, *(code for code in ERRORS if code in _OF_A_LOOK)):
+                yield endpoint, outcome
+        for endpoint in self._own - own.runs - own.looks:
+            yield endpoint, "wrong_task"

@@ -7,7 +7,7 @@ from carousel.service.observability.metrics import Metrics
 from carousel.service.pictures.images import ImageReader
 from carousel.service.served.repository import Repository
 from carousel.service.settings import Settings
-from carousel.service.work.captioning import CaptionParameters, CaptionStream, find_captions
+from carousel.service.tasks.captioning.captions import CaptionParameters, CaptionStream, find_captions
 from carousel.service.work.generation import Finished, admit
 from tests.service.tiny_captioner import END, text_of
 

@@ -16,8 +16,8 @@ import pytest
 from carousel.models.bundle import open_bundle
 from carousel.models.codec.interaction import InteractionCodec
 from carousel.service.__main__ import main
-from carousel.service.work.cohort import trace_cohort
-from carousel.service.work.cohort_file import CohortError, read_cohort
+from carousel.service.tasks.tracing.cohort import trace_cohort
+from carousel.service.tasks.tracing.cohort_file import CohortError, read_cohort
 
 SKILLS = ("counting", "addition", "fractions, like denominators", "Bruchrechnung \u00fc", "area")
 
@@ -368,7 +368,9 @@ def test_command_line_writes_to_standard_output(command, tmp_path):
 
 
 def test_command_line_refuses_a_directory_before_the_work(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("carousel.service.__main__.read_cohort", lambda *_, **__: pytest.fail("read the answers"))
+    monkeypatch.setattr(
+        "carousel.service.tasks.tracing.command.read_cohort", lambda *_, **__: pytest.fail("read the answers")
+    )
     assert main([*command, "--output", str(tmp_path)]) == 1
     assert f"{tmp_path}: is a directory; give the path of a file" in capsys.readouterr().err
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from carousel.service.work.trail import LEVELS, marks_of, read_marks
+from carousel.service.tasks.tracing.trail import LEVELS, marks_of, read_marks
 
 
 def test_marks_come_back_as_they_were_but_for_rounding():

@@ -74,9 +74,14 @@ def find_model(connection: HTTPConnection, name: str, task: str | None = None) -
     record = record_of(connection.scope)
     record.model, record.version = model.name, str(model.bundle.version)
     if task is not None and model.bundle.manifest.task != task:
-        raise RequestError(
-            "wrong_task",
-            f"{model.name} is a {model.bundle.manifest.task} model and this route is for {task} models; "
-            "GET /v1/models lists each with its task",
-        )
+        raise wrong_task(model, task)
     return model
+
+
+def wrong_task(model: ServedModel, needed: str) -> RequestError:
+    """The refusal of a model by a route for models of another task."""
+    return RequestError(
+        "wrong_task",
+        f"{model.name} is a {model.bundle.manifest.task} model and this route is for {needed} models; "
+        "GET /v1/models lists each with its task",
+    )

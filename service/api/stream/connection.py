@@ -17,8 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from carousel.service.api.routes.context import Context
 from carousel.service.api.wire import frames
+from carousel.service.api.wire.messages import Cancel
 from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
-from carousel.service.api.wire.stream_messages import Cancel
 from carousel.service.api.wire.validation import invalid, parsed
 from carousel.service.engine.port import INTERACTIVE, Place
 from carousel.service.errors import ErrorCode, RequestError, ServiceError, close_code

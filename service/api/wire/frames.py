@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-
-from carousel.service.engine.parameters import Floats
 from carousel.service.errors import ServiceError
 from carousel.service.served.repository import ServedModel
-from carousel.service.work.captioning import CaptionToken
-from carousel.service.work.generation import Finished, Token
+from carousel.service.work.generation import Finished
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 """Not json.dumps, which makes an encoder for each call that asks for its own format."""
@@ -37,12 +33,29 @@ def accepted(
     }
 
 
-def token_json(token: Token | CaptionToken) -> str:
-    """The `token` event, put together by hand: it is written once per token, and only the text needs escaping."""
-    looked = "" if isinstance(token, Token) or token.attention is None else f',"attention":{_map_json(token.attention)}'
+class TokenEvent(Protocol):
+    """A token as it comes."""
+
+    @property
+    def index(self) -> int: ...  # noqa: D102
+    @property
+    def token(self) -> int: ...  # noqa: D102
+    @property
+    def text(self) -> str: ...  # noqa: D102
+    @property
+    def logprob(self) -> float: ...  # noqa: D102
+
+
+def token_json(token: TokenEvent, more: str = "") -> str:
+    """The `token` event, put together by hand: it is written once per token, and only the text needs escaping.
+
+    Args:
+        token: what came.
+        more: fields that a task adds, as JSON, each with a comma before it.
+    """
     return (
         f'{{"type":"token","index":{token.index},"token":{token.token},'
-        f'"text":{quote(token.text)},"logprob":{token.logprob!r}{looked}}}'
+        f'"text":{quote(token.text)},"logprob":{token.logprob!r}{more}}}'
     )
 
 
@@ -64,13 +77,3 @@ def finished(event: Finished) -> dict[str, Any]:
 def error(what: ServiceError) -> dict[str, Any]:
     """The last event of a stream that failed."""
     return {"type": "error", **what.body()["error"]}
-
-
-def attention_map(looked: Floats) -> list[list[float]]:
-    """Where a model looked, as clients are told <float32>[rows, columns]: a share needs no more than five digits."""
-    rounded: list[list[float]] = np.round(looked.astype(np.float64), 5).tolist()
-    return rounded
-
-
-def _map_json(looked: Floats) -> str:
-    return json.dumps(attention_map(looked), separators=(",", ":"))

@@ -98,17 +98,17 @@ def test_top_logprobs_tell_every_token_apart(codec, complete, stream):
 
 
 def test_top_logprobs_of_tokens_of_one_name_tell_the_more_probable():
-    from carousel.service.api.wire.completion_logprobs import top_logprobs
     from carousel.service.engine.parameters import Alternative
+    from carousel.service.tasks.language.completion_logprobs import top_logprobs
 
     best = (Alternative(1, -1.0), Alternative(2, -2.0))
     assert top_logprobs(7, -3.0, best, {1: "a", 2: "b", 7: "a"}.__getitem__) == {"a": -1.0, "b": -2.0}
 
 
 def test_logprobs_of_a_streamed_token_are_written_as_those_of_a_list():
-    from carousel.service.api.wire.completion_logprobs import logprobs_json, sampled_logprobs
     from carousel.service.api.wire.frames import dumps
     from carousel.service.engine.parameters import Alternative
+    from carousel.service.tasks.language.completion_logprobs import logprobs_json, sampled_logprobs
     from carousel.service.work.generation import Token
 
     class Codec:

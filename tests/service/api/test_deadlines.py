@@ -83,7 +83,7 @@ def test_deadline_covers_the_picture_before_its_caption_and_after_it(
     client, refused, picture, monkeypatch, for_ever, drawn
 ):
     if drawn:
-        monkeypatch.setattr("carousel.service.api.captions.attention_svg", lambda *arguments, **options: for_ever())
+        monkeypatch.setattr("carousel.service.tasks.captioning.routes.attention_svg", lambda *_, **__: for_ever())
     else:
         monkeypatch.setattr(ImageReader, "_decoded", for_ever)
     response = client.post(
@@ -97,7 +97,7 @@ def test_deadline_covers_a_stream_that_is_prepared(connect, picture, monkeypatch
     async def slow(*_, **__):
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("carousel.service.api.stream.text_stream.prompt_ids", slow)
+    monkeypatch.setattr("carousel.service.tasks.language.stream.prompt_ids", slow)
     monkeypatch.setattr(ImageReader, "_decoded", for_ever)
     stream = connect(model=model)
     if model == "tiny":

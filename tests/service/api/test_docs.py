@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from carousel.service.api.docs import EVENTS, FRAMES
+from carousel.service.api.docs import EVENTS, frames
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LINK = re.compile(r'(?:src|href)="([^"]+)"')
@@ -38,7 +38,7 @@ def test_frames_and_events_are_described(client, connect):
     schema = client.get("/openapi.json").json()
     assert schema == client.get("/openapi.json").json()
     schemas, text = schema["components"]["schemas"], schema["info"]["description"]
-    for frame in FRAMES:
+    for frame in frames():
         assert set(schemas[frame.__name__]["properties"]) == set(frame.model_fields)
         assert f"`{frame.__name__}`" in text
     references = set(re.findall(r'"#/components/schemas/(\w+)"', client.get("/openapi.json").text))

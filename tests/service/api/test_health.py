@@ -109,7 +109,7 @@ def test_defect_is_one_500_and_counted(run_server, outcomes, eventually, monkeyp
     def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("carousel.service.api.probability.admit", fail)
+    monkeypatch.setattr("carousel.service.tasks.language.probability.admit", fail)
     monkeypatch.setattr("carousel.service.api.stream.connection.admit", fail)
     with run_server() as server, httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
         response = client.post("/v1/models/tiny/next-token", json={"text": "a"})

@@ -157,7 +157,7 @@ def test_defect_is_logged_as_a_500(run_server, lines, monkeypatch):
     def fail(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("carousel.service.api.probability.admit", fail)
+    monkeypatch.setattr("carousel.service.tasks.language.probability.admit", fail)
     with run_server() as server:
         httpx.post(f"{server.url}/v1/models/tiny/next-token", json={"text": "a"}, trust_env=False)
     (line,) = [line for line in lines() if line["logger"] == "carousel.requests"]

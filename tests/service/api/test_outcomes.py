@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import httpx
 
+from carousel.service.api.task import TASKS
 from carousel.service.errors import ERRORS
 from carousel.service.observability.metrics import UNKNOWN
-from carousel.service.observability.outcomes import BEFORE_A_MODEL, endpoints, outcomes_of
+from carousel.service.observability.outcomes import BEFORE_A_MODEL, Outcomes
 
-TASKS = {"tiny": "language", "tutor": "tracing", "scenes": "captioning"}
+OUTCOMES = Outcomes({name: TASKS[name].endpoints for name in TASKS})
+MODELS = {"tiny": "language", "tutor": "tracing", "scenes": "captioning"}
 
 
 def _counts(server):
@@ -24,15 +26,15 @@ def _counts(server):
 def test_endpoints_are_the_routes_of_models(client):
     document = client.get("/openapi.json").json()
     described = {path for path in document["paths"] if "{model}" in path or path == "/v1/completions"}
-    assert endpoints() == described | {"/v1/models/{model}/stream"}
+    assert OUTCOMES.endpoints == described | {"/v1/models/{model}/stream"}
 
 
 def test_outcomes_of_every_served_model_begin_at_zero(run_server):
     with run_server() as server:
         counts = _counts(server)
         assert not any(counts.values())
-        for name, task in TASKS.items():
-            for endpoint, outcome in outcomes_of(task):
+        for name, task in MODELS.items():
+            for endpoint, outcome in OUTCOMES.of(task):
                 assert counts[name, "1", endpoint, outcome] == 0
         for code in BEFORE_A_MODEL:
             assert counts[UNKNOWN, UNKNOWN, UNKNOWN, code] == 0

@@ -17,7 +17,7 @@ from hypothesis import strategies
 from pydantic import Field, TypeAdapter, ValidationError, WrapValidator
 
 from carousel.service.api.wire import frames, lists, slices
-from carousel.service.api.wire.trace_messages import Attempt, TraceBody
+from carousel.service.tasks.tracing.messages import Attempt, TraceBody
 
 ATTEMPTS = [{"skill": place % 22, "correct": place % 3 == 0} for place in range(130_000)]
 

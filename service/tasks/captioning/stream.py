@@ -7,13 +7,14 @@ from typing import Any
 
 from carousel.service.api.stream.connection import Connection, Work
 from carousel.service.api.wire import frames
-from carousel.service.api.wire.caption_messages import CaptionStart, CaptionStreamMessage
-from carousel.service.api.wire.stream_messages import Cancel
+from carousel.service.api.wire.messages import Cancel
 from carousel.service.engine.port import Place
 from carousel.service.errors import RequestError
 from carousel.service.observability.requests import RequestRecord
 from carousel.service.pictures.images import ImageFile
-from carousel.service.work.captioning import CaptionStream
+from carousel.service.tasks.captioning.captions import CaptionStream
+from carousel.service.tasks.captioning.frames import token_json
+from carousel.service.tasks.captioning.messages import CaptionStart, CaptionStreamMessage
 from carousel.service.work.generation import Finished
 
 GREEDY = CaptionStart(type="start")
@@ -59,4 +60,4 @@ class CaptionConnection(Connection):
             if isinstance(event, Finished):
                 await self.send_end(event, record)
             else:
-                await self.websocket.send_text(frames.token_json(event))
+                await self.websocket.send_text(token_json(event))

@@ -14,11 +14,11 @@ from starlette.requests import ClientDisconnect
 from carousel.service.api.routes.disconnect import ClientGone
 from carousel.service.api.routes.json_route import refuse_compressed
 from carousel.service.api.routes.multipart import read_form
-from carousel.service.api.wire.caption_messages import MAX_IMAGES, CaptionFields, CaptionsRequest
 from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
 from carousel.service.api.wire.validation import invalid, parsed, printable
 from carousel.service.errors import RequestError
 from carousel.service.pictures.images import ImageFile
+from carousel.service.tasks.captioning.messages import MAX_IMAGES, CaptionFields, CaptionsRequest
 
 MAX_PARTS = 1000
 MAX_FIELD_BYTES = 1000

@@ -14,15 +14,13 @@ from starlette.responses import Response
 
 from carousel.models.codec.caption import caption_codec
 from carousel.models.codec.image import ImageCodec
-from carousel.service.api.probability import ERRORS
-from carousel.service.api.routes.caption_form import Asked, read_asked
 from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.disconnect import all_or_none, while_connected
 from carousel.service.api.routes.event_stream import EventStream, LastEvents, note, sse
 from carousel.service.api.routes.plain_route import PlainRoute
 from carousel.service.api.routes.responses import EVENTS, SvgResponse
 from carousel.service.api.wire import frames, slices
-from carousel.service.api.wire.caption_messages import CaptionFields, CaptionsResponse
+from carousel.service.api.wire.error_messages import ERRORS
 from carousel.service.api.wire.slices import LARGE_ANSWER
 from carousel.service.engine.encoder.encoding import Encoding
 from carousel.service.engine.parameters import FinishReason
@@ -32,7 +30,16 @@ from carousel.service.observability.requests import record_of
 from carousel.service.pictures.attention import attention_svg
 from carousel.service.pictures.images import ImageReader
 from carousel.service.served.repository import ServedModel
-from carousel.service.work.captioning import Caption, CaptionParameters, CaptionStream, check_attention, find_captions
+from carousel.service.tasks.captioning.captions import (
+    Caption,
+    CaptionParameters,
+    CaptionStream,
+    check_attention,
+    find_captions,
+)
+from carousel.service.tasks.captioning.form import Asked, read_asked
+from carousel.service.tasks.captioning.frames import attention_map, token_json
+from carousel.service.tasks.captioning.messages import CaptionFields, CaptionsResponse
 from carousel.service.work.generation import Finished, admit, admit_many
 
 router = APIRouter(prefix="/v1/models/{model}/captions", tags=["captions"], route_class=PlainRoute)
@@ -212,7 +219,7 @@ def _told(model: ServedModel, caption: Caption, parameters: CaptionParameters) -
     }
     if parameters.attention:
         told["attention"] = [
-            {"text": text, "map": frames.attention_map(looked)}
+            {"text": text, "map": attention_map(looked)}
             for text, looked in zip(
                 _words(model, caption), [] if caption.attention is None else caption.attention, strict=True
             )
@@ -256,7 +263,7 @@ async def _events(request: Request, model: ServedModel, stream: CaptionStream) -
                 yield end
                 raise drain.refusal()  # nobody else cancels it
             else:
-                yield f"data: {frames.token_json(event)}\n\n".encode()
+                yield f"data: {token_json(event)}\n\n".encode()
     except ServiceError as error:
         if record.status is None:
             raise

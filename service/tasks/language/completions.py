@@ -24,16 +24,19 @@ from carousel.service.api.routes.event_stream import EventStream, LastEvents, no
 from carousel.service.api.routes.json_route import JsonRoute
 from carousel.service.api.routes.responses import EVENTS
 from carousel.service.api.wire import frames, slices
-from carousel.service.api.wire.completion_answers import CompletionResponse
-from carousel.service.api.wire.completion_logprobs import Logprobs, logprobs_json, logprobs_of, sampled_logprobs
-from carousel.service.api.wire.echo import Echo, echo_of
 from carousel.service.api.wire.error_bodies import openai_body
-from carousel.service.api.wire.messages import CompletionsRequest, NotAllowed, OpenAIErrorBody, check_top_k
+from carousel.service.api.wire.error_messages import OpenAIErrorBody
+from carousel.service.api.wire.messages import NotAllowed
+from carousel.service.api.wire.sampling import check_top_k
 from carousel.service.api.wire.slices import LARGE_ANSWER
 from carousel.service.engine.parameters import FinishReason, Ids
 from carousel.service.errors import RequestError, ServiceError
 from carousel.service.observability.requests import record_of
 from carousel.service.served.repository import ServedModel
+from carousel.service.tasks.language.completion_answers import CompletionResponse
+from carousel.service.tasks.language.completion_logprobs import Logprobs, logprobs_json, logprobs_of, sampled_logprobs
+from carousel.service.tasks.language.completion_messages import CompletionsRequest
+from carousel.service.tasks.language.echo import Echo, echo_of
 from carousel.service.work.choices import ChoiceParameters, Choices
 from carousel.service.work.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
 from carousel.service.work.memories import Memories, Recall

@@ -14,26 +14,23 @@ from carousel.models.codec.text import CONTEXT_TOKENS, TextCodec
 from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.disconnect import while_connected
 from carousel.service.api.routes.json_route import JsonRoute
-from carousel.service.api.wire.messages import (
+from carousel.service.api.wire.error_messages import ERRORS
+from carousel.service.engine.parameters import SamplingParameters
+from carousel.service.errors import RequestError
+from carousel.service.served.repository import ServedModel
+from carousel.service.sessions.memory import NO_IDS
+from carousel.service.tasks.language.probability_messages import (
     Candidate,
-    ErrorBody,
     NextTokenRequest,
     NextTokenResponse,
     ScoreRequest,
     ScoreResponse,
 )
-from carousel.service.engine.parameters import SamplingParameters
-from carousel.service.errors import RequestError
-from carousel.service.served.repository import ServedModel
-from carousel.service.sessions.memory import NO_IDS
 from carousel.service.work.generation import Finished, Generation, Token, admit
 from carousel.service.work.memories import Memories
 from carousel.service.work.prompt import check_unconsumed, prompt_ids, unknown_tokens
 from carousel.service.work.weighing import weigh
 
-ERRORS: dict[int | str, dict[str, type[ErrorBody]]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 409, 410, 413, 422, 429, 500, 503, 504)
-}
 router = APIRouter(prefix="/v1/models/{model}", tags=["probabilities"], route_class=JsonRoute)
 
 

@@ -24,8 +24,8 @@ from carousel.service.engine.parameters import FinishReason, Ids
 from carousel.service.engine.port import Ended, Request
 from carousel.service.engine.probe import check_rows
 from carousel.service.served.opening import open_runner
-from carousel.service.work.cohort_file import Cohort, CohortError
-from carousel.service.work.tracing import trace_request, traced
+from carousel.service.tasks.tracing.cohort_file import Cohort, CohortError
+from carousel.service.tasks.tracing.histories import trace_request, traced
 
 OUTPUT_COLUMNS = ("learner", "attempt", "skill", "correct", "probability")
 LEARNERS_PER_ROW = 8

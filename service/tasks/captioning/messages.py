@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field, TypeAdapter, WrapValidator, model_validat
 from carousel.models.codec.caption import caption_codec
 from carousel.models.manifest import MAX_LENGTH_PENALTY
 from carousel.service.api.wire.lists import few_told
-from carousel.service.api.wire.messages import SamplingFields, Temperature, UrgencyFields, check_top_k
-from carousel.service.api.wire.stream_messages import Cancel
+from carousel.service.api.wire.messages import Cancel, UrgencyFields
+from carousel.service.api.wire.sampling import SamplingFields, Temperature, check_top_k
 from carousel.service.engine.parameters import BeamParameters
 from carousel.service.served.repository import ServedModel
-from carousel.service.work.captioning import CaptionParameters, check_attention
+from carousel.service.tasks.captioning.captions import CaptionParameters, check_attention
 
 MAX_IMAGES = 128
 

@@ -12,16 +12,19 @@ from carousel.service.api.routes.context import Context
 from carousel.service.api.routes.direct_frames import token_frames
 from carousel.service.api.stream.connection import Connection, Work
 from carousel.service.api.wire import frames
-from carousel.service.api.wire.messages import DEFAULT_MAX_TOKENS, check_top_k
-from carousel.service.api.wire.stream_messages import Cancel, Feed, Start, StreamMessage
+from carousel.service.api.wire.messages import Cancel
+from carousel.service.api.wire.sampling import check_top_k
 from carousel.service.engine.parameters import Ids
 from carousel.service.engine.port import Place, Snapshot
 from carousel.service.errors import RequestError
 from carousel.service.observability.requests import RequestRecord
 from carousel.service.sessions.memory import NO_IDS
+from carousel.service.tasks.language.stream_messages import Feed, Start, StreamMessage
 from carousel.service.work.generation import Generation, Token
 from carousel.service.work.memories import MemoryChoice, Recall
 from carousel.service.work.prompt import check_unconsumed, prompt_ids, unknown_tokens
+
+DEFAULT_MAX_TOKENS = 256
 
 
 class TextConnection(Connection):

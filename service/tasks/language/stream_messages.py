@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from carousel.service.api.wire.messages import CacheFields, MemoryFields, Message, Sampling, TokenIds, UrgencyFields
+from carousel.service.api.wire.messages import CacheFields, Cancel, MemoryFields, TokenIds, UrgencyFields
+from carousel.service.api.wire.sampling import Sampling
 
 
 class StreamPrompt(UrgencyFields):
@@ -39,12 +40,6 @@ class Feed(StreamPrompt):
     """Go on from where this socket's last generation ended, after eating the prompt given here."""
 
     type: Literal["feed"]
-
-
-class Cancel(Message):
-    """End the running generation."""
-
-    type: Literal["cancel"]
 
 
 StreamMessage: TypeAdapter[Start | Feed | Cancel] = TypeAdapter(

@@ -15,19 +15,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from carousel.models.codec.interaction import InteractionCodec
-from carousel.service.api.probability import ERRORS
 from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.disconnect import all_or_none, while_connected
 from carousel.service.api.routes.json_route import JsonRoute
 from carousel.service.api.routes.responses import SvgResponse
+from carousel.service.api.wire.error_messages import ERRORS
 from carousel.service.api.wire.slices import LARGE_ANSWER
-from carousel.service.api.wire.trace_messages import (
-    LearnersRequest,
-    LearnersResponse,
-    TraceBody,
-    TraceFields,
-    TraceResponse,
-)
 from carousel.service.engine.parameters import Ids
 from carousel.service.engine.port import Place
 from carousel.service.errors import RequestError
@@ -35,9 +28,7 @@ from carousel.service.pictures.mastery import mastery_svg
 from carousel.service.prefixes.prefixes import FROM_ZEROS
 from carousel.service.served.repository import ServedModel
 from carousel.service.sessions.sessions import Change, SessionView
-from carousel.service.work.generation import admit_many, run_to_end
-from carousel.service.work.memories import MAX_MARKS, Memories, Recall
-from carousel.service.work.tracing import (
+from carousel.service.tasks.tracing.histories import (
     MAX_CURVE_VALUES,
     History,
     Traced,
@@ -47,7 +38,16 @@ from carousel.service.work.tracing import (
     traced,
     without_output,
 )
-from carousel.service.work.trail import marks_of, read_marks
+from carousel.service.tasks.tracing.messages import (
+    LearnersRequest,
+    LearnersResponse,
+    TraceBody,
+    TraceFields,
+    TraceResponse,
+)
+from carousel.service.tasks.tracing.trail import marks_of, read_marks
+from carousel.service.work.generation import admit_many, run_to_end
+from carousel.service.work.memories import MAX_MARKS, Memories, Recall
 
 LONG_HISTORY = 256
 """Attempts from which on they are looked at on a thread, not to hold the event loop up."""

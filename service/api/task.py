@@ -1,0 +1,108 @@
+"""What the service has to know of a task, and the register of all tasks.
+
+A task is a directory of `service/tasks/`: its routes and messages, how its sockets talk, what it computes with the
+engine. One object there tells the rest of the service what there is, and registers itself; nobody else names a task.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from carousel.models.registry import Registry
+from carousel.service.api.stream.connection import ENDPOINT, Connection
+from carousel.service.observability.outcomes import Endpoints
+from carousel.service.served.repository import ServedModel
+from carousel.service.settings import Settings
+
+MODEL_PATHS = "/v1/models/"
+MODEL_PREFIX = f"{MODEL_PATHS}{{model}}/"
+"""What paths of routes begin with that name their model."""
+
+Examples = Callable[[ServedModel], Mapping[str, Any]]
+"""Bodies for an operation on a model that is served, by what they are for. Each works as it is."""
+
+
+def no_body(_: ServedModel) -> Mapping[str, Any]:
+    """The examples of an operation without a body."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """How a task's sockets talk.
+
+    Args:
+        connection: what serves one.
+        frames: that a client sends, for the API's description.
+        images: whether a frame may be as long as an image.
+        first: whether a model that has no stream is refused in this task's name.
+    """
+
+    connection: type[Connection]
+    frames: tuple[type[BaseModel], ...]
+    images: bool = False
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A word of the command line.
+
+    Args:
+        help: in the list of words.
+        description: of the word itself.
+        add_arguments: to its parser.
+        run: what it does; returns the exit status, and may raise CarouselError, RunnerBroken or OSError.
+    """
+
+    help: str
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Settings, argparse.Namespace], int]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedTask:
+    """One task, as the service sees it.
+
+    Args:
+        routers: of its routes. One that is posted to runs a model, one that is got looks at what a model left.
+        catalogue: fields of its models' `ModelInfo`, beside those that all have.
+        stream: how its sockets talk; None where there are none.
+        bodies: that the API's description needs and no endpoint declares.
+        examples: by operation; these, and no others, are shown for a model of this task.
+        commands: words of the command line.
+    """
+
+    routers: tuple[APIRouter, ...]
+    catalogue: Callable[[ServedModel], Mapping[str, Any]]
+    stream: Stream | None = None
+    bodies: tuple[type[BaseModel], ...] = ()
+    examples: Mapping[str, Examples] = field(default_factory=dict)
+    commands: Mapping[str, Command] = field(default_factory=dict)
+
+    @property
+    def posted(self) -> frozenset[str]:
+        """Paths of the routes whose requests have a body, and run a model."""
+        return self._paths("POST")
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """The routes, as requests are counted."""
+        runs = self.posted if self.stream is None else self.posted | {ENDPOINT}
+        return Endpoints(runs, self._paths("GET"))
+
+    def _paths(self, method: str) -> frozenset[str]:
+        routes = (route for router in self.routers for route in router.routes if isinstance(route, APIRoute))
+        return frozenset(route.path for route in routes if method in (route.methods or ()))
+
+
+TASKS: Registry[ServedTask] = Registry("carousel.service.tasks")
+"""All tasks, by the name that manifests have for them."""

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from carousel.service.engine.parameters import FinishReason, Ids, SamplingParameters
 from carousel.service.engine.port import Place
 from carousel.service.prefixes.prefixes import Beginning
@@ -13,6 +15,9 @@ from carousel.service.served.repository import ServedModel
 from carousel.service.work.generation import Finished, Generation, Token, TokenTaker, Usage
 from carousel.service.work.memories import Recall
 from carousel.service.work.weighing import Weighed, weigh
+
+Event = Weighed | Token | Finished
+"""What comes of a choice: `Choices.events`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class Choices:
             place.cancel()
         self._consumed.set()
 
-    async def events(self, index: int, taker: TokenTaker | None = None) -> AsyncIterator[Weighed | Token | Finished]:
+    async def events(self, index: int, taker: TokenTaker | None = None) -> AsyncIterator[Event]:
         """What comes of one choice: Weighed, where that is asked for; the tokens; Finished.
 
         All but the first wait for the first, so that somebody must read that one's.
@@ -146,3 +151,41 @@ class Choices:
     def _go_on_from(self, beginning: Beginning | None) -> None:
         self._beginning = beginning
         self._consumed.set()
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of one of a request's choices: that of the request for the first, and of streams independent of it, and
+    of those of other seeds, for the rest."""
+    if index == 0:
+        return seed
+    (word,) = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)
+    return int(word) >> 1
+
+
+async def merged(sources: list[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:
+    """The events of several generations as they come, each with its generation's index."""
+    if len(sources) == 1:
+        async for event in sources[0]:
+            yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(maxsize=2 * len(sources))
+
+    async def pump(index: int, source: AsyncIterator[Event]) -> None:
+        try:
+            async for event in source:
+                await queue.put((index, event))
+        except Exception as error:
+            await queue.put((index, error))
+
+    tasks = [asyncio.create_task(pump(index, source)) for index, source in enumerate(sources)]
+    try:
+        left = len(sources)
+        while left:
+            index, outcome = await queue.get()
+            if isinstance(outcome, Exception):
+                raise outcome
+            left -= isinstance(outcome, Finished)
+            yield index, outcome
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -37,7 +36,7 @@ from carousel.service.tasks.language.completion_answers import CompletionRespons
 from carousel.service.tasks.language.completion_logprobs import Logprobs, logprobs_json, logprobs_of, sampled_logprobs
 from carousel.service.tasks.language.completion_messages import CompletionsRequest
 from carousel.service.tasks.language.echo import Echo, echo_of
-from carousel.service.work.choices import ChoiceParameters, Choices
+from carousel.service.work.choices import ChoiceParameters, Choices, Event, choice_seed, merged
 from carousel.service.work.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
 from carousel.service.work.memories import Memories, Recall
 from carousel.service.work.prompt import check_unconsumed, prompt_ids, unknown_tokens
@@ -50,8 +49,6 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
 
 NO_ECHO = Echo("", [])
-
-Event = Weighed | Token | Finished
 
 OPENAI_ERRORS: dict[int | str, dict[str, type[OpenAIErrorBody]]] = {
     status: {"model": OpenAIErrorBody} for status in (400, 401, 404, 408, 409, 410, 413, 429, 500, 503, 504)
@@ -168,7 +165,7 @@ class Completion:
             where = f"prompt.{place}"
             raise RequestError(error.code, f"{where}: {error.message.removeprefix('prompt: ')}", param=where) from None
 
-    def _events(self, index: int, taker: TokenTaker | None = None) -> AsyncIterator[Weighed | Token | Finished]:
+    def _events(self, index: int, taker: TokenTaker | None = None) -> AsyncIterator[Event]:
         """What comes of one choice."""
         place, copy = divmod(index, self._body.copies)
         return self._choices[place].events(copy, taker)
@@ -209,7 +206,7 @@ class Completion:
         places.enter_context(drain.ending(self._cancel))
         taker = token_frames(request.scope, tellers[0]) if self._count == 1 else None
         try:
-            async for index, event in _merge([self._events(index, taker) for index in range(self._count)]):
+            async for index, event in merged([self._events(index, taker) for index in range(self._count)]):
                 if (echo := echoes.pop(index, None)) is not None:
                     weighed = event if isinstance(event, Weighed) else None
                     if len(echo.offsets) < LARGE_ANSWER:
@@ -333,41 +330,3 @@ class Completion:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-
-
-def choice_seed(seed: int, index: int) -> int:
-    """The seed of one of a request's choices: that of the request for the first, and of streams independent of it, and
-    of those of other seeds, for the rest."""
-    if index == 0:
-        return seed
-    (word,) = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)
-    return int(word) >> 1
-
-
-async def _merge(sources: list[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:
-    """The events of several generations as they come, each with its generation's index."""
-    if len(sources) == 1:
-        async for event in sources[0]:
-            yield 0, event
-        return
-    queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(maxsize=2 * len(sources))
-
-    async def pump(index: int, source: AsyncIterator[Event]) -> None:
-        try:
-            async for event in source:
-                await queue.put((index, event))
-        except Exception as error:
-            await queue.put((index, error))
-
-    tasks = [asyncio.create_task(pump(index, source)) for index, source in enumerate(sources)]
-    try:
-        left = len(sources)
-        while left:
-            index, outcome = await queue.get()
-            if isinstance(outcome, Exception):
-                raise outcome
-            left -= isinstance(outcome, Finished)
-            yield index, outcome
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -6,7 +6,7 @@ import operator
 import numpy as np
 import pytest
 
-from carousel.service.tasks.language.completions import choice_seed
+from carousel.service.work.choices import choice_seed
 
 PATH = "/v1/completions"
 PROMPTS = ["abcabcabcabckk", "kj", "d"]

@@ -45,7 +45,7 @@ def test_deadline_covers_tokenising(client, refused, ended, monkeypatch, path, s
         return await prompt_ids(*arguments, **options)
 
     for module in ("completions", "probability"):
-        monkeypatch.setattr(f"carousel.service.api.{module}.prompt_ids", slow)
+        monkeypatch.setattr(f"carousel.service.tasks.language.{module}.prompt_ids", slow)
     body = {**TEXT_ROUTES[path], "timeout_seconds": SOON}
     if path == "/v1/completions":
         body["stream"] = streamed

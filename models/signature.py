@@ -90,6 +90,11 @@ def check_encoder(graph: GraphSpec, encoder: EncoderSpec, manifest: Manifest, st
             )
         if encoder.lengths is None:
             _require_row(encoder.graph, "input", name, spec)
+        elif name == encoder.lengths:
+            if spec.dtype not in ("int32", "int64") or spec.shape != (None,):
+                raise GraphRejected(f"{encoder.graph}: input {spec} is lengths; allowed are int32[batch] or int64")
+        elif not all(spec.shape[2:]):
+            raise GraphRejected(f"{encoder.graph}: input {spec} has a free axis behind that of time, which is axis 1")
     for spec in graph.inputs:
         if spec.name not in declared:
             raise GraphRejected(f"{encoder.graph}: input {spec} is not declared; declared are {', '.join(declared)}")

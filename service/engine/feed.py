@@ -51,9 +51,7 @@ def fed_steps(
         given = np.asarray(inputs[name])
         if given.shape[1:] != spec.shape or not given.ndim:
             raise ValueError(f"input {name!r} is {_shown(given.shape)}; allowed is {_shown(('steps', *spec.shape))}")
-        if not np.can_cast(given.dtype, spec.dtype, "same_kind"):
-            raise ValueError(f"input {name!r} is {given.dtype}; allowed is {spec.dtype}")
-        fed[name] = _cast(name, given, spec.dtype)
+        fed[name] = as_port(name, given, spec.dtype)
         if steps is None:
             steps = len(given)
         if len(given) != steps:
@@ -123,7 +121,14 @@ class Feed(Columns):
         self.cursor[row], self.filled[row] = 0, count
 
 
-def _cast(name: str, given: Array, dtype: str) -> Array:
+def as_port(name: str, given: Array, dtype: str) -> Array:
+    """Numbers in the type of a port.
+
+    Raises:
+        ValueError: they are of another kind, or the type has not all of them.
+    """
+    if not np.can_cast(given.dtype, dtype, "same_kind"):
+        raise ValueError(f"input {name!r} is {given.dtype}; allowed is {dtype}")
     with np.errstate(over="ignore", invalid="ignore"):
         cast: Array = np.ascontiguousarray(given, dtype)
     whole = cast.dtype.kind in "iu"

@@ -10,7 +10,7 @@ Axes: n rows of a call, R rows that are tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -18,7 +18,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from carousel.models.graph import TensorSpec
 from carousel.service.engine.apart import Apart, AtLeastTwo
+from carousel.service.engine.encoder.together import Ragged
 from carousel.service.engine.parameters import Array, Floats
 from carousel.service.engine.rows.plan import Rows
 from carousel.service.engine.runner import Runner, StepArrays, StepPorts
@@ -33,6 +35,9 @@ FEW = (2, 3)
 
 LARGER = 10.0
 """Every second row is so many times larger than its neighbours: a scale over the batch shows."""
+
+LENGTHS = (4, 1, 9, 4, 16, 3)
+"""Of inputs of an encoder that are tried."""
 
 DEVICE_TOLERANCE = 1e-3
 """By how much, absolutely and relatively, a row on a GPU may differ: products choose their algorithm by the number of
@@ -121,6 +126,50 @@ def check_encoder(
     if alone.fault:
         raise RunnerBroken(alone.fault)
     return alone.against(2)
+
+
+def find_together(
+    graph: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    ports: Sequence[TensorSpec],
+    lengths: TensorSpec | None,
+    *,
+    on_device: bool = False,
+) -> tuple[Ragged, str | None]:
+    """How inputs of an encoder share calls, so that each gives what it gives alone: padded, or those of one length.
+
+    Args:
+        graph: the encoder.
+        ports: what it is fed, but the lengths.
+        lengths: the port that is told them; None where it has none.
+        on_device: whether DEVICE_TOLERANCE is allowed.
+
+    Returns:
+        How they do, and why a call must have one input; None where it may have several.
+
+    Raises:
+        RunnerBroken: it fails on an input of zeros.
+    """
+    tolerance = DEVICE_TOLERANCE if on_device else 0.0
+    padded = Ragged(ports, lengths, padded=True)
+    if lengths is not None and _against(graph, padded, LENGTHS, tolerance) is None:
+        return padded, None
+    alike = Ragged(ports, lengths)
+    return alike, _against(graph, alike, (LENGTHS[0],) * len(LENGTHS), tolerance)
+
+
+def _against(
+    graph: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    together: Ragged,
+    lengths: Sequence[int],
+    tolerance: float,
+) -> str | None:
+    """What differs where inputs of these lengths share calls; None where nothing does."""
+    random = np.random.default_rng(0)
+    tried = [together.random(random if place else None, length) for place, length in enumerate(lengths)]
+    alone = _Alone(lambda places: graph(together.batch([tried[place] for place in places])), len(tried), tolerance)
+    if alone.fault:
+        raise RunnerBroken(alone.fault)
+    return alone.against(len(tried))
 
 
 class _Alone:

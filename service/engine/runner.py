@@ -277,6 +277,8 @@ class OnnxEncoder:
         self._outputs = list(outputs)
         self._session = open_session(graph, "encoder", intra_op_threads, device, whole=False, weights=weights)
 
-    def __call__(self, images: Floats) -> Mapping[str, Array]:
-        """What the images <float32>[B, ...] begin with. [B, ...] each. It raises whatever the runtime raises."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: images}), strict=True))
+    def __call__(self, inputs: Floats | Mapping[str, Array]) -> Mapping[str, Array]:
+        """What the images <float32>[B, ...], or inputs by port, begin with. [B, ...] each. It raises whatever the
+        runtime raises."""
+        fed = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
+        return dict(zip(self._outputs, self._session.run(self._outputs, fed), strict=True))

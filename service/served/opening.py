@@ -9,19 +9,19 @@ from functools import partial
 from typing import TypeVar
 
 from carousel.models.bundle import Bundle
-from carousel.models.codec.image import ImageCodec
 from carousel.models.cores import usable_cores
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.device import CUDA, Device
 from carousel.service.engine.encoder.encoder import Encoder
 from carousel.service.engine.encoder.encoding import EncoderReport
 from carousel.service.engine.encoder.pace import Pace
+from carousel.service.engine.encoder.together import Ragged, is_one_array
 from carousel.service.engine.prefill.runner import OnnxPrefillRunner
-from carousel.service.engine.probe import Found, check_encoder, check_rows, require_company
+from carousel.service.engine.probe import Found, check_encoder, check_rows, find_together, require_company
 from carousel.service.engine.runner import IdRunner, OnnxEncoder, OnnxRunner, Runner
 from carousel.service.engine.session import RunnerBroken, reason_against
 from carousel.service.engine.states.device_pool import DevicePool
-from carousel.service.served.ports import id_codec, prefill_feed, step_ports, takes_ids
+from carousel.service.served.ports import id_codec, prefill_feed, row_spec, step_ports, takes_ids
 from carousel.service.served.serving import Prefilled, Serving
 from carousel.service.settings import Providers
 
@@ -196,16 +196,21 @@ def _open_encoder(
     assert declared is not None
     assert bundle.encoder is not None
     states = frozenset(spec.name for spec in bundle.states)
-    weights, shape = bundle.weights(bundle.encoder), bundle.codec(ImageCodec).preprocessing.shape
     graph = OnnxEncoder(
         bundle.files[declared.graph],
         declared.gives,
         ENCODER_THREADS,
         device,
         input_name=declared.inputs[0],
-        weights=weights,
+        weights=bundle.weights(bundle.encoder),
     )
-    apart = check_encoder(graph, shape, on_device=device is not None)
+    ports = [spec for spec in bundle.encoder.inputs if spec.name in declared.inputs]
+    shape: tuple[int, ...] | Ragged = row_spec(ports[0]).shape
+    if is_one_array(ports):
+        apart = check_encoder(graph, row_spec(ports[0]).shape, on_device=device is not None)
+    else:
+        lengths = None if declared.lengths is None else bundle.encoder.input(declared.lengths)
+        shape, apart = find_together(graph, ports, lengths, on_device=device is not None)
     pace = Pace() if apart is None else Pace(1)
     name = f"encoder-{bundle.model}"
     encoder = Encoder(graph, shape, states, workers=usable_cores(), on_batch=on_batch, name=name, pace=pace)

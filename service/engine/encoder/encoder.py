@@ -18,14 +18,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from carousel.service.engine.encoder.encoding import EncoderReport, EncoderStopped, Encoding, EncodingFailed
 from carousel.service.engine.encoder.pace import CALL_SECONDS, Pace
-from carousel.service.engine.parameters import Array, Floats
+from carousel.service.engine.encoder.together import Alike, Batch, Together, Whole
+from carousel.service.engine.parameters import Array
 from carousel.service.engine.rows.table import NOT_FINITE
 from carousel.service.engine.session import RunnerBroken
 
@@ -37,12 +38,12 @@ WARM_UP_CALLS = 3
 PREPARING_SECONDS = 0.002
 """Where threads take turns: how long one may prepare an image before the next begins with another."""
 
-Prepare = Callable[[], Floats]
-"""Makes an image ready, of the encoder's shape. What it raises is what the caller of `encode` gets."""
+Prepare = Callable[[], Whole]
+"""Makes an input ready. What it raises is what the caller of `encode` gets."""
 
-EncoderGraph = Callable[[Floats], Mapping[str, Array]]
-"""Images <float32>[B, ...] in, the states and the context that their sequences begin with out, [B, ...] each. It raises
-whatever the runtime raises."""
+EncoderGraph = Callable[[Batch], Mapping[str, Array]]
+"""Images <float32>[B, ...] (or what a Together makes of other inputs) in, the states and the context that their
+sequences begin with out, [B, ...] each. It raises whatever the runtime raises."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +53,7 @@ class _Job:
 
 
 _Outcome = Encoding | Exception
-_Ready = tuple[_Job, Floats]
+_Ready = tuple[_Job, Whole]
 
 
 class Encoder:
@@ -62,7 +63,7 @@ class Encoder:
 
     Args:
         graph: the encoder.
-        image_shape: of one image.
+        image_shape: of one image; or how other inputs share calls.
         states: the names of the states it makes; all else is context.
         workers: threads, each with an image to prepare or a batch to encode: on a CPU more are gained by them than by
             threads within a call.
@@ -75,7 +76,7 @@ class Encoder:
     def __init__(
         self,
         graph: EncoderGraph,
-        image_shape: tuple[int, ...],
+        image_shape: tuple[int, ...] | Together,
         states: frozenset[str],
         *,
         workers: int = 1,
@@ -86,7 +87,7 @@ class Encoder:
     ) -> None:
         self._graph: EncoderGraph | None = graph
         """None once closed."""
-        self._image_shape = image_shape
+        self._together = Alike(image_shape) if isinstance(image_shape, tuple) else image_shape
         self._states = states
         self._on_batch = on_batch
         self._clock = clock
@@ -151,7 +152,8 @@ class Encoder:
         """Prepare and encode one image, with others that wait. A caller that is cancelled takes it from the queue.
 
         Args:
-            prepare: gives the image <float32>, of the preprocessing's shape; called on one of the threads.
+            prepare: gives the image <float32>, of the preprocessing's shape, or what `Ragged.take` gives; called on
+                one of the threads.
             batch: whether it waits for as long as any image waits that is not batch.
 
         Raises:
@@ -186,7 +188,7 @@ class Encoder:
                 else:
                     jobs = [job for job, _ in work]
                     started = self._clock()
-                    outcomes = self._encode(np.stack([image for _, image in work]))
+                    outcomes = self._encode([image for _, image in work])
                     report = EncoderReport(len(jobs), self._clock() - started)
                     self._pace.note(report.images, report.seconds)
                     self._post(self._deliver, jobs, outcomes, report)
@@ -220,13 +222,20 @@ class Encoder:
         if self.waiting and len(self._ready) < self._pace.max_batch and not self._overdue():
             work, seconds = (self._waiting or self._waiting_batch).popleft(), PREPARING_SECONDS
         else:
-            work = [self._ready.popleft() for _ in range(min(self._pace.max_batch, len(self._ready)))]
-            seconds = CALL_SECONDS
+            work, seconds = self._take_batch(), CALL_SECONDS
         if self._pace.in_turns:
             self._turns[threading.get_ident()] = self._clock() + seconds
             if self.waiting and not self._watched:
                 self._wake.notify()  # somebody has to watch this one
         return work
+
+    def _take_batch(self) -> list[_Ready]:
+        """The first that is ready, and others that may share its call."""
+        key = self._together.key(self._ready[0][1])
+        batch = [ready for ready in self._ready if self._together.key(ready[1]) == key][: self._pace.max_batch]
+        chosen = {id(ready) for ready in batch}
+        self._ready = deque(ready for ready in self._ready if id(ready) not in chosen)
+        return batch
 
     def _overdue(self) -> bool:
         """Whether the first image that is ready has waited for others as long as a call may take."""
@@ -246,7 +255,7 @@ class Encoder:
                 return
         self._post(self._deliver, [job], [EncoderStopped(self.failure)], None)
 
-    def _encode(self, images: Floats) -> list[_Outcome]:
+    def _encode(self, images: Sequence[Whole]) -> list[_Outcome]:
         """Encode a batch; one that fails is tried again image by image.
 
         Raises:
@@ -254,10 +263,10 @@ class Encoder:
         """
         assert self._graph is not None
         try:
-            return self._split(len(images), self._graph(images))
+            return self._split(len(images), self._graph(self._together.batch(images)))
         except Exception as error:
             if len(images) > 1:
-                return [outcome for image in images for outcome in self._encode(image[None])]
+                return [outcome for image in images for outcome in self._encode([image])]
             self._time(1)
             return [EncodingFailed(f"{type(error).__name__}: {error}")]
 
@@ -280,7 +289,7 @@ class Encoder:
         Raises:
             RunnerBroken: it fails.
         """
-        images = np.zeros((count, *self._image_shape), np.float32)
+        images = self._together.zeros(count)
         assert self._graph is not None
         started = self._clock()
         try:

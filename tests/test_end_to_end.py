@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from carousel.export.__main__ import main as export
 from carousel.models.bundle import open_bundle
 from carousel.models.codec.text import TextCodec
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.parameters import ScoreParameters
 from carousel.service.engine.port import Request
 from carousel.service.served.opening import open_runner
+from carousel.training.__main__ import main as train
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -31,9 +34,16 @@ def run(*command: str, cwd: Path) -> str:
     return done.stdout
 
 
+def call(command: str, *arguments: str, cwd: Path) -> None:
+    """The same in this process: what starts and imports need not be tried three times."""
+    main = {"training": train, "export": export}[command]
+    with contextlib.chdir(cwd):
+        assert main(arguments) == 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("tokenizer", ["character", "word", "bpe"])
-def test_own_text_is_trained_exported_and_scored_alike(tmp_path, tokenizer):
+@pytest.mark.parametrize(("tokenizer", "run"), [("character", run), ("word", call), ("bpe", call)])
+def test_own_text_is_trained_exported_and_scored_alike(tmp_path, tokenizer, run):
     text = "".join(f"the {number} of {number * 7919 % 101} things is écarté\n" for number in range(300))
     (tmp_path / "mine.txt").write_text(text)
     held_out = text[len(text) - int(len(text) * 0.1) :]

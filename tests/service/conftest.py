@@ -27,6 +27,7 @@ from tests.service.tiny_captioner import TinyCaptioner
 
 REDIS_SERVER = shutil.which("redis-server")
 DEADLINE_SECONDS = 20.0
+SEND_BUFFER_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ def running(settings: Settings) -> Iterator[RunningServer]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     assert started.wait(60), "the server did not start"
+    # What the kernel holds for clients that do not read is made of events that have to be made first.
+    server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
     def stop() -> None:
         server.should_exit = True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive
+
+from carousel.service.engine.port import Place
 
 Result = TypeVar("Result")
 
@@ -71,6 +73,30 @@ async def all_or_none(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Resul
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def in_turns(
+    places: Sequence[Place], count: int, work: Callable[[Place, int], Awaitable[Result]]
+) -> list[Result]:
+    """Do so many pieces of work, as many at once as there are places; the first failure ends the rest.
+
+    Args:
+        places: taken for them, at least one.
+        count: how many.
+        work: what is done in a place for the piece of an index.
+    """
+    results: dict[int, Result] = {}
+    waiting = iter(range(count))
+
+    async def take(place: Place) -> None:
+        for index in waiting:
+            results[index] = await work(place, index)
+
+    if len(places) == 1:
+        await take(places[0])
+    else:
+        await all_or_none(map(take, places))
+    return [results[index] for index in range(count)]
 
 
 async def disconnected(receive: Receive) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from carousel.models.codec.caption import caption_codec
 from carousel.models.codec.image import ImageCodec
 from carousel.service.api.routes.context import context_of, find_model
-from carousel.service.api.routes.disconnect import all_or_none, while_connected
+from carousel.service.api.routes.disconnect import in_turns, while_connected
 from carousel.service.api.routes.event_stream import EventStream, LastEvents, note, sse
 from carousel.service.api.routes.plain_route import PlainRoute
 from carousel.service.api.routes.responses import EVENTS, SvgResponse
@@ -163,7 +163,11 @@ async def _captions(model: ServedModel, images: ImageReader, asked: Asked, param
         wanted = min(len(asked.files), max(1, free // parameters.rows))
         admissions = admit_many(places, model, wanted, urgency, parameters.rows)
         encodings = await _encodings(model, images, asked)
-        found = await _find_all(model, admissions, encodings, parameters)
+        found = await in_turns(
+            admissions,
+            len(encodings),
+            lambda place, index: find_captions(model, place, encodings[index], parameters),
+        )
     looks = (one.attention for of_image in found for one in of_image)
     if sum(looked.size for looked in looks if looked is not None) < LARGE_ANSWER:
         return _answer(model, found, parameters, frames.dumps)
@@ -188,24 +192,6 @@ async def _encodings(model: ServedModel, images: ImageReader, asked: Asked) -> l
     if asked.many:
         return await images.encode_all(model, asked.files, "images", batch=batch)
     return [await images.encode(model, asked.files[0], batch=batch)]
-
-
-async def _find_all(
-    model: ServedModel, admissions: list[Place], encodings: Sequence[Encoding], parameters: CaptionParameters
-) -> list[list[Caption]]:
-    """Every image's captions, as many images at once as there are places; the first failure ends the rest."""
-    results: dict[int, list[Caption]] = {}
-    waiting = iter(range(len(encodings)))
-
-    async def work(admission: Place) -> None:
-        for place in waiting:
-            results[place] = await find_captions(model, admission, encodings[place], parameters)
-
-    if len(admissions) == 1:
-        await work(admissions[0])
-    else:
-        await all_or_none(work(admission) for admission in admissions)
-    return [results[place] for place in range(len(encodings))]
 
 
 def _told(model: ServedModel, caption: Caption, parameters: CaptionParameters) -> dict[str, Any]:

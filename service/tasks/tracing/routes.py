@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from carousel.models.codec.interaction import InteractionCodec
 from carousel.service.api.routes.context import context_of, find_model
-from carousel.service.api.routes.disconnect import all_or_none, while_connected
+from carousel.service.api.routes.disconnect import in_turns, while_connected
 from carousel.service.api.routes.json_route import JsonRoute
 from carousel.service.api.routes.responses import SvgResponse
 from carousel.service.api.wire.error_messages import ERRORS
@@ -119,7 +119,16 @@ async def _trace(model: ServedModel, memories: Memories, body: TraceBody) -> byt
             recalls = [
                 await held.enter_async_context(memories.recall(model.identity, one.fields.memory)) for one in asked
             ]
-            results = await _run_all(model, admissions, asked, recalls)
+            queued: set[Place] = set()
+
+            async def run(place: Place, index: int) -> Traced:
+                result = await _run(model, place, asked[index], recalls[index])
+                if place not in queued:  # who comes second in a place has not queued
+                    queued.add(place)
+                    model.metrics.queued(place)
+                return result
+
+            results = await in_turns(admissions, len(asked), run)
             ends = (_note(*each) for each in zip(asked, recalls, results, strict=True))
             await memories.commit([change for change in ends if change is not None])
         told = [recall.told for recall in recalls]
@@ -162,43 +171,26 @@ def _check_sessions(learners: Sequence[TraceFields]) -> None:
             )
 
 
-async def _run_all(
-    model: ServedModel, admissions: list[Place], asked: list[_Asked], recalls: list[Recall]
-) -> list[Traced]:
-    """Every learner's history, as many at once as there are places; the first failure ends the rest."""
-    results: dict[int, Traced] = {}
-    waiting = iter(range(len(asked)))
-
-    async def work(admission: Place) -> None:
-        measured = False
-        for place in waiting:
-            one, recall = asked[place], recalls[place]
-            wants_marks = recall.choice.session is not None and len(one.history.ids) > 1
-            more = wants_marks or one.fields.each or one.curve is not None  # than the last outputs
-            beginning = FROM_ZEROS
-            if recall.snapshot is None and not more:
-                beginning = model.prefixes.begin(one.history.ids, one.fields.cache_salt)
-            wanted = trace_request(
-                one.history.ids,
-                each=one.fields.each,
-                recalled=recall.snapshot,
-                beginning=beginning,
-                curve=one.curve,
-                last=MAX_MARKS if wants_marks else 1,
-                keep_state=recall.choice.keeps,
-            )
-            end = await run_to_end(model, admission, wanted)
-            results[place] = traced(wanted, end, beginning.length)
-            beginning.keep(wanted.prompt, end.checkpoints)
-            if not measured:
-                model.metrics.queued(admission)
-                measured = True
-
-    if len(asked) == 1:
-        await work(admissions[0])
-        return [results[0]]
-    await all_or_none(work(admission) for admission in admissions)
-    return [results[place] for place in range(len(asked))]
+async def _run(model: ServedModel, place: Place, one: _Asked, recall: Recall) -> Traced:
+    """One learner's history."""
+    wants_marks = recall.choice.session is not None and len(one.history.ids) > 1
+    more = wants_marks or one.fields.each or one.curve is not None  # than the last outputs
+    beginning = FROM_ZEROS
+    if recall.snapshot is None and not more:
+        beginning = model.prefixes.begin(one.history.ids, one.fields.cache_salt)
+    wanted = trace_request(
+        one.history.ids,
+        each=one.fields.each,
+        recalled=recall.snapshot,
+        beginning=beginning,
+        curve=one.curve,
+        last=MAX_MARKS if wants_marks else 1,
+        keep_state=recall.choice.keeps,
+    )
+    end = await run_to_end(model, place, wanted)
+    result = traced(wanted, end, beginning.length)
+    beginning.keep(wanted.prompt, end.checkpoints)
+    return result
 
 
 def _note(one: _Asked, recall: Recall, result: Traced) -> Change | None:

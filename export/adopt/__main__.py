@@ -1,0 +1,114 @@
+"""`python -m export.adopt MODEL.onnx --repository DIR --name NAME`: a network that others made becomes a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from carousel.export.adopt.child import MAX_MEMORY_BYTES, MAX_SECONDS, Request, run
+from carousel.export.adopt.publish import publish_adopted
+from carousel.export.adopt.said import Said
+from carousel.models.bundle import require_publishable
+from carousel.models.errors import CarouselError
+
+Value = TypeVar("Value")
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.adopt") -> int:
+    """Adopt, say what was found and why, and return the exit status: 0, or 1 with one sentence on stderr."""
+    options = _parser(prog).parse_args(arguments)
+    said = Said(
+        fixed=dict(options.fix),
+        shapes=dict(options.shape),
+        times=dict(options.time),
+        carries=dict(options.carry),
+        states=dict(options.state),
+        dequantize=options.dequantize,
+    )
+    try:
+        require_publishable(options.repository, options.name)
+        found = run(
+            Request(options.model, said), _say, max_seconds=options.seconds, max_memory_bytes=options.memory << 30
+        )
+        bundle = publish_adopted(options.repository, options.name, found)
+    except (CarouselError, OSError) as error:
+        print(f"adopt: {error}", file=sys.stderr)
+        return 1
+    print(f"ports      in {', '.join(found.inputs)}; out {', '.join(found.outputs)}")
+    print(f"published  {bundle}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Make a bundle of a recurrent network that others made. Names are those of the file."
+    )
+    parser.add_argument("model", type=Path, help="an ONNX file")
+    parser.add_argument("--repository", type=Path, required=True, help="directory of bundles, made if absent")
+    parser.add_argument("--name", required=True, help="what the model is called there")
+    flags: dict[str, tuple[Callable[[str], Any], str, str]] = {
+        "fix": (float, "INPUT=VALUE", "what a control input is given in every call, such as a sample rate"),
+        "shape": (_sizes, "INPUT=SIZES", "the sizes of a row at one step, with commas; without batch, time and carry"),
+        "time": (int, "INPUT=AXIS", "which axis of an input is time: the step takes one place of it"),
+        "carry": (int, "INPUT=COUNT", "how many of a step's last values go in front of the next step's"),
+        "state": (str, "INPUT=OUTPUT", "an input that is an output of the step before, where nothing proves it"),
+    }
+    for flag, (kind, form, meaning) in flags.items():
+        parser.add_argument(
+            f"--{flag}",
+            type=_pair(kind),
+            metavar=form,
+            action="append",
+            default=[],
+            help=f"{meaning}; may be given again",
+        )
+    parser.add_argument("--dequantize", action="store_true", help="give dynamically quantised products float weights")
+    parser.add_argument(
+        "--seconds", type=_positive(float), default=MAX_SECONDS, help=f"that it may take (default: {MAX_SECONDS:g})"
+    )
+    parser.add_argument(
+        "--memory", type=_positive(int), default=MAX_MEMORY_BYTES >> 30, metavar="GIB",
+        help=f"memory that it may address (default: {MAX_MEMORY_BYTES >> 30})",
+    )  # fmt: skip
+    return parser
+
+
+def _pair(kind: Callable[[str], Value]) -> Callable[[str], tuple[str, Value]]:
+    def parse(text: str) -> tuple[str, Value]:
+        name, equals, value = text.rpartition("=")
+        if not equals or not name:
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+        try:
+            return name, kind(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: {value!r} is not a value of this flag") from None
+
+    return parse
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(each) for each in text.split(",")) if text else ()
+    if any(size < 1 for size in sizes):
+        raise ValueError(text)
+    return sizes
+
+
+def _positive(kind: Callable[[str], Value]) -> Callable[[str], Value]:
+    def parse(text: str) -> Value:
+        value = kind(text)
+        if not value > 0:  # type: ignore[operator]
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

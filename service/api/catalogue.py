@@ -67,4 +67,5 @@ def _info(model: ServedModel) -> ModelInfo:
         "provenance": manifest.provenance.model_dump() if manifest.provenance else None,
         **TASKS[manifest.task].catalogue(model),
     }
+    assert info.keys() <= ModelInfo.model_fields.keys(), "a field that ModelInfo lacks would be left out"
     return ModelInfo(**info)

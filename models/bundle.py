@@ -89,8 +89,15 @@ class Bundle:
         return 1 if spec is None or len(spec.shape) < 2 else spec.shape[-1] or 1
 
     def codec(self, kind: type[Kind]) -> Kind:
-        """The codec of that class, of which the caller knows that there is one."""
-        return next(codec for codec in self.codecs.values() if isinstance(codec, kind))
+        """The codec of that class.
+
+        Raises:
+            BundleError: there is none.
+        """
+        for codec in self.codecs.values():
+            if isinstance(codec, kind):
+                return codec
+        raise BundleError(f"{MANIFEST}: has no {kind.__name__}, which a {self.manifest.task} model has")
 
     def weights(self, graph: GraphSpec) -> Weights:
         """Those of a graph's weights that lie in the weights file, as they lie there: nothing is copied."""

@@ -21,7 +21,7 @@ from carousel.service.api import catalogue, docs, health, sessions, socket
 from carousel.service.api import repository as repository_routes
 from carousel.service.api.routes import handlers
 from carousel.service.api.routes.context import Context
-from carousel.service.api.task import TASKS
+from carousel.service.api.task import TASKS, require_task
 from carousel.service.engine.streams.lock_turns import LONG_SECONDS
 from carousel.service.gates.body_limit import BodyLimit
 from carousel.service.gates.drain_gate import DrainGate
@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file)
     metrics = Metrics(Outcomes({name: TASKS[name].endpoints for name in TASKS}))
-    repository, drain = Repository(settings, metrics), Drain()
+    repository, drain = Repository(settings, metrics, require_task), Drain()
     reloads = Reloads(repository, settings.repository, metrics, settings.watch_seconds)
     memories = open_memories(settings, metrics)
     context = Context(settings, repository, metrics, memories, ImageReader(), drain, reloads)

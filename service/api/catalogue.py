@@ -65,7 +65,8 @@ def _info(model: ServedModel) -> ModelInfo:
         ],
         "validation": dict(figures.served) if figures is not None and figures.served else None,
         "provenance": manifest.provenance.model_dump() if manifest.provenance else None,
-        **TASKS[manifest.task].catalogue(model),
+        "limits": limits_of(model, beam=False),
+        **(TASKS[manifest.task].catalogue(model) if manifest.task in TASKS else {}),
     }
     assert info.keys() <= ModelInfo.model_fields.keys(), "a field that ModelInfo lacks would be left out"
     return ModelInfo(**info)

@@ -34,7 +34,7 @@ async def stream(websocket: WebSocket, model: str) -> None:
     try:
         served = find_model(websocket, model)
         task = served.bundle.manifest.task
-        talk = TASKS[task].stream
+        talk = TASKS[task].stream if task in TASKS else None
         if talk is None:
             raise wrong_task(served, _refusing())
     except ServiceError as error:

@@ -15,6 +15,10 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from carousel.models.bundle import Bundle
+from carousel.models.codec.spec import Codec
+from carousel.models.errors import BundleError
+from carousel.models.manifest import MANIFEST
 from carousel.models.registry import Registry
 from carousel.service.api.stream.connection import ENDPOINT, Connection
 from carousel.service.observability.outcomes import Endpoints
@@ -32,6 +36,10 @@ Examples = Callable[[ServedModel], Mapping[str, Any]]
 def no_body(_: ServedModel) -> Mapping[str, Any]:
     """The examples of an operation without a body."""
     return {}
+
+
+def no_needs(_: Bundle) -> None:
+    """What a task holds of a bundle whose routes can do with any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ class ServedTask:
         bodies: that the API's description needs and no endpoint declares.
         examples: by operation; these, and no others, are shown for a model of this task.
         commands: words of the command line.
+        require: holds that a bundle is what its routes need; raises BundleError where it is not.
     """
 
     routers: tuple[APIRouter, ...]
@@ -87,6 +96,7 @@ class ServedTask:
     bodies: tuple[type[BaseModel], ...] = ()
     examples: Mapping[str, Examples] = field(default_factory=dict)
     commands: Mapping[str, Command] = field(default_factory=dict)
+    require: Callable[[Bundle], None] = no_needs
 
     @property
     def posted(self) -> frozenset[str]:
@@ -106,3 +116,37 @@ class ServedTask:
 
 TASKS: Registry[ServedTask] = Registry("carousel.service.tasks")
 """All tasks, by the name that manifests have for them."""
+
+
+def require_task(bundle: Bundle) -> None:
+    """Hold that a bundle is what its task's routes need. A task that nobody knows has none, and asks for nothing.
+
+    Raises:
+        BundleError: it is not.
+    """
+    name = bundle.manifest.task
+    if name in TASKS:
+        TASKS[name].require(bundle)
+
+
+def require_head(bundle: Bundle, *fields: str) -> None:
+    """Hold that a bundle's head has these fields: by them a task knows the head that it needs.
+
+    Raises:
+        BundleError: it lacks one.
+    """
+    told = bundle.manifest.head.model_dump(by_alias=True, exclude_none=True)
+    for name in fields:
+        if not told.get(name):
+            raise BundleError(f"{MANIFEST}: the head has no {name}, which that of a {bundle.manifest.task} model has")
+
+
+def require_codec(bundle: Bundle, port: str, kind: type[Codec]) -> None:
+    """Hold that a port's codec is of this class.
+
+    Raises:
+        BundleError: it is not, or the port has none.
+    """
+    if bundle.codecs.get(bundle.manifest.ports.get(port, "")) is not bundle.codec(kind):
+        task = bundle.manifest.task
+        raise BundleError(f"{MANIFEST}: port {port} has no {kind.__name__}, which that of a {task} model has")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,11 +65,17 @@ class ServedModel:
 class Repository:
     """Opens models, finds them by name, and lets one version take over from another.
 
+    Args:
+        settings: of the machine.
+        metrics: of all models.
+        require: holds that a bundle is what its task needs; raises BundleError where it is not. None asks for nothing.
+
     Raises:
         BundleError: the repository is missing or empty, or nothing in it can be served.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, require: Callable[[Bundle], None] | None = None) -> None:
+        self._require = require
         self._settings = settings
         self._metrics = metrics
         self._place = find_place(settings.providers)
@@ -183,6 +190,8 @@ class Repository:
         """
         started = time.perf_counter()
         bundle = open_bundle(path)
+        if self._require is not None:
+            self._require(bundle)
         same = served is not None and (served.bundle.version, served.bundle.digest) == (bundle.version, bundle.digest)
         if served is not None and same and served.failure is None:
             return served

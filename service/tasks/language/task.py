@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from carousel.models.bundle import Bundle
 from carousel.models.codec.text import TextCodec
+from carousel.models.errors import BundleError
+from carousel.models.manifest import MANIFEST
 from carousel.service.api.catalogue import sampling_defaults
-from carousel.service.api.task import TASKS, ServedTask, Stream
+from carousel.service.api.task import TASKS, ServedTask, Stream, require_codec, require_head
 from carousel.service.api.wire.messages import Cancel
 from carousel.service.served.repository import ServedModel
 from carousel.service.tasks.language import completions, probability
@@ -19,6 +22,15 @@ TEXT = "To be, or not to b"
 
 def _catalogue(model: ServedModel) -> Mapping[str, Any]:
     return {"vocabulary_size": model.bundle.output_size, **sampling_defaults(model, beam=False)}
+
+
+def _require(bundle: Bundle) -> None:
+    """A text is continued from itself, and sampled."""
+    require_head(bundle, "feeds")
+    if bundle.encoder is not None:
+        raise BundleError(f"{MANIFEST}: has an encoder; a language model begins with a text alone")
+    for port in (bundle.manifest.head.fed_port or "", *bundle.manifest.head.outputs[:1]):
+        require_codec(bundle, port, TextCodec)
 
 
 def _known_text(model: ServedModel) -> dict[str, Any]:
@@ -39,6 +51,7 @@ TASKS.register("language")(
     ServedTask(
         routers=(probability.router, completions.router),
         catalogue=_catalogue,
+        require=_require,
         stream=Stream(TextConnection, (Start, Feed, Cancel), first=True),
         examples={
             "next_token": lambda model: {"The three most probable": {**_known_text(model), "top": 3}},

@@ -33,9 +33,11 @@ class Journal(Columns):
         """Add an entry to each of these rows; which of them are to be drained before the next. [r, ...]"""
         if self._entries is None:
             self._entries = np.zeros(self._shape, self._dtype)
-        self._entries[rows, self.cursor[rows]] = values
-        self.cursor[rows] += 1
-        full: Rows = rows[self.cursor[rows] == CHUNK]
+        at = self.cursor[rows]
+        self._entries[rows, at] = values
+        at += 1
+        self.cursor[rows] = at
+        full: Rows = rows[at == CHUNK]
         return full
 
     def drain(self, row: int) -> Array:

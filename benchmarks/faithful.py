@@ -29,7 +29,7 @@ from carousel.models.codec.caption import caption_codec
 from carousel.models.errors import BundleNotFound, CarouselError
 from carousel.models.graph import STATE_PREFIX, next_name
 from carousel.models.nn.beam import best_captions
-from carousel.models.step import IMAGE, STEP_OUTPUT
+from carousel.models.step import IMAGE
 from carousel.training.corpus.scene_drawing import encode_scene
 from carousel.training.corpus.scene_words import describes
 from carousel.training.corpus.scenes import make_scenes
@@ -48,7 +48,7 @@ class BundleCaptioner:
         self._step = onnxruntime.InferenceSession(bundle.path / STEP_GRAPH, options)
         self._states = [spec.name.removeprefix(STATE_PREFIX) for spec in bundle.states]
         self._context = [spec.name for spec in bundle.context]
-        self._outputs = [STEP_OUTPUT["captioning"], *(next_name(spec.name) for spec in bundle.states)]
+        self._outputs = ["logits", *(next_name(spec.name) for spec in bundle.states)]
 
     def encode(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See CaptioningModel.encode."""

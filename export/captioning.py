@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from carousel.export.captioning_parity import measure_captioning_parity
-from carousel.export.captioning_precision import largest_seen
 from carousel.export.encoder_graph import export_encoder
 from carousel.export.extractor import Extractor, ExtractorError, reopen_extractor
 from carousel.export.int8_captioning import build_int8_captioning_step
 from carousel.export.int8_encoder import build_int8_encoder
+from carousel.export.measures.captioning import largest_seen
 from carousel.export.onnx_graph import export_step
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH
 from carousel.models.codec.image import Preprocessing

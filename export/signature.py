@@ -1,4 +1,4 @@
-"""What a manifest declares of the networks that Carousel trains: ports, states, codecs and a head."""
+"""What a manifest declares of the graphs of a network that Carousel trained."""
 
 from __future__ import annotations
 
@@ -7,48 +7,28 @@ from typing import Any
 
 import onnx
 
-from carousel.models.codec.caption import CaptionCodec
-from carousel.models.codec.image import ImageCodecSpec
-from carousel.models.codec.interaction import InteractionCodec, InteractionCodecSpec
-from carousel.models.codec.text import TextCodec, TextCodecSpec
 from carousel.models.graph import CONTEXT_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
-from carousel.models.head import GenerateHead, ReadHead
 from carousel.models.manifest import EncoderSpec, StateSpec, StepSpec
-from carousel.models.step import (
-    ATTENTION,
-    ENCODER_GRAPH,
-    IMAGE,
-    STEP_GRAPH,
-    STEP_INPUTS,
-    STEP_OUTPUT,
-    Task,
-    prefill_name,
-)
-
-SKILLS, TOKENIZER = InteractionCodecSpec().file, TextCodecSpec().file
+from carousel.models.nn.network import StepModule
+from carousel.models.step import ATTENTION, ENCODER_GRAPH, IMAGE, STEP_GRAPH, prefill_name
 
 
-def declared(
-    task: Task, graphs: Mapping[str, bytes], codec: TextCodec | InteractionCodec | CaptionCodec
-) -> dict[str, Any]:
+def declared(graphs: Mapping[str, bytes], step: StepModule) -> dict[str, Any]:
     """The fields of a Manifest that say what the graphs are.
 
     Args:
-        task: of the network.
         graphs: by file.
-        codec: of its messages.
+        step: what the graph of a step was made from.
     """
-    step = onnx.load_model_from_string(graphs[STEP_GRAPH]).graph
-    names = [value.name for value in step.input]
+    graph = onnx.load_model_from_string(graphs[STEP_GRAPH]).graph
+    names = [value.name for value in graph.input]
     states = [name for name in names if name.startswith(STATE_PREFIX)]
     context = [name for name in names if name.startswith(CONTEXT_PREFIX)]
-    attends = ATTENTION if ATTENTION in {value.name for value in step.output} else None
-    inputs, output = STEP_INPUTS[task], STEP_OUTPUT[task]
     encoder = ENCODER_GRAPH in graphs
     told: dict[str, Any] = {
         "step": StepSpec(
-            inputs=inputs,
-            outputs=(output,) if attends is None else (output, attends),
+            inputs=tuple(step.input_bounds),
+            outputs=(step.output, ATTENTION) if step.grid else (step.output,),
             states=tuple(
                 StateSpec(
                     before=name,
@@ -63,16 +43,4 @@ def declared(
     }
     if encoder:
         told["encoder"] = EncoderSpec(inputs=(IMAGE,), gives=(*states, *context))
-    if isinstance(codec, CaptionCodec):
-        told["ports"] = {IMAGE: "image", inputs[0]: "words", output: "words"}
-        told["codecs"] = {"image": ImageCodecSpec(preprocessing=codec.preprocessing), "words": TextCodecSpec()}
-        told["head"] = GenerateHead(feeds=inputs[0], from_=output, begin=codec.begin, end=codec.end, attends=attends)
-    elif isinstance(codec, InteractionCodec):
-        told["ports"] = dict.fromkeys((*inputs, output), "skills")
-        told["codecs"] = {"skills": InteractionCodecSpec()}
-        told["head"] = ReadHead(from_=output)
-    else:
-        told["ports"] = dict.fromkeys((*inputs, output), "text")
-        told["codecs"] = {"text": TextCodecSpec()}
-        told["head"] = GenerateHead(feeds=inputs[0], from_=output)
     return told

@@ -64,6 +64,10 @@ class Registry(Generic[T]):
         """The names, in alphabetical order."""
         return iter(sorted(self.choices))
 
+    def name_of(self, choice: T) -> str:
+        """The inverse of []."""
+        return next(name for name, other in self.choices.items() if other is choice)
+
     def known(self, name: str) -> str:
         """The name itself, where there is such a choice.
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
-
 STEP_GRAPH, ENCODER_GRAPH = "step.onnx", "encoder.onnx"
 
 PREFILL_GRAPH = "prefill.onnx"
@@ -15,18 +12,6 @@ IMAGE = "image"
 
 ATTENTION = "attention"
 """The output that says where a step looked: a captioning graph may have it."""
-
-Task = Literal["language", "tracing", "captioning"]
-
-STEP_INPUTS: Mapping[Task, tuple[str, ...]] = {
-    "language": ("token",),
-    "tracing": ("skill", "correct"),
-    "captioning": ("token",),
-}
-"""What one step eats beside states and context, each int64[batch]."""
-
-STEP_OUTPUT: Mapping[Task, str] = {"language": "logits", "tracing": "probability", "captioning": "logits"}
-"""What one step says beside the next states, float32[batch, size]."""
 
 
 def prefill_name(place: int) -> str:

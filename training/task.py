@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from torch import Tensor
 
 from carousel.models.nn.checkpoint import Checkpoint
-from carousel.models.nn.network import Network
+from carousel.models.nn.network import NETWORKS, Network
 from carousel.models.nn.validation import CaptioningValidationData, ValidationData
 from carousel.models.registry import Registry
 from carousel.training.errors import RunError
@@ -97,7 +97,7 @@ class Task(ABC, Generic[R, W]):
 
     @abstractmethod
     def published(self, evaluation: Evaluation) -> dict[str, Any]:
-        """JSON values that export needs beside what all tasks tell it: codec and validation figures, at least."""
+        """What the task says of a checkpoint's header (models/nn/header): codecs, files, ports, head, figures."""
 
     def kept(self) -> dict[str, Any]:
         """JSON values that `open` finds again in `saved`, beside what all tasks keep."""
@@ -109,10 +109,11 @@ class Task(ABC, Generic[R, W]):
         return {"task": self.recipe.run.task, **corpus, **self.kept()}
 
     def export_header(self, evaluation: Evaluation, steps: int) -> dict[str, Any]:
-        """What export needs beside the weights."""
+        """What export needs beside the weights (models/nn/header)."""
         return {
+            "format": 2,
             "task": self.recipe.run.task,
-            "model": self.module.config.to_json(),
+            "network": {"kind": NETWORKS.name_of(type(self.module)), "config": self.module.config.to_json()},
             **self.published(evaluation),
             "provenance": {
                 "recipe": self.recipe.name,

@@ -103,6 +103,7 @@ class CaptioningModel(Network):
     """
 
     Config = CaptioningModelConfig
+    encodes = True
     config: CaptioningModelConfig
 
     def __init__(self, config: CaptioningModelConfig) -> None:

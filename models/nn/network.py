@@ -58,6 +58,8 @@ class Network(nn.Module, ABC):
     """An embedding of ids, a recurrent stack, and a projection of what it puts out."""
 
     Config: ClassVar[type[NetworkConfig]]
+    encodes: ClassVar[bool] = False
+    """Whether sequences begin with what it makes of an input of their own, not with zeros."""
     config: NetworkConfig
     embedding: nn.Embedding
     stack: RecurrentStack

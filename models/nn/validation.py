@@ -79,7 +79,7 @@ def read_validation(path: Path) -> ValidationData | CaptioningValidationData:
     """
     read = read_checkpoint(path)
     try:
-        if read.header["task"] == "captioning":
+        if "images" in read.tensors:
             corpus, references = read.header["corpus_sha256"], read.header["references"]
             images, ids, targets = (read.tensors[name] for name in ("images", "ids", "targets"))
             return CaptioningValidationData(corpus, images, ids, targets, references)

@@ -31,7 +31,8 @@ def sampling(count):
 
 def test_torch_takes_the_steps_of_the_graph(make_checkpoint, make_bundle, tmp_path):
     from carousel.benchmarks.peers.torch_eager import TorchStep
-    from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
+    from carousel.models.nn.checkpoint import read_checkpoint
+    from tests.trained import load_language_model
 
     model, _ = load_language_model(read_checkpoint(make_checkpoint(tmp_path / "best.safetensors", seed=3)))
     step = TorchStep(model)

@@ -22,7 +22,8 @@ from carousel.models.errors import CheckpointError
 from carousel.models.graph import next_name
 from carousel.models.manifest import DecodingDefaults, Limits
 from carousel.models.nn.captioning import CaptioningModel
-from carousel.models.nn.checkpoint import Checkpoint, load_captioning_model, read_checkpoint, write_checkpoint
+from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from tests.trained import load_captioning_model
 
 # As SqueezeNet is fed: blue first, less the mean colour.
 BGR = Preprocessing(width=12, height=8, mean=(104, 117, 123), deviation=(1, 1, 1), channels="bgr")
@@ -190,7 +191,7 @@ def test_export_refuses_another_encoder_and_one_too_many_or_too_few(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_new_tokens": 0}, r"header max_new_tokens: Input should be greater than or equal to 1$"),
+        ({"max_new_tokens": 0}, r"header limits\.max_new_tokens: Input should be greater than or equal to 1$"),
         ({"decoding": {"beam_width": 0}}, r"header decoding\.beam_width: Input should be greater than or equal to 1$"),
         ({"end": "<stop>"}, r"does not hold a whole captioning model: the vocabulary has no token '<stop>'"),
         ({"encoder": {"sha256": "?"}}, r"does not hold a whole captioning model: "),

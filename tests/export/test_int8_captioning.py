@@ -15,10 +15,10 @@ import torch
 
 from carousel.export import captioning, int8_graph
 from carousel.export.__main__ import main
-from carousel.export.captioning_precision import captioning_figures, largest_seen
 from carousel.export.forward import GraphCaptioner
 from carousel.export.int8_captioning import build_int8_captioning_step
 from carousel.export.int8_encoder import build_int8_encoder
+from carousel.export.measures.captioning import captioning_figures, largest_seen
 from carousel.export.onnx_graph import export_step
 from carousel.export.parity import random_floats, require_row_independence
 from carousel.export.publish import export_checkpoint
@@ -27,7 +27,7 @@ from carousel.models.errors import CheckpointError
 from carousel.models.graph import read_graph
 from carousel.models.manifest import DecodingDefaults
 from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig
-from carousel.models.nn.checkpoint import Checkpoint, load_captioning_model, read_checkpoint, write_checkpoint
+from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from carousel.models.nn.validation import (
     CaptioningValidationData,
     ValidationData,
@@ -35,6 +35,7 @@ from carousel.models.nn.validation import (
     write_validation,
 )
 from tests.manifests import output_size_of
+from tests.trained import load_captioning_model
 
 BEAM = DecodingDefaults(beam_width=3, length_penalty=0.7)
 KINDS = [("lstm", "soft"), ("gru", "soft"), ("lstm", "none"), ("gru", "none")]
@@ -181,7 +182,7 @@ def test_int8_export_that_loses_bleu_publishes_nothing(
     data = read_validation(run / "validation.safetensors")
     assert isinstance(data, CaptioningValidationData)
     # What the model says is what people said, so that there is something to lose.
-    monkeypatch.setattr("carousel.export.captioning_precision.bleu", lambda captions, _: _share_of(captions, spoken))
+    monkeypatch.setattr("carousel.export.measures.captioning.bleu", lambda captions, _: _share_of(captions, spoken))
     spoken: list[str] = []
     figures = captioning_figures(model, codec, data, BEAM, 8)
     write_checkpoint(path, Checkpoint(read.tensors, {**read.header, "validation": figures.model_dump()}))

@@ -12,27 +12,25 @@ import numpy as np
 import pytest
 import torch
 
-from carousel.export import publish as publish_module
+from carousel.export import making as making_module
 from carousel.export.__main__ import main
 from carousel.export.forward import GraphForward, TorchForward
 from carousel.export.int8_graph import build_int8_step
-from carousel.export.precision import WorseInt8, figures, judge
+from carousel.export.measure import MEASURES
+from carousel.export.measures.language import language_figures
+from carousel.export.measures.tracing import tracing_figures
+from carousel.export.precision import WorseInt8, judge
 from carousel.export.progress import Progress
 from carousel.export.publish import export_checkpoint
 from carousel.models.bundle import open_bundle
 from carousel.models.errors import CheckpointError
 from carousel.models.figures import CaptioningValidation, TracingValidation
-from carousel.models.nn.checkpoint import (
-    Checkpoint,
-    load_language_model,
-    load_tracing_model,
-    read_checkpoint,
-    write_checkpoint,
-)
+from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from carousel.models.nn.validation import ValidationData, read_validation, write_validation
 from carousel.models.tracing_score import score as tracing_score
 from carousel.training.tasks.language.score import score
 from carousel.training.tasks.tracing.score import answers, predict
+from tests.trained import load_language_model, load_tracing_model
 
 CORPUS = "0" * 64
 
@@ -94,14 +92,14 @@ def test_validation_data_of_another_kind_are_refused(make_checkpoint, tmp_path: 
 def test_figures_of_learners_are_trainings_own(tracing_run: Path) -> None:
     path = tracing_run / "best.safetensors"
     model, _ = load_tracing_model(read_checkpoint(path))
-    measured = figures(lambda rows: TorchForward(model, rows), tracing_data())
+    measured = tracing_figures(lambda rows: TorchForward(model, rows), tracing_data())
     assert measured.model_dump() == pytest.approx(read_checkpoint(path).header["validation"], rel=1e-6)
 
 
 def test_figures_of_a_text_are_trainings_own(language_run: Path) -> None:
     path = language_run / "best.safetensors"
     model, _ = load_language_model(read_checkpoint(path))
-    measured = figures(lambda rows: TorchForward(model, rows), language_data())
+    measured = language_figures(TorchForward(model, 1), language_data())
     assert measured.model_dump() == pytest.approx(read_checkpoint(path).header["validation"], rel=1e-6)
 
 
@@ -116,7 +114,7 @@ def test_int8_export_records_the_figures_before_and_after(language_run: Path, tm
     assert (manifest.figures.measure, manifest.figures.allowed_worsening) == ("relative perplexity", 0.5)
     graph = bundle.files["step.onnx"]
     model, _ = load_language_model(read_checkpoint(language_run / "best.safetensors"))
-    served = figures(lambda rows: GraphForward(graph, model.step_module(), rows), language_data())
+    served = language_figures(GraphForward(graph, model.step_module(), 1), language_data())
     assert manifest.figures.served == served.model_dump()
     assert served.perplexity != pytest.approx(trained["perplexity"], rel=1e-6)
     change = served.perplexity / trained["perplexity"] - 1
@@ -157,14 +155,14 @@ def test_int8_export_says_how_far_it_is(request, tmp_path: Path, kind: str, tota
         ("measuring int8 on them", total, unit),
     ]
     assert sorted(told.done)[-2:] == [total, total]
-    assert (told.stages[0][0], told.stages[-1][0]) == ("building the int8 graph", "publishing")
+    assert (told.stages[0][0], told.stages[-1][0]) == ("building the int8 graphs", "publishing")
 
 
 def test_command_tells_its_stages_to_standard_error(language_run: Path, tmp_path: Path, capsys) -> None:
     flags = f"{language_run} --repository {tmp_path / 'r'} --name m --precision int8 --max-worsening 0.5"
     assert main(flags.split()) == 0
     said = capsys.readouterr()
-    for stage in ("building the int8 graph", "measuring int8 on them", "building the prefill graphs", "publishing"):
+    for stage in ("building the int8 graphs", "measuring int8 on them", "building the prefill graphs", "publishing"):
         assert f"export: {stage}" in said.err
         assert stage not in said.out
 
@@ -174,7 +172,7 @@ def test_int8_export_of_a_tracing_run_records_auc(tracing_run: Path, tmp_path: P
     manifest = open_bundle(done.bundle).manifest
     model, _ = load_tracing_model(read_checkpoint(tracing_run / "best.safetensors"))
     graph = build_int8_step(model.step_module())
-    served = figures(lambda rows: GraphForward(graph, model.step_module(), rows), tracing_data())
+    served = tracing_figures(lambda rows: GraphForward(graph, model.step_module(), rows), tracing_data())
     assert manifest.figures.served == served.model_dump()
     assert manifest.figures.measure == "AUC"
     assert manifest.figures.worsening == manifest.figures.fp32["auc"] - manifest.figures.served["auc"]
@@ -196,13 +194,14 @@ def test_int8_is_judged_by_perplexity_where_its_own_figure_cannot_fall(before, f
     def after(nats: float):
         return before.model_copy(update={figure: getattr(before, figure) + nats})
 
-    judged = judge(before, after(0.001), None)
+    measure = MEASURES["tracing" if before is ANSWERS else "captioning"]
+    judged = judge(measure, before, after(0.001), None)
     assert (judged.measure, judged.allowed) == ("relative perplexity", 0.005)
     assert judged.worsening == pytest.approx(math.exp(0.001) - 1)
     with pytest.raises(WorseInt8, match=r"worse by 1\.71828 in relative perplexity; allowed is 0\.005"):
-        judge(before, after(1.0), None)
+        judge(measure, before, after(1.0), None)
     moves = {"auc": 0.6} if before is ANSWERS else {"bleu_4": 0.31}
-    assert judge(before.model_copy(update=moves), after(1.0).model_copy(update=moves), None).measure in (
+    assert judge(measure, before.model_copy(update=moves), after(1.0).model_copy(update=moves), None).measure in (
         "AUC",
         "BLEU-4",
     )
@@ -216,7 +215,7 @@ def test_int8_export_that_is_worse_than_allowed_publishes_nothing(
         step.projection.bias.data[3] += 2
         return build_int8_step(step)
 
-    monkeypatch.setattr(publish_module, "build_int8_step", off)
+    monkeypatch.setattr(making_module, "build_int8_step", off)
     arguments = [str(language_run), "--repository", str(tmp_path / "r"), "--name", "m", "--precision", "int8"]
     assert main(arguments) == 1
     said = capsys.readouterr().err

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from carousel.export import making as making_module
 from carousel.export import publish as publish_module
 from carousel.export.__main__ import main
 from carousel.export.parity import ParityError
@@ -12,7 +13,8 @@ from carousel.models.bundle import open_bundle, versions
 from carousel.models.codec.text import TextCodec
 from carousel.models.errors import CheckpointError
 from carousel.models.manifest import DecodingDefaults, Limits
-from carousel.models.nn.checkpoint import Checkpoint, load_language_model, read_checkpoint, write_checkpoint
+from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from tests.trained import load_language_model
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def checkpoint(make_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tiny_graph: bytes) -> None:
     """Where the export itself is not the subject: its result, ready made."""
-    monkeypatch.setattr(publish_module, "export_step", lambda module: tiny_graph)
+    monkeypatch.setattr(making_module, "export_step", lambda module: tiny_graph)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_export_that_fails_parity_publishes_nothing(
     def fail(*_: object) -> None:
         raise ParityError("off by 1")
 
-    monkeypatch.setattr(publish_module, "measure_parity", fail)
+    monkeypatch.setattr(making_module, "measure_parity", fail)
     with pytest.raises(ParityError):
         export_checkpoint(checkpoint, tmp_path / "r", "gru")
     assert not (tmp_path / "r").exists()
@@ -122,7 +124,7 @@ def test_export_refuses_a_tokenizer_of_another_size(
     path = header_edited(
         checkpoint, tmp_path / "mixed.safetensors", tokenizer=read_checkpoint(other).header["tokenizer"]
     )
-    with pytest.raises(CheckpointError, match=r"the tokenizer has 12 tokens; the model gives logits for 13$"):
+    with pytest.raises(CheckpointError, match=r"whole language model: 12 tokens; logits float32\[batch, 13\] is not"):
         export_checkpoint(path, tmp_path / "r", "gru")
 
 

@@ -18,9 +18,10 @@ from carousel.models.bundle import open_bundle
 from carousel.models.codec.interaction import InteractionCodec
 from carousel.models.errors import CheckpointError
 from carousel.models.graph import TensorSpec, read_graph
-from carousel.models.nn.checkpoint import Checkpoint, load_tracing_model, read_checkpoint, write_checkpoint
+from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 from tests.manifests import output_size_of
+from tests.trained import load_tracing_model
 
 
 def random_model(cell: str, *, skills: int, embedding: int, hidden: int, layers: int) -> TracingModel:
@@ -119,7 +120,7 @@ def test_exported_tracing_bundle_keeps_what_training_said(tiny_tracing_bundle: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"skills": '["a", "b"]'}, r"the codec has 2 skills; the model gives probabilities for 5$"),
+        ({"skills": '["a", "b"]'}, r"whole tracing model: 2 skills; .*float32\[batch, 5\]"),
         ({"validation": {"attempts": 3}}, r"header validation\.auc: Field required$"),
     ],
 )

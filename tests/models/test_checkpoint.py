@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from carousel.models.errors import CheckpointError
 from carousel.models.nn import checkpoint as checkpoint_module
-from carousel.models.nn.checkpoint import Checkpoint, load_language_model, read_checkpoint, write_checkpoint
+from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from tests.trained import load_language_model
 
 
 def test_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_language_model_is_loaded_with_its_codec(make_checkpoint, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"task": "tracing"}, "checkpoint is of task 'tracing'; allowed is 'language'"),
+        ({"task": "tracing"}, "a whole tracing model: its header has no 'skills'"),
         ({"model": {"vocabulary_size": 13, "heads": 4}}, "model configuration: model.heads is not a key"),
         ({"model": 5}, "model configuration: model is 5; it should be an object"),
         (

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from carousel.models.errors import CheckpointError, ShapeMismatch
-from carousel.models.nn.checkpoint import Checkpoint, load_tracing_model, read_checkpoint
+from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig
+from tests.trained import load_tracing_model
 
 
 def model_of(**changes: object) -> TracingModel:
@@ -138,7 +139,7 @@ def test_shared_tracing_model_is_loaded_folded(make_tracing_checkpoint, tmp_path
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"task": "language"}, "checkpoint is of task 'language'; allowed is 'tracing'"),
+        ({"task": "language"}, "a whole language model: its header has no 'tokenizer'"),
         ({"model": {"skill_count": 6}}, "checkpoint does not hold a whole tracing model"),
         ({"skills": "[]"}, "checkpoint does not hold a whole tracing model: the list of skills is empty"),
         ({"skills": None}, "checkpoint does not hold a whole tracing model"),

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from carousel.models.nn.cells.cell import CELLS
-from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
+from carousel.models.nn.checkpoint import read_checkpoint
 from carousel.models.nn.language import generate
 from carousel.service.settings import Settings
 from tests.service.conftest import running
+from tests.trained import load_language_model
 
 
 @pytest.mark.parametrize("cell", sorted(CELLS))

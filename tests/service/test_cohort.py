@@ -32,7 +32,8 @@ def oracle(make_tracing_checkpoint, tmp_path):
     """P(correct) before each attempt but the first, by torch."""
     import torch
 
-    from carousel.models.nn.checkpoint import load_tracing_model, read_checkpoint
+    from carousel.models.nn.checkpoint import read_checkpoint
+    from tests.trained import load_tracing_model
 
     model, _ = load_tracing_model(read_checkpoint(make_tracing_checkpoint(tmp_path / "tutor.safetensors")))
 

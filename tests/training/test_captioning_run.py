@@ -14,13 +14,14 @@ from carousel.models.features import FeaturesHeader, FrozenEncoder
 from carousel.models.figures import CaptioningValidation
 from carousel.models.manifest import Provenance
 from carousel.models.nn.beam import best_captions
-from carousel.models.nn.checkpoint import frozen_encoder, load_captioning_model, read_checkpoint
+from carousel.models.nn.checkpoint import read_checkpoint
 from carousel.models.nn.validation import VALIDATION, CaptioningValidationData, read_validation
 from carousel.training.__main__ import main
 from carousel.training.errors import RunError
 from carousel.training.recipe import load_recipe
 from carousel.training.run import TrainingRun
 from carousel.training.trainer import BEST, LAST, Progress
+from tests.trained import frozen_encoder, load_captioning_model
 
 ENCODER = FrozenEncoder(
     sha256="ab" * 32,
@@ -202,8 +203,8 @@ def test_command_captions_and_leaves_what_export_needs(
     assert codec.text.vocabulary_size == model.config.vocabulary_size == 3 + 7
     seen = CaptioningValidation(**best.header["validation"])
     assert (seen.images, seen.beam_width, seen.length_penalty) == (8, 3, 0.7)
-    assert best.header["decoding"] == {"beam_width": 3, "length_penalty": 0.7}
-    assert best.header["max_new_tokens"] == 8
+    assert best.header["decoding"] == {"temperature": 0.0, "beam_width": 3, "length_penalty": 0.7}
+    assert best.header["limits"] == {"max_new_tokens": 8}
     assert Provenance(**best.header["provenance"]).recipe == "features"
 
     held_out = read_validation(tmp_path / "run" / VALIDATION)

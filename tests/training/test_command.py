@@ -10,11 +10,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from carousel.models.figures import LanguageValidation
 from carousel.models.manifest import Provenance
-from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
+from carousel.models.nn.checkpoint import read_checkpoint
 from carousel.models.nn.validation import read_validation
 from carousel.training.__main__ import main
 from carousel.training.corpus.encoding import encode_text
 from carousel.training.tasks.language.score import score
+from tests.trained import load_language_model
 
 
 def test_command_trains_a_model_that_the_next_room_can_load(

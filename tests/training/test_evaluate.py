@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from carousel.models.codec.image import Preprocessing
 from carousel.models.features import FEATURES, METADATA_KEY, FeaturesHeader, FrozenEncoder
 from carousel.models.nn.beam import beam_search
-from carousel.models.nn.checkpoint import load_captioning_model, read_checkpoint
+from carousel.models.nn.checkpoint import read_checkpoint
 from carousel.training.__main__ import main as train
 from carousel.training.corpus.album import Album
 from carousel.training.corpus.captions import CaptionedImage
@@ -28,6 +28,7 @@ from carousel.training.corpus.scenes import make_scenes
 from carousel.training.evaluate.__main__ import main
 from carousel.training.evaluate.metrics import judge
 from carousel.training.evaluate.sheet import picture_sheet
+from tests.trained import load_captioning_model
 
 SCENES = """
 [run]
@@ -272,4 +273,4 @@ def test_evaluate_refuses_checkpoints_of_other_tasks(
 ) -> None:
     assert train([str(recipe_path), "schedule.epochs=1", "--output", str(tmp_path / "run")]) == 0
     assert main([str(tmp_path / "run")]) == 2
-    assert "error: checkpoint is of task 'language'; allowed is 'captioning'" in capsys.readouterr().err
+    assert "error: checkpoint is of task 'language'; allowed is one that captions images" in capsys.readouterr().err

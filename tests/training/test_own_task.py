@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from carousel.export.publish import export_checkpoint
+from carousel.models.bundle import open_bundle
+from carousel.models.errors import CheckpointError
 from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig, LanguageModelShape
 from carousel.models.nn.recurrent import detach
@@ -78,7 +81,8 @@ class ParityTask(Task[ParityRecipe, Tensor]):
         return ValidationData("parity", self.corpus_sha256, list(next(self.windows(10**6, 0))))
 
     def published(self, evaluation: Evaluation) -> dict[str, Any]:
-        return {"validation": dict(evaluation.figures)}
+        head = {"kind": "tensors", "from": ["logits"]}
+        return {"codecs": {}, "ports": {}, "head": head, "files": {}, "validation": dict(evaluation.figures)}
 
 
 @pytest.fixture
@@ -129,6 +133,19 @@ def test_task_of_ones_own_resumes_bit_for_bit(recipe: Path, tmp_path: Path) -> N
         seen, expected = read_checkpoint(tmp_path / "cut" / name), read_checkpoint(tmp_path / "whole" / name)
         assert seen.header == expected.header
         assert all(torch.equal(seen.tensors[key], value) for key, value in expected.tensors.items())
+
+
+def test_task_of_ones_own_is_published(recipe: Path, tmp_path: Path) -> None:
+    assert main([str(recipe), "--output", str(tmp_path / "run"), "schedule.epochs=1", "run.threads=1"]) == 0
+    done = export_checkpoint(tmp_path / "run", tmp_path / "models", "odd")
+    manifest = open_bundle(done.bundle).manifest
+    assert (manifest.task, manifest.step.inputs, manifest.head.outputs) == ("parity", ("token",), ("logits",))
+    assert manifest.parity is not None
+    assert manifest.parity.row_independent
+    assert manifest.figures is not None
+    assert manifest.figures.served == read_checkpoint(tmp_path / "run" / BEST).header["validation"]
+    with pytest.raises(CheckpointError, match=r"is of task 'parity', and what int8 costs is measured of .*--precision"):
+        export_checkpoint(tmp_path / "run", tmp_path / "models", "odd", precision="int8")
 
 
 def test_task_of_ones_own_has_sections_of_its_own(recipe: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from carousel.models.figures import TracingValidation
 from carousel.models.manifest import Provenance
-from carousel.models.nn.checkpoint import load_tracing_model, read_checkpoint
+from carousel.models.nn.checkpoint import read_checkpoint
 from carousel.models.tracing_score import auc, score
 from carousel.training.__main__ import main
 from carousel.training.corpus.answers import read_answers
@@ -20,6 +20,7 @@ from carousel.training.recipe import load_recipe
 from carousel.training.run import TrainingRun
 from carousel.training.tasks.tracing.score import answers, predict
 from carousel.training.trainer import BEST, LAST, Progress
+from tests.trained import load_tracing_model
 
 RECIPE = """
 [run]

@@ -9,7 +9,11 @@ from pathlib import Path
 import torch
 
 from carousel.models.codec.image import Preprocessing
-from carousel.models.nn.checkpoint import Checkpoint, frozen_encoder, load_captioning_model, read_checkpoint
+from carousel.models.errors import CheckpointError
+from carousel.models.features import FrozenEncoder
+from carousel.models.nn.captioning import CaptioningModel
+from carousel.models.nn.checkpoint import read_checkpoint
+from carousel.models.nn.load import caption_codec, load
 from carousel.training.corpus.album import Album, read_validation
 from carousel.training.errors import RunError
 from carousel.training.evaluate.metrics import judge
@@ -38,14 +42,17 @@ class Split:
 
     def __init__(self, path: Path, overrides: Sequence[str]) -> None:
         checkpoint = read_checkpoint(path / BEST if path.is_dir() else path)
-        self.model, self.codec = load_captioning_model(checkpoint)
+        trained = load(checkpoint)
+        if not isinstance(trained.network, CaptioningModel):
+            raise CheckpointError(f"checkpoint is of task {trained.task!r}; allowed is one that captions images")
+        self.model, self.codec = trained.network, caption_codec(trained)
         recipe = saved_recipe(checkpoint.header["provenance"]["recipe"], checkpoint.header["recipe"], overrides)
         assert isinstance(recipe, CaptioningRecipe)
         self.decoding = recipe.decoding
         self.name = recipe.name
         self.album = read_validation(recipe.corpus)
-        self._images = _images(checkpoint, recipe, self.album, self.codec.preprocessing)
-        self._max_tokens: int = checkpoint.header["max_new_tokens"]
+        self._images = _images(trained.encoder, recipe, self.album, self.codec.preprocessing)
+        self._max_tokens = trained.limits.max_new_tokens
         if recipe.run.threads:
             torch.set_num_threads(recipe.run.threads)
         self.model.to("cuda" if recipe.run.device == "cuda" and torch.cuda.is_available() else "cpu")
@@ -73,9 +80,10 @@ class Split:
         return figures
 
 
-def _images(checkpoint: Checkpoint, recipe: CaptioningRecipe, album: Album, preprocessing: Preprocessing) -> Images:
+def _images(
+    encoder: FrozenEncoder | None, recipe: CaptioningRecipe, album: Album, preprocessing: Preprocessing
+) -> Images:
     """The pictures as the model takes them."""
-    encoder = frozen_encoder(checkpoint)
     if encoder is None:
         if album.open_picture is None:
             raise RunError("the model reads pictures itself; say where they are with corpus.validation_pictures=PATH")

@@ -304,7 +304,8 @@ class Oracle:
     """The model that `tiny` was exported from, in torch, run over whole histories."""
 
     def __init__(self, checkpoint) -> None:
-        from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
+        from carousel.models.nn.checkpoint import read_checkpoint
+        from tests.trained import load_language_model
 
         self.model, self.codec = load_language_model(read_checkpoint(checkpoint))
 

@@ -18,7 +18,8 @@ def tracing_oracle(make_tracing_checkpoint, tmp_path_factory):
     """P(correct) at every skill after each attempt, by torch. <float32>[N, S]"""
     import torch
 
-    from carousel.models.nn.checkpoint import load_tracing_model, read_checkpoint
+    from carousel.models.nn.checkpoint import read_checkpoint
+    from tests.trained import load_tracing_model
 
     path = make_tracing_checkpoint(tmp_path_factory.mktemp("oracle") / "tutor.safetensors")
     model, _ = load_tracing_model(read_checkpoint(path))

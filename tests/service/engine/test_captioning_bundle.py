@@ -62,7 +62,8 @@ def images():
 def model(checkpoint, precision, repository_path):
     """What decodes offline: the torch model, or the int8 graphs."""
     from carousel.export.forward import GraphCaptioner
-    from carousel.models.nn.checkpoint import load_captioning_model, read_checkpoint
+    from carousel.models.nn.checkpoint import read_checkpoint
+    from tests.trained import load_captioning_model
 
     model = load_captioning_model(read_checkpoint(checkpoint))[0].eval()
     graphs = ((repository_path / "captions" / "1" / name).read_bytes() for name in ("step.onnx", "encoder.onnx"))

@@ -60,8 +60,9 @@ def test_bound_step_writes_where_it_was_told(onnx_runner):
 
 
 def test_engine_generates_what_torch_generates(tiny_bundle, onnx_runner, tmp_path, make_checkpoint):
-    from carousel.models.nn.checkpoint import load_language_model, read_checkpoint
+    from carousel.models.nn.checkpoint import read_checkpoint
     from carousel.models.nn.language import generate
+    from tests.trained import load_language_model
 
     model, _ = load_language_model(read_checkpoint(make_checkpoint(tmp_path / "tiny.safetensors")))  # tiny_bundle's own
     core = EngineCore(onnx_runner, 8)
@@ -88,7 +89,8 @@ def tracing_oracle(make_tracing_checkpoint, tmp_path):
     """P(correct) at every skill after each attempt of a history, by torch. <float32>[N, S]"""
     import torch
 
-    from carousel.models.nn.checkpoint import load_tracing_model, read_checkpoint
+    from carousel.models.nn.checkpoint import read_checkpoint
+    from tests.trained import load_tracing_model
 
     model, _ = load_tracing_model(read_checkpoint(make_tracing_checkpoint(tmp_path / "tutor.safetensors")))
 

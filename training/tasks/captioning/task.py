@@ -14,13 +14,15 @@ from torch.nn import functional
 
 from carousel.models.bleu import ORDERS, bleu
 from carousel.models.codec.caption import CaptionCodec
-from carousel.models.codec.image import Preprocessing
-from carousel.models.codec.text import UNKNOWN_TOKEN, TextCodec
+from carousel.models.codec.image import ImageCodecSpec, Preprocessing
+from carousel.models.codec.text import UNKNOWN_TOKEN, TextCodec, TextCodecSpec
 from carousel.models.features import FrozenEncoder
+from carousel.models.head import GenerateHead
 from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig, CaptioningModelShape, map_shape
 from carousel.models.nn.checkpoint import Checkpoint
 from carousel.models.nn.recurrent import RecurrentState
 from carousel.models.nn.validation import CaptioningValidationData
+from carousel.models.step import ATTENTION, IMAGE
 from carousel.training.corpus.album import Album, CaptionFiles, read_albums
 from carousel.training.corpus.tokenizer import CAPTION_BEGIN, CAPTION_END, caption_codec, frequent_words
 from carousel.training.errors import RecipeError, RunError
@@ -191,14 +193,17 @@ class CaptioningTask(Task[CaptioningRecipe, CaptionWindow]):
         """See Task."""
         decoding = self.recipe.decoding.model_dump(include={"beam_width", "length_penalty"})
         figures = {name: evaluation.figures[name] for name in ("bleu_1", "bleu_4", "nats_per_token")}
+        words, image = TextCodecSpec(), ImageCodecSpec(preprocessing=self.codec.preprocessing)
+        attends = ATTENTION if self.module.attention is not None else None
+        head = GenerateHead(feeds="token", from_="logits", begin=CAPTION_BEGIN, end=CAPTION_END, attends=attends)
         return {
-            "tokenizer": self.codec.text.to_json(),
-            "begin": CAPTION_BEGIN,
-            "end": CAPTION_END,
-            "max_new_tokens": self._marks.max_tokens,
+            "codecs": {"image": image.model_dump(mode="json"), "words": words.model_dump()},
+            "ports": {IMAGE: "image", "token": "words", "logits": "words"},
+            "head": head.model_dump(by_alias=True),
+            "files": {words.file: self.codec.text.to_json()},
             "encoder": self._encoder_json(),
-            "preprocessing": self.codec.preprocessing.model_dump(mode="json"),
-            "decoding": decoding,
+            "limits": {"max_new_tokens": self._marks.max_tokens},
+            "decoding": {"temperature": 0.0, **decoding},
             "validation": {"images": len(self._validation.pictures), **decoding, **figures},
         }
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from carousel.models.codec.text import TextCodec
+from carousel.models.codec.text import TextCodec, TextCodecSpec
+from carousel.models.head import GenerateHead
 from carousel.models.nn.checkpoint import Checkpoint
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig, LanguageModelShape
 from carousel.models.nn.recurrent import RecurrentState, detach
@@ -132,4 +133,11 @@ class LanguageTask(Task[LanguageRecipe, Window]):
 
     def published(self, evaluation: Evaluation) -> dict[str, Any]:
         """See Task."""
-        return {"tokenizer": self._codec.to_json(), "validation": dict(evaluation.figures)}
+        spec = TextCodecSpec()
+        return {
+            "codecs": {"text": spec.model_dump()},
+            "ports": {"token": "text", "logits": "text"},
+            "head": GenerateHead(feeds="token", from_="logits").model_dump(by_alias=True),
+            "files": {spec.file: self._codec.to_json()},
+            "validation": dict(evaluation.figures),
+        }

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carousel.models.codec.interaction import InteractionCodecSpec
+from carousel.models.head import ReadHead
 from carousel.models.nn.checkpoint import Checkpoint
 from carousel.models.nn.recurrent import RecurrentState, detach
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig, TracingModelShape
@@ -120,7 +122,14 @@ class TracingTask(Task[TracingRecipe, HistoryWindow]):
 
     def published(self, evaluation: Evaluation) -> dict[str, Any]:
         """See Task."""
-        return {"skills": self._corpus.codec.to_json(), "validation": dict(evaluation.figures)}
+        spec = InteractionCodecSpec()
+        return {
+            "codecs": {"skills": spec.model_dump()},
+            "ports": dict.fromkeys(("skill", "correct", "probability"), "skills"),
+            "head": ReadHead(from_="probability").model_dump(by_alias=True),
+            "files": {spec.file: self._corpus.codec.to_json()},
+            "validation": dict(evaluation.figures),
+        }
 
 
 def _summary(figures: TracingScore) -> str:

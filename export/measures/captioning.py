@@ -5,7 +5,7 @@ Axes: N images, K captions of each, B = N * K rows, T steps, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,57 +13,72 @@ from torch import Tensor
 from torch.nn import functional
 
 from carousel.export.forward import GraphCaptioner
-from carousel.export.precision import judge, require_trainings_own
+from carousel.export.measure import MEASURES, Data, Measure, relative_perplexity
+from carousel.export.precision import MAX_WORSENING
 from carousel.export.progress import SILENT, Progress
 from carousel.models.bleu import bleu
 from carousel.models.codec.caption import CaptionCodec
-from carousel.models.figures import CaptioningValidation, Quantization
+from carousel.models.figures import CaptioningValidation
+from carousel.models.figures import Measure as Unit
 from carousel.models.manifest import DecodingDefaults
 from carousel.models.nn.beam import Captioner, best_captions
 from carousel.models.nn.captioning import CaptioningModel
+from carousel.models.nn.load import Trained, caption_codec
 from carousel.models.nn.validation import CaptioningValidationData
+from carousel.models.step import ENCODER_GRAPH, STEP_GRAPH
 
 IMAGES_AT_ONCE = 50
 """Bounds the memory of what is remembered of them and changes nothing else."""
 
 
-def measure_captioning_quantization(
-    model: CaptioningModel,
-    step: bytes,
-    encoder: bytes | None,
-    codec: CaptionCodec,
-    data: CaptioningValidationData,
-    trained: CaptioningValidation | None,
-    decoding: DecodingDefaults,
-    max_tokens: int,
-    max_worsening: float | None = None,
-    progress: Progress = SILENT,
-) -> tuple[CaptioningValidation, Quantization]:
-    """The figures of the int8 graphs, and how they compare with their model's.
+class CaptioningMeasure(Measure[CaptioningValidation]):
+    """Of the validation images."""
 
-    Args:
-        model: in evaluation mode.
-        step: its int8 step graph.
-        encoder: its int8 encoder graph, with which an image's caption is int8 from its pixels on; None where the
-            encoder is not in int8, and torch's stands for it.
-        codec: of its captions.
-        data: what both are measured on.
-        trained: the figures that training recorded for the model.
-        decoding: how training decoded them.
-        max_tokens: longest caption, its end token counted.
-        max_worsening: of BLEU-4, in points; refuse above it. export.precision.MAX_WORSENING where None.
-        progress: is told.
+    figures = CaptioningValidation
+    unit = "images"
 
-    Raises:
-        CheckpointError: the data are not those that training measured the model on.
-        WorseInt8: the graphs are worse than the model by more than that.
-    """
-    progress.stage("measuring the model on the validation data", len(data.images), "images")
-    before = captioning_figures(model, codec, data, decoding, max_tokens, progress)
-    require_trainings_own(before, trained)
-    progress.stage("measuring int8 on them", len(data.images), "images")
-    after = captioning_figures(GraphCaptioner(model, step, encoder), codec, data, decoding, max_tokens, progress)
-    return after, judge(before, after, max_worsening)
+    def count(self, data: Data) -> int:
+        """See Measure."""
+        return len(_images(data).images)
+
+    def measured(
+        self, trained: Trained, graphs: Mapping[str, bytes] | None, data: Data, progress: Progress
+    ) -> CaptioningValidation:
+        """See Measure. An encoder that is not among the graphs is the network's own, in torch."""
+        network = trained.network
+        assert isinstance(network, CaptioningModel)
+        captioner = (
+            network if graphs is None else GraphCaptioner(network, graphs[STEP_GRAPH], graphs.get(ENCODER_GRAPH))
+        )
+        codec = caption_codec(trained)
+        return captioning_figures(
+            captioner, codec, _images(data), trained.decoding, trained.limits.max_new_tokens, progress
+        )
+
+    def kept(self, figures: CaptioningValidation) -> tuple[int, float]:
+        """See Measure."""
+        return figures.images, figures.nats_per_token
+
+    def told(self, figures: CaptioningValidation) -> str:
+        """See Measure."""
+        return (
+            f"BLEU-4 {figures.bleu_4:.2f}, {figures.nats_per_token:.4f} nats per token over {figures.images:,} images"
+        )
+
+    def worsening(self, before: CaptioningValidation, after: CaptioningValidation) -> tuple[Unit, float]:
+        """See Measure."""
+        if before.bleu_4 > MAX_WORSENING["BLEU-4"]:
+            return "BLEU-4", before.bleu_4 - after.bleu_4
+        return "relative perplexity", relative_perplexity(before.nats_per_token, after.nats_per_token)
+
+
+MEASURES.register("captioning")(CaptioningMeasure())
+
+
+def _images(data: Data) -> CaptioningValidationData:
+    if not isinstance(data, CaptioningValidationData):
+        raise TypeError("no images")
+    return data
 
 
 def captioning_figures(

@@ -102,7 +102,7 @@ def test_captions_are_those_of_the_list_in_its_order(tmp_path: Path) -> None:
         ("tsv", " \n", "f: holds no caption"),
         ("flickr8k", "a.jpg#0\tA cat\na.jpg\tA cat\n", "f, line 2: is 'a.jpg\\tA cat'; allowed is a name, # and"),
         ("flickr8k", "a.jpg#0 A cat\n", "f, line 1: is 'a.jpg#0 A cat'; allowed is a name, # and a number, a tab"),
-        ("csv", "file,caption\na.jpg,A cat\n", "f: has no column 'image'; its columns are file, caption"),
+        ("csv", "file,caption\na.jpg,A cat\n", "f: has no column 'image'; its columns are 'file', 'caption'"),
         ("csv", "image,caption\na.jpg,A cat, a hat\n", "f, line 2: has not as many cells as the header, 2"),
         ("csv", "image,caption\n ,A cat\n", "f, line 2: image is empty; allowed is a picture's name"),
         ("coco", '{"images": [],\n"annotations": [}', "f, line 2: is not JSON ("),

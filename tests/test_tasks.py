@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("models", "training", "export", "service")
 TASKS = frozenset(path.name for path in (ROOT / "service/tasks").iterdir() if (path / "task.py").exists())
 
-OWN = re.compile(r"(service|training)/tasks/\w+/|models/nn/(captioning|language|tracing)\.py")
+OWN = re.compile(r"(service|training)/tasks/\w+/|export/adopt/|models/nn/(captioning|language|tracing)\.py")
 """A task's own files."""
 
 OF_ITS_KIND = re.compile(r"(Codec|Head|CodecSpec|HeadSpec)$")

@@ -13,7 +13,7 @@ from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish
 from carousel.models.head import TensorsHead
 from carousel.models.manifest import EncoderSpec, Manifest, Parity, StateSpec, StepSpec, StoredRow
 
-TASK = "tensors"
+TASK = "prediction"
 """Of a network of which nothing is known but its ports."""
 
 

@@ -40,6 +40,14 @@ class ServingInfo(BaseModel):
     ]
 
 
+class PortInfo(BaseModel):
+    """What goes in or out of a step: its name, shape of one row, and type."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+
+
 class ModelInfo(BaseModel):
     """A served model."""
 
@@ -57,6 +65,11 @@ class ModelInfo(BaseModel):
     attention: Annotated[
         list[int] | None, Field(description="Rows and columns of the maps of a model that says where it looks.")
     ]
+    inputs: Annotated[
+        list[PortInfo] | None, Field(description="Of a model of prediction: what each step is fed, one row.")
+    ]
+    context: Annotated[list[PortInfo] | None, Field(description="Likewise: what all steps of a sequence read.")]
+    outputs: Annotated[list[PortInfo] | None, Field(description="Likewise: what each step says.")]
     serving: ServingInfo
     state_bytes: Annotated[int, Field(description="What the states of one sequence take.")]
     states: list[StateInfo]

@@ -162,7 +162,7 @@ def test_learned_initial_state_is_kept():
     np.testing.assert_array_equal(found.built.initial["state.layer0_h"], learned)
 
 
-def test_input_that_steps_share_is_context():
+def speaker_network() -> bytes:
     net = Stranger()
     x = net.takes("x", ["batch", "time", FEATURES])
     who = net.takes("speaker", ["batch", FEATURES])
@@ -173,7 +173,11 @@ def test_input_that_steps_share_is_context():
     net.node("Squeeze", ["y", net.constant("axis", np.array([1]))], ["told"])
     net.gives("told", ["time", "batch", UNITS])
     net.gives("h_after", [1, "batch", UNITS])
-    found, _ = adopted(net.content(), times={"x": 1})
+    return net.content()
+
+
+def test_input_that_steps_share_is_context():
+    found, _ = adopted(speaker_network(), times={"x": 1})
     assert found.built.context == ["context.speaker"]
     assert "state.h" in dict(found.built.states)
 

@@ -41,7 +41,7 @@ def test_captioning_model_tells_what_it_takes(client):
 def test_openapi_describes_every_route(client):
     schema = client.get("/openapi.json").json()
     models = "/v1/models/{model}"
-    paths = ["/v1/completions", "/v1/models", models, f"{models}/next-token", f"{models}/score"]
+    paths = ["/v1/completions", "/v1/models", models, f"{models}/next-token", f"{models}/score", f"{models}/predict"]
     paths += [f"{models}/captions", f"{models}/captions/attention.svg"]
     paths += [f"{models}/trace", f"{models}/trace/{{session}}/mastery.svg", f"{models}/sessions/{{session}}"]
     assert sorted(schema["paths"]) == sorted([*paths, "/livez", "/readyz", "/metrics"])

@@ -1,0 +1,173 @@
+"""`predict`: a stranger's network over HTTP, against its own file run its own way."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+
+from carousel.export.adopt.__main__ import main
+from carousel.export.adopt.trial import Trial
+from tests.export.adopt.strangers import CLASSES, FEATURES, UNITS, sequence_network
+from tests.export.adopt.test_step import speaker_network
+
+STEPS = 11
+
+
+@pytest.fixture(scope="module")
+def file():
+    return sequence_network("LSTM", states=False)
+
+
+@pytest.fixture(scope="module")
+def repository(file, tmp_path_factory):
+    root = tmp_path_factory.mktemp("adopted")
+    for name, content in {"net": file, "speaker": speaker_network()}.items():
+        path = root / f"{name}.onnx"
+        path.write_bytes(content)
+        assert main([str(path), "--repository", str(root / "bundles"), "--name", name, "--time", "x=1"]) == 0
+    first = root / "bundles" / "net" / "1"
+    other = root / "bundles" / "net" / "2"
+    other.mkdir()
+    for each in first.iterdir():
+        (other / each.name).write_bytes(each.read_bytes())
+    said = json.loads((first / "manifest.json").read_text())
+    said |= {"head": {"kind": "read", "from": "scores"}, "ports": {"scores": "classes"}}
+    said["codecs"] = {"classes": {"kind": "labels", "names": ["a", "b", "c"]}}
+    (other / "manifest.json").write_text(json.dumps(said))
+    return root / "bundles"
+
+
+@pytest.fixture(scope="module")
+def client(run_server, repository):
+    with (
+        run_server(repository=repository, max_rows=4) as server,
+        httpx.Client(base_url=server.url, timeout=60, trust_env=False) as instance,
+    ):
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def x():
+    return np.random.default_rng(2).standard_normal((9, STEPS, FEATURES)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def truth(file, x):
+    return Trial(onnx.load_model_from_string(file))({"x": x})["scores"]
+
+
+def predict(client, model="net", **body):
+    return client.post(f"/v1/models/{model}/predict", json=body)
+
+
+def test_steps_are_what_the_file_says_of_the_sequence(client, x, truth):
+    answer = predict(client, inputs={"x": x[0].tolist()}, each=True).json()
+    assert (answer["model"], answer["version"], answer["steps"]) == ("net", 1, STEPS)
+    assert answer.keys() == {"model", "version", "steps", "outputs"}
+    np.testing.assert_array_equal(np.float32(answer["outputs"]["scores"]), truth[0])
+    last = predict(client, inputs={"x": x[0].tolist()}, outputs=["scores"]).json()["outputs"]
+    np.testing.assert_array_equal(np.float32(last["scores"]), truth[0, -1])
+
+
+def test_many_at_once_are_each_what_it_is_alone(client, x, truth):
+    def ask(row):
+        return predict(client, inputs={"x": x[row].tolist()}, each=True).json()["outputs"]["scores"]
+
+    with ThreadPoolExecutor(len(x)) as pool:
+        for row, scores in enumerate(pool.map(ask, range(len(x)))):
+            np.testing.assert_array_equal(np.float32(scores), truth[row])
+
+
+def test_session_goes_on_where_it_was(client, x, truth):
+    for start, end in ((0, 4), (4, 5), (5, STEPS)):
+        answer = predict(client, inputs={"x": x[1, start:end].tolist()}, session="one", each=True).json()
+        assert answer["session"] == "one"
+        np.testing.assert_array_equal(np.float32(answer["outputs"]["scores"]), truth[1, start:end])
+    view = client.get("/v1/models/net/sessions/one").json()
+    assert view["model"] == "net"
+    assert client.delete("/v1/models/net/sessions/one").status_code in (200, 204)
+
+
+def test_state_token_goes_on_where_it_was(client, x, truth):
+    first = predict(client, inputs={"x": x[2, :7].tolist()}, return_state=True).json()
+    last = predict(client, inputs={"x": x[2, 7:].tolist()}, state=first["state"]).json()
+    np.testing.assert_array_equal(np.float32(last["outputs"]["scores"]), truth[2, -1])
+
+
+def test_context_is_read_by_every_step(client, x):
+    file = Trial(onnx.load_model_from_string(speaker_network()))
+    who = np.random.default_rng(4).standard_normal(FEATURES).astype(np.float32)
+    told = predict(client, "speaker", inputs={"x": x[0].tolist()}, context={"context.speaker": who.tolist()}, each=True)
+    zeros = np.zeros((1, 1, UNITS), np.float32)
+    expected = file({"x": x[:1], "speaker": who[None], "h": zeros})["told"][:, 0]
+    np.testing.assert_array_equal(np.float32(told.json()["outputs"]["told"]), expected)
+
+
+def test_catalogue_tells_the_ports(client):
+    info = client.get("/v1/models/net").json()
+    assert (info["task"], info["version"]) == ("prediction", 1)
+    assert client.get("/v1/models/net").json()["version"] == 1  # version 2 has another head than the route needs
+    assert info["inputs"] == [{"name": "x", "shape": [FEATURES], "dtype": "float32"}]
+    assert info["outputs"] == [{"name": "scores", "shape": [CLASSES], "dtype": "float32"}]
+    assert client.get("/v1/models/speaker").json()["context"][0]["name"] == "context.speaker"
+
+
+def test_examples_of_the_description_work_as_they_are(client):
+    description = client.get("/openapi.json").json()
+    operation = description["paths"]["/v1/models/{model}/predict"]["post"]
+    examples = operation["requestBody"]["content"]["application/json"]["examples"]
+    assert examples
+    for each in examples.values():
+        assert any(predict(client, model, **each["value"]).status_code == 200 for model in ("net", "speaker"))
+
+
+ROW = [0.0] * FEATURES
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "inputs: input 'x' is missing; inputs are x"),
+        ({"inputs": {"y": [ROW]}}, "there is no input 'y'; inputs are x"),
+        ({"inputs": {"x": []}}, "allowed is"),
+        ({"inputs": {"x": [ROW[1:]]}}, "input 'x' has rows [4]; allowed is [5]"),
+        ({"inputs": {"x": [ROW, ROW[1:]]}}, "rows of unequal lengths"),
+        ({"inputs": {"x": [1.0, 2.0]}}, "input 'x' has rows []; allowed is [5]"),
+        ({"inputs": {"x": [["a"] * FEATURES]}}, "holds what is no number"),
+        ({"inputs": {"x": [[None] * FEATURES]}}, "holds what is no number"),
+        ({"inputs": {"x": [[True] * FEATURES]}}, "input 'x' is bool; allowed is float32"),
+        ({"inputs": {"x": [[1e39, *ROW[1:]]]}}, "not finite in float32"),
+        ({"inputs": {"x": [[10**400, *ROW[1:]]]}}, "input 'x'"),
+        ({"inputs": {"x": [ROW]}, "steps": 3}, "steps: the model has inputs"),
+        ({"inputs": {"x": [ROW]}, "outputs": ["logits"]}, "outputs.0: there is no output 'logits'; outputs are scores"),
+        ({"inputs": {"x": [ROW]}, "outputs": []}, "outputs"),
+        ({"inputs": {"x": [ROW]}, "context": {"who": 1}}, "context: there is no port 'who'; ports are none"),
+        ({"inputs": {"x": [ROW]}, "colour": "red"}, "colour"),
+        ({"inputs": {"x": [ROW]}, "session": "a", "state": "b"}, ""),
+    ],
+)
+def test_bad_bodies_are_refused_in_a_sentence(client, body, message):
+    answer = client.post("/v1/models/net/predict", json=body)
+    assert answer.status_code in (400, 422), answer.text
+    assert message in answer.json()["error"]["message"]
+
+
+def test_missing_context_is_refused(client):
+    answer = predict(client, "speaker", inputs={"x": [ROW]})
+    assert "context: port 'context.speaker' is missing" in answer.json()["error"]["message"]
+
+
+def test_infinity_in_the_body_is_refused(client):
+    headers = {"content-type": "application/json"}
+    content = b'{"inputs": {"x": [[NaN, 0, 0, 0, 0]]}}'
+    answer = client.post("/v1/models/net/predict", content=content, headers=headers)
+    assert answer.status_code in (400, 422)
+
+
+def test_model_of_another_task_is_refused(server):
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        answer = predict(client, "tiny", inputs={"x": [ROW]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "wrong_task")

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
 from carousel.service.engine.parameters import Array, Floats, Ids
-from carousel.service.engine.session import NO_WEIGHTS, Binding, RunnerBroken, Session, Weights, open_session
+from carousel.service.engine.session import NO_WEIGHTS, SHRINKING, Binding, RunnerBroken, Session, Weights, open_session
 from carousel.service.engine.states.pool import StateSpec, zeros
 
 Step = Callable[[], None]
@@ -177,7 +177,7 @@ class OnnxRunner:
         self._device = device
         self._session = open_session(graph, "step", intra_op_threads, device, weights=weights)
 
-    def bind(self, arrays: StepArrays) -> Step:
+    def bind(self, arrays: StepArrays) -> _BoundStep:
         """See Runner. Inputs and outputs are bound where they lie: nothing is allocated or copied on this side.
 
         On a device what is fed is copied there before each run, outputs back after it. States and context that lie on
@@ -198,6 +198,11 @@ class OnnxRunner:
         for name, tensor in outputs.items():
             binding.bind_output(name, *address_of(tensor))
         return _BoundStep(self._session, binding, (*inputs.values(), *outputs.values()), feeds)
+
+    def shrink(self, rows: int) -> None:
+        """Give back memory that calls of many rows have left, by one of so few: nobody asks the model yet."""
+        step = self.bind(StepArrays.of(self.ports, rows))
+        step.session.run_with_iobinding(step.binding, SHRINKING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +282,9 @@ class OnnxEncoder:
         self._outputs = list(outputs)
         self._session = open_session(graph, "encoder", intra_op_threads, device, whole=False, weights=weights)
 
-    def __call__(self, inputs: Floats | Mapping[str, Array]) -> Mapping[str, Array]:
+    def __call__(self, inputs: Floats | Mapping[str, Array], *, shrink: bool = False) -> Mapping[str, Array]:
         """What the images <float32>[B, ...], or inputs by port, begin with. [B, ...] each. It raises whatever the
-        runtime raises."""
+        runtime raises. With `shrink` the session on the CPU gives back what larger calls have left."""
         fed = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
-        return dict(zip(self._outputs, self._session.run(self._outputs, fed), strict=True))
+        options = SHRINKING if shrink else None
+        return dict(zip(self._outputs, self._session.run(self._outputs, fed, options), strict=True))

@@ -29,6 +29,16 @@ class RunnerBroken(Exception):
     """The runner cannot be made, or fails on rows of zeros too: it will not recover."""
 
 
+def _shrinking() -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+SHRINKING = _shrinking()
+"""For a run after which a session on the CPU gives back what larger ones have left in its arena."""
+
+
 def reason_against(device: Device) -> str | None:
     """Why nothing can run on a device; None if something can. To be asked before anything is to."""
     if device.missing is not None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
+
 from carousel.models.bundle import Bundle
 from carousel.models.cores import usable_cores
 from carousel.service.engine.core import EngineCore
@@ -134,9 +136,17 @@ def open_core(bundle: Bundle, intra_op_threads: int, max_rows: int, device: Devi
 
 def open_runner(bundle: Bundle, intra_op_threads: int, device: Device | None = None) -> Runner:
     """The runner of a bundle's step graph, which open_bundle has checked."""
+    return _fed_ids(bundle, _graph_runner(bundle, intra_op_threads, device))
+
+
+def _graph_runner(bundle: Bundle, intra_op_threads: int, device: Device | None) -> OnnxRunner:
     ports, weights = step_ports(bundle), bundle.weights(bundle.step)
     graph = bundle.files[bundle.manifest.step.graph]
-    runner = OnnxRunner(graph, ports, intra_op_threads, device=device, weights=weights)
+    return OnnxRunner(graph, ports, intra_op_threads, device=device, weights=weights)
+
+
+def _fed_ids(bundle: Bundle, runner: OnnxRunner) -> Runner:
+    """The same, fed with ids where the bundle's codec has any."""
     codec = id_codec(bundle)
     return runner if codec is None or takes_ids(bundle) else IdRunner(runner, codec.enter)
 
@@ -176,7 +186,8 @@ def _open_at(place: Place, bundle: Bundle, part: str, open_on: Callable[[Device 
 def _open_steps(
     bundle: Bundle, intra_op_threads: int, max_rows: int, device: Device | None
 ) -> tuple[EngineCore, Found]:
-    runner = open_runner(bundle, intra_op_threads, device)
+    graph = _graph_runner(bundle, intra_op_threads, device)
+    runner = _fed_ids(bundle, graph)
     pool = None
     if device is None:
         found = check_rows(runner, max_rows)
@@ -185,6 +196,8 @@ def _open_steps(
         pool = DevicePool(device, runner.ports.states, runner.ports.context, max_rows)
     core = EngineCore(found.runner, max_rows, prefill=open_prefill(bundle, device), pool=pool)
     core.prefill.check(found.runner)
+    if device is None:
+        graph.shrink(rows=2 if found.company == "padded" else 1)  # as few as it is ever given
     return core, found
 
 
@@ -215,4 +228,6 @@ def _open_encoder(
     name = f"encoder-{bundle.model}"
     encoder = Encoder(graph, shape, states, workers=usable_cores(), on_batch=on_batch, name=name, pace=pace)
     encoder.warm_up()
+    if device is None and is_one_array(ports):
+        graph(np.zeros((1, *row_spec(ports[0]).shape), np.float32), shrink=True)
     return encoder, apart

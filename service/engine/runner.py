@@ -177,12 +177,15 @@ class OnnxRunner:
         self._device = device
         self._session = open_session(graph, "step", intra_op_threads, device, weights=weights)
 
-    def bind(self, arrays: StepArrays) -> _BoundStep:
+    def bind(self, arrays: StepArrays) -> Step:
         """See Runner. Inputs and outputs are bound where they lie: nothing is allocated or copied on this side.
 
         On a device what is fed is copied there before each run, outputs back after it. States and context that lie on
         the host are good for one run: onnxruntime copies them when they are bound, and never again.
         """
+        return self._bound(arrays)
+
+    def _bound(self, arrays: StepArrays) -> _BoundStep:
         binding = self._session.io_binding()
         feeds: list[tuple[DeviceArray, Array]] = []
         fed: dict[str, Tensor] = {**arrays.inputs}
@@ -201,7 +204,7 @@ class OnnxRunner:
 
     def shrink(self, rows: int) -> None:
         """Give back memory that calls of many rows have left, by one of so few: nobody asks the model yet."""
-        step = self.bind(StepArrays.of(self.ports, rows))
+        step = self._bound(StepArrays.of(self.ports, rows))
         step.session.run_with_iobinding(step.binding, SHRINKING)
 
 
@@ -282,9 +285,12 @@ class OnnxEncoder:
         self._outputs = list(outputs)
         self._session = open_session(graph, "encoder", intra_op_threads, device, whole=False, weights=weights)
 
-    def __call__(self, inputs: Floats | Mapping[str, Array], *, shrink: bool = False) -> Mapping[str, Array]:
+    def __call__(self, inputs: Floats | Mapping[str, Array]) -> Mapping[str, Array]:
         """What the images <float32>[B, ...], or inputs by port, begin with. [B, ...] each. It raises whatever the
-        runtime raises. With `shrink` the session on the CPU gives back what larger calls have left."""
+        runtime raises."""
         fed = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
-        options = SHRINKING if shrink else None
-        return dict(zip(self._outputs, self._session.run(self._outputs, fed, options), strict=True))
+        return dict(zip(self._outputs, self._session.run(self._outputs, fed), strict=True))
+
+    def shrink(self, image: Floats) -> None:
+        """Give back memory that calls of many have left, by one of few <float32>[B, ...]."""
+        self._session.run(self._outputs, {self._input: image}, SHRINKING)

@@ -229,5 +229,5 @@ def _open_encoder(
     encoder = Encoder(graph, shape, states, workers=usable_cores(), on_batch=on_batch, name=name, pace=pace)
     encoder.warm_up()
     if device is None and is_one_array(ports):
-        graph(np.zeros((1, *row_spec(ports[0]).shape), np.float32), shrink=True)
+        graph.shrink(np.zeros((1, *row_spec(ports[0]).shape), np.float32))
     return encoder, apart

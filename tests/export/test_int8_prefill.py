@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from carousel.export import int8_graph, publish, shared_weights
+from carousel.export import int8_graph, making, shared_weights
 from carousel.export.__main__ import main
 from carousel.export.int8_graph import build_int8_step
 from carousel.export.int8_prefill import build_int8_prefill
@@ -126,7 +126,7 @@ def test_prefill_that_differs_is_left_out_and_named(run_directory, tmp_path, cap
     def refuse(*_):
         raise ParityError("state.h0 differs")
 
-    monkeypatch.setattr(publish, "require_same_states", refuse)
+    monkeypatch.setattr(making, "require_same_states", refuse)
     options = ["--repository", str(tmp_path), "--name", "m", "--precision", "int8", "--max-worsening", "1"]
     assert main([str(run_directory), *options]) == 0
     assert "prefill    left out: state.h0 differs\n" in capsys.readouterr().out

@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": Command("service", "serve a repository of bundles"),
     "train": Command("training", "train a model as a recipe says"),
     "export": Command("export", "publish a checkpoint as a bundle"),
+    "adopt": Command("export.adopt", "make a bundle of a network that others made"),
     "trace": Command("service", "predict every answer of a cohort from a file", ("trace",)),
     "key": Command("service", "make an API key", ("key",)),
 }

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
         (["serve"], "usage: carousel serve "),
         (["train"], "usage: carousel train "),
         (["export"], "usage: carousel export "),
+        (["adopt"], "usage: carousel adopt "),
         (["trace"], "usage: carousel trace "),
         (["key"], "usage: carousel key "),
     ],

@@ -12,13 +12,17 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("models", "training", "export", "service")
 TASKS = frozenset(path.name for path in (ROOT / "service/tasks").iterdir() if (path / "task.py").exists())
 
-OWN = re.compile(r"(service|training)/tasks/\w+/|export/adopt/|models/nn/(captioning|language|tracing)\.py")
-"""A task's own files."""
+OWN = re.compile(
+    r"(service|training)/tasks/\w+/|export/(adopt/|measures/)|models/nn/(captioning|language|tracing)\.py"
+    r"|models/(format1|nn/header)\.py"  # translators of what knew three tasks by name
+    r"|models/(codec/\w+|head)\.py"
+)
+"""A task's own files, and those of codecs and heads."""
 
 OF_ITS_KIND = re.compile(r"(Codec|Head|CodecSpec|HeadSpec)$")
 """Classes that nobody asks `isinstance` of, but whoever owns them."""
 
-ALLOWED = {"models": 22, "training": 1, "export": 16, "service": 1}
+ALLOWED = {"models": 2, "training": 1, "export": 0, "service": 1}
 """Lines that still name one. Fewer are welcome, none is the aim: lower the number with each that goes."""
 
 LONG: frozenset[str] = frozenset({"models/bundle.py"})

@@ -268,41 +268,6 @@ def publish(repository: Path, model: str, manifest: Manifest, files: Mapping[str
         shutil.rmtree(staging.parent, ignore_errors=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What a model repository holds, by model: one directory that cannot be read hides no other."""
-
-    versions: Mapping[str, list[int]]
-    """Of each model that has any, ascending; whether they can be served, only opening them says."""
-    unreadable: Mapping[str, str]
-    """Directories that have a model's name and cannot be listed, and why not."""
-
-
-def list_repository(repository: Path) -> Listing:
-    """The models of a repository, by name.
-
-    Raises:
-        BundleNotFound: the repository is no directory.
-        BundleError: it cannot be listed.
-    """
-    holds = "a model repository holds <model>/<version>/ directories"
-    try:
-        names = sorted(name for name in os.listdir(repository) if re.fullmatch(NAME_PATTERN, name))
-    except (FileNotFoundError, NotADirectoryError):
-        raise BundleNotFound(f"{repository} is not a directory; {holds}") from None
-    except OSError as error:
-        raise BundleError(f"{repository} cannot be listed ({error.strerror}); {holds}") from None
-    found: dict[str, list[int]] = {}
-    unreadable: dict[str, str] = {}
-    for name in names:
-        try:
-            if of_model := versions(repository, name):
-                found[name] = of_model
-        except BundleError as error:
-            unreadable[name] = str(error)
-    return Listing(found, unreadable)
-
-
 def versions(repository: Path, model: str) -> list[int]:
     """The published versions of `model`, ascending; empty where there is none.
 

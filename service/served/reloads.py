@@ -15,8 +15,8 @@ import logging
 import os
 from pathlib import Path
 
-from carousel.models.bundle import Listing, list_repository
 from carousel.models.errors import BundleError
+from carousel.models.listing import Listing, list_repository
 from carousel.service.errors import RequestError
 from carousel.service.observability.metrics import Metrics
 from carousel.service.served.repository import Refusal, Repository, ServedModel

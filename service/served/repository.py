@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from carousel.models.bundle import Bundle, list_repository, open_bundle
+from carousel.models.bundle import Bundle, open_bundle
 from carousel.models.cores import usable_cores
 from carousel.models.errors import BundleError, BundleNotFound
+from carousel.models.listing import list_repository
 from carousel.service.engine.encoder.encoder import Encoder
 from carousel.service.engine.encoder.encoding import EncoderReport
 from carousel.service.engine.port import Engine

@@ -11,10 +11,11 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from carousel.models import bundle as bundle_module
-from carousel.models.bundle import list_repository, open_bundle, publish, versions
+from carousel.models.bundle import open_bundle, publish, versions
 from carousel.models.codec.text import TextCodec
 from carousel.models.errors import BundleError, BundleNotFound, DigestMismatch, GraphRejected
 from carousel.models.figures import Figures
+from carousel.models.listing import list_repository
 from carousel.models.manifest import Manifest
 from tests.manifests import manifest_of
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carousel.models.bundle import list_repository, open_bundle
+from carousel.models.bundle import open_bundle
 from carousel.models.codec.image import ImageCodec
 from carousel.models.cores import usable_cores
+from carousel.models.listing import list_repository
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.parameters import SamplingParameters
 from carousel.service.engine.port import Request

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carousel.models.bundle import list_repository, open_bundle
+from carousel.models.bundle import open_bundle
+from carousel.models.listing import list_repository
 from carousel.service.engine.runner import StepArrays
 from carousel.service.served.opening import open_runner
 

@@ -22,8 +22,8 @@ import onnxruntime
 from carousel.benchmarks import numbers
 from carousel.benchmarks.report import Machine
 from carousel.benchmarks.turns import model_of
-from carousel.export.int8_graph import build_int8_step
 from carousel.export.onnx_graph import export_step
+from carousel.export.passes.recipe import int8_step
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, Bundle, open_bundle
 from carousel.models.cores import usable_cores
 from carousel.models.graph import STATE_PREFIX, GraphSpec, next_name, read_graph
@@ -85,7 +85,8 @@ def print_table(unit: str, counts: Sequence[int], variants: Sequence[Variant], r
 def of_one_network(options: argparse.Namespace) -> list[Variant]:
     """The step graphs of one network of random weights."""
     step = model_of(options.cell, options.vocabulary)
-    fp32, int8 = export_step(step), build_int8_step(step)
+    fp32 = export_step(step)
+    int8, _ = int8_step(fp32)
     print(f"model    2x512 {options.cell.upper()}, {options.vocabulary:,} tokens, random weights; ", end="")
     print(f"step graphs of {len(fp32) / 1e6:.1f} MB in fp32 and {len(int8) / 1e6:.1f} in int8")
 

@@ -22,8 +22,8 @@ import numpy as np
 from carousel.benchmarks import numbers
 from carousel.benchmarks.report import Machine
 from carousel.benchmarks.turns import UNITS, WORDS, Seconds, model_of, take_turns
-from carousel.export.int8_graph import build_int8_step
-from carousel.export.int8_prefill import build_int8_prefill
+from carousel.export.onnx_graph import export_step
+from carousel.export.passes.recipe import int8_step, prefill_graphs
 from carousel.models.graph import STATE_PREFIX, next_name
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.parameters import SamplingParameters
@@ -45,7 +45,8 @@ class Benchmark:
     def __init__(self, rounds: int) -> None:
         self._rounds = rounds
         step = model_of()
-        self._step, self._prefill = build_int8_step(step), build_int8_prefill(step)
+        self._step, _ = int8_step(export_step(step))
+        self._prefill = prefill_graphs(self._step)
         self._specs = {STATE_PREFIX + name: StateSpec(shape, "float32") for name, shape in step.state_shapes.items()}
         self._machine = Machine.this()
         print(f"machine  {self._machine}")

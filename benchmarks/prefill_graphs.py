@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 from carousel.benchmarks import numbers
 from carousel.benchmarks.report import Machine
 from carousel.benchmarks.turns import UNITS, WORDS, model_of, take_turns
-from carousel.export.int8_graph import build_int8_step
-from carousel.export.int8_prefill import build_int8_prefill
+from carousel.export.onnx_graph import export_step
+from carousel.export.passes.recipe import int8_step, prefill_graphs
 from carousel.models.graph import ABOVE, NEXT_STATE_PREFIX, STATE_PREFIX
 from carousel.service.engine.parameters import Array
 
@@ -104,7 +104,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=numbers.count, default=15, help="turns of each variant (15)")
     rounds = parser.parse_args().rounds
     model = model_of()
-    step, parts = build_int8_step(model), build_int8_prefill(model)
+    step, _ = int8_step(export_step(model))
+    parts = prefill_graphs(step)
     print(f"machine  {Machine.this()}")
     print(
         f"model    2x{UNITS} LSTM, {WORDS:,} words, int8: step.onnx of {len(step) / 1e6:.1f} MB, prefill graphs of ",

@@ -10,9 +10,9 @@ from typing import get_args
 
 from pydantic import ValidationError
 
-from carousel.export.captioning_parity import ENCODER_BATCH_SIZES
-from carousel.export.parity import MAX_BATCH
-from carousel.export.prefill_parity import LONGEST_CHUNK
+from carousel.export.checks.captioning import ENCODER_BATCH_SIZES
+from carousel.export.checks.parity import MAX_BATCH
+from carousel.export.checks.prefill import LONGEST_CHUNK
 from carousel.export.progress import ConsoleProgress
 from carousel.export.publish import export_checkpoint
 from carousel.models.bundle import ENCODER_GRAPH
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export")
         print(f"images     so, too, in batches of {', '.join(map(str, ENCODER_BATCH_SIZES))}")
     if PREFILL_GRAPH in done.graph_bytes:
         print(f"prefill    leaves the step's states, bit for bit, in chunks of 1 to {LONGEST_CHUNK}")
+    for product in done.in_fp32:
+        print(f"int8       left out: {product}")
     if done.no_prefill:
         print(f"prefill    left out: {done.no_prefill}")
     if done.quantization is not None:

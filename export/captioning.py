@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from carousel.export.captioning_parity import measure_captioning_parity
+import onnx
+
+from carousel.export.checks.captioning import measure_captioning_parity
 from carousel.export.encoder_graph import export_encoder
 from carousel.export.extractor import Extractor, ExtractorError, reopen_extractor
-from carousel.export.int8_captioning import build_int8_captioning_step
-from carousel.export.int8_encoder import build_int8_encoder
-from carousel.export.measures.captioning import largest_seen
+from carousel.export.measures.captioning import measured_on_captions
 from carousel.export.onnx_graph import export_step
+from carousel.export.passes.bounds import Interval, bounds
+from carousel.export.passes.convolutions import round_convolutions
+from carousel.export.passes.graph import Graph
+from carousel.export.passes.recipe import int8_step
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH
 from carousel.models.codec.image import Preprocessing
 from carousel.models.features import FrozenEncoder
+from carousel.models.graph import STATE_PREFIX
 from carousel.models.manifest import Parity, Precision
 from carousel.models.nn.captioning import CaptioningModel
 from carousel.models.nn.validation import CaptioningValidationData
@@ -65,7 +70,7 @@ def captioning_graphs(
 
 def int8_captioning_graphs(
     model: CaptioningModel, preprocessing: Preprocessing, data: CaptioningValidationData
-) -> dict[str, bytes]:
+) -> tuple[dict[str, bytes], list[str]]:
     """What of a captioning model is put into int8, by name: its step, and the encoder where that is its own network.
 
     A frozen extractor stays fp32: the validation data hold its features and not the images, on which its ranges would
@@ -75,8 +80,24 @@ def int8_captioning_graphs(
         model: in evaluation mode.
         preprocessing: of its images.
         data: what ranges are measured on.
+
+    Returns:
+        The graphs, and a sentence for each product of the step that is still in fp32.
+
+    Raises:
+        NoBound: a product reads what is no number on the data.
     """
-    graphs = {STEP_GRAPH: build_int8_captioning_step(model.step_module(), largest_seen(model, data))}
-    if model.network is not None:
-        graphs[ENCODER_GRAPH] = build_int8_encoder(export_encoder(model, preprocessing, None), data.images.numpy())
-    return graphs
+    encoder = export_encoder(model, preprocessing, None) if model.network is not None else b""
+    known = initial_states(encoder) if encoder else dict.fromkeys(model.stack.state_shapes, Interval(-1.0, 1.0))
+    step, left = int8_step(export_step(model.step_module()), known, measured_on_captions(model, data))
+    graphs = {STEP_GRAPH: step}
+    if encoder:
+        graphs[ENCODER_GRAPH] = round_convolutions(encoder, data.images.numpy())
+    return graphs, left
+
+
+def initial_states(encoder: bytes) -> dict[str, Interval]:
+    """Where the states lie that an encoder graph says a sequence begins with."""
+    graph = Graph(onnx.load_from_string(encoder))
+    found = bounds(graph)
+    return {name: found[name] for name in graph.outputs if name.startswith(STATE_PREFIX)}

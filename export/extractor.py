@@ -9,7 +9,6 @@ encoder. So whatever is done to the file is done here, once, and the two cannot 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
+from carousel.export.passes.graph import reads
 from carousel.export.runtime import open_session
 from carousel.export.stored_weights import spell_out_weights
 from carousel.models.codec.image import Preprocessing
@@ -144,7 +144,7 @@ def _cut(model: onnx.ModelProto, image: str, feature: str, image_shape: tuple[in
         name = waiting.pop()
         if name not in needed:
             needed.add(name)
-            waiting += _reads(makers[name]) if name in makers else []
+            waiting += reads(makers[name]) if name in makers else []
     nodes = [node for node in graph.node if needed.intersection(node.output)]
     weights = [tensor for tensor in graph.initializer if tensor.name in needed]
     shape = ["batch", *image_shape]
@@ -158,16 +158,6 @@ def _cut(model: onnx.ModelProto, image: str, feature: str, image_shape: tuple[in
     cut.sparse_initializer.extend(tensor for tensor in graph.sparse_initializer if tensor.values.name in needed)
     graph.CopyFrom(cut)
     model.ir_version = max(model.ir_version, 4)  # before it, every weight had to be an input
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, its subgraphs too (with the names they make themselves, which do no harm)."""
-    yield from filter(None, node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from _reads(inner)
-            yield from (value.name for value in graph.output)
 
 
 def _upgraded(file: str, model: onnx.ModelProto) -> onnx.ModelProto:

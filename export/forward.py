@@ -5,6 +5,7 @@ Axes: N images, B batch rows, T steps, V outputs of a step (a vocabulary's or a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -52,10 +53,12 @@ class GraphForward:
     Args:
         graph: the ONNX model.
         step: what it was made from.
-        rows: B.
+        rows: B
+        watched: further outputs, of which the largest absolute entry is kept.
     """
 
-    def __init__(self, graph: bytes, step: StepModule, rows: int) -> None:
+    def __init__(self, graph: bytes, step: StepModule, rows: int, watched: Sequence[str] = ()) -> None:
+        self.largest = dict.fromkeys(watched, 0.0)
         self._session = open_session(graph, threads=1)
         self._step = step
         self._state: dict[str, Array] = {
@@ -63,14 +66,17 @@ class GraphForward:
             for spec in self._session.get_inputs()
             if spec.name.startswith(STATE_PREFIX)
         }
-        self._outputs = [step.output, *map(next_name, self._state)]
+        self._outputs = [step.output, *map(next_name, self._state), *watched]
 
     def __call__(self, ids: Ids) -> Floats:
         """See Forward."""
         said = []
         for column in ids.T:  # [B]
             output, *after = self._session.run(self._outputs, {**self._step.split(column), **self._state})
-            self._state = dict(zip(self._state, after, strict=True))
+            seen = after[len(self._state) :]
+            self._state = dict(zip(self._state, after, strict=False))
+            for name, value in zip(self.largest, seen, strict=True):
+                self.largest[name] = float(np.maximum(self.largest[name], np.abs(value).max()))  # NaN stays
             said.append(output)
         return np.stack(said, axis=1)
 
@@ -82,14 +88,20 @@ class GraphCaptioner:
         model: what encodes where no graph does.
         graph: its step graph.
         encoder: its encoder graph, from what the model's `encode` takes on; None where torch encodes.
+        watched: further outputs of a step, of which the last ones are kept.
     """
 
-    def __init__(self, model: CaptioningModel, graph: bytes, encoder: bytes | None = None) -> None:
+    def __init__(
+        self, model: CaptioningModel, graph: bytes, encoder: bytes | None = None, watched: Sequence[str] = ()
+    ) -> None:
+        self.seen: dict[str, Tensor] = {}
+        self._watched = watched
         self._model = model
         self._encoder = None if encoder is None else open_session(encoder, threads=1)
         self._session = open_session(graph, threads=1)
         self._states = list(model.stack.state_shapes)
-        self._outputs = ["logits", *(next_name(STATE_PREFIX + name) for name in self._states)]
+        after = (next_name(STATE_PREFIX + name) for name in self._states)
+        self._outputs = ["logits", *after, *watched]
 
     def encode(self, images: Tensor) -> tuple[RecurrentState, Memories]:
         """See CaptioningModel.encode."""
@@ -107,7 +119,8 @@ class GraphCaptioner:
         }
         arrays = {name: part.numpy() for name, part in fed.items()}
         logits, *after = map(torch.from_numpy, self._session.run(self._outputs, {"token": token.numpy(), **arrays}))
-        return logits, dict(zip(self._states, after, strict=True)), None
+        self.seen = dict(zip(self._watched, after[len(self._states) :], strict=True))
+        return logits, dict(zip(self._states, after, strict=False)), None
 
 
 def _unprefixed(prefix: str, said: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,7 @@
-"""An ONNX graph written node by node, where the dynamo exporter cannot say what is wanted (int8 kernels)."""
+"""An ONNX graph written node by node, where there is no torch module to export."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,22 +28,11 @@ class GraphBuilder:
         self._prefix = ""
 
     def body(self, name: str) -> GraphBuilder:
-        """A builder of a graph within this one, whose constants are this one's; hand it to `scan`."""
+        """A builder of a graph within this one, whose constants are this one's; hand it to `branch`."""
         inner = GraphBuilder()
         inner._constants = self._constants
         inner._prefix = f"{name}."
         return inner
-
-    def scan(self, body: GraphBuilder, states: list[str], sequences: list[str], results: list[str]) -> list[str]:
-        """A Scan over axis 0 of `sequences`; its results: the last states, then what each step says, stacked.
-
-        The inputs of `body` are the states before a step and the step's part of each sequence, in this order; its
-        outputs are the states after it and what it says.
-        """
-        graph = helper.make_graph(body._nodes, body._prefix.rstrip("."), body._inputs, body._outputs)
-        return self.node_of_several(
-            "Scan", *states, *sequences, results=results, body=graph, num_scan_inputs=len(sequences)
-        )
 
     def branch(self, condition: str, then: GraphBuilder, otherwise: GraphBuilder) -> str:
         """What the first body says where `condition` <bool>[] is true, else what the other does. One output each."""
@@ -74,22 +62,6 @@ class GraphBuilder:
         name = result or f"{self._prefix}{operator.lower()}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, inputs, [name], domain=domain, **attributes))
         return name
-
-    def node_of_several(self, operator: str, *inputs: str, results: list[str], **attributes: Any) -> list[str]:
-        """A node of several outputs, called `results`."""
-        self._nodes.append(helper.make_node(operator, inputs, results, **attributes))
-        return results
-
-    def split(self, value: str, parts: int) -> list[str]:
-        """`value` <...>[batch, N] in equal parts along its last axis."""
-        names = [f"{value}.{part}" for part in range(parts)]
-        return self.node_of_several("Split", value, results=names, axis=1, num_outputs=parts)
-
-    def split_into(self, value: str, sizes: Sequence[int]) -> list[str]:
-        """`value` <...>[batch, sum(sizes)] in parts of these sizes along its last axis."""
-        names = [f"{value}.{part}" for part in range(len(sizes))]
-        widths = self.constant(f"{value}.sizes", sizes, np.int64)
-        return self.node_of_several("Split", value, widths, results=names, axis=1)
 
     def model(self, name: str) -> bytes:
         """The checked ONNX model."""

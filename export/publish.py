@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +42,8 @@ class Export:
     """What int8 cost; None for fp32."""
     no_prefill: str = ""
     """Why the bundle has no prefill graph, where an int8 bundle has none."""
+    in_fp32: Sequence[str] = ()
+    """Of each product of an int8 step that is still in fp32: why."""
 
 
 def export_checkpoint(
@@ -73,6 +75,7 @@ def export_checkpoint(
         CheckpointError: the checkpoint or its validation data cannot be read.
         ExtractorError: `encoder` is not the one that the checkpoint was trained on, or must not be given.
         ParityError: a graph is not the model.
+        NoBound: a product of an int8 graph reads what is no number on the validation data.
         WorseInt8: rounding costs more than is allowed.
         BundleError: the name is not allowed, or the repository is no directory.
     """
@@ -114,7 +117,7 @@ def export_checkpoint(
     sizes = {file: len(content) for file, content in files.items()}
     progress.stage("publishing")
     bundle = publish(repository, name, manifest, {**files, **trained.files})
-    return Export(path, bundle, sizes, parity, quantization, making.no_prefill)
+    return Export(path, bundle, sizes, parity, quantization, making.no_prefill, making.in_fp32)
 
 
 def _recorded(path: Path, trained: Trained) -> Mapping[str, float] | None:

@@ -1,19 +1,20 @@
-"""What int8 costs a captioning model, and the one range that its step graph must be told.
+"""What int8 costs a captioning model, and the ranges of what no bound is known of.
 
 Axes: N images, K captions of each, B = N * K rows, T steps, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
+import onnx
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from carousel.export.forward import GraphCaptioner
 from carousel.export.measure import MEASURES, Data, Measure, relative_perplexity
+from carousel.export.passes.int8 import LargestMet
 from carousel.export.precision import MAX_WORSENING
 from carousel.export.progress import SILENT, Progress
 from carousel.models.bleu import bleu
@@ -117,28 +118,22 @@ def captioning_figures(
     )
 
 
-def largest_seen(model: CaptioningModel, data: CaptioningValidationData) -> float:
-    """The largest entry, either sign, of what attention hands on while the model reads people's captions.
+def measured_on_captions(model: CaptioningModel, data: CaptioningValidationData) -> LargestMet:
+    """Looks for the largest entries of a step's values while it reads people's captions.
 
     Args:
-        model: in evaluation mode; one without attention sees nothing, and that is 1.
+        model: encodes the images.
         data: of the images and captions.
     """
-    if model.attention is None:
-        return 1.0
-    looks: list[Tensor] = []
 
-    def remember(_module: object, _inputs: object, outputs: Any) -> None:
-        looks.append(outputs[0])  # [B, C]
+    def measure(step: onnx.ModelProto, values: Sequence[str]) -> dict[str, float]:
+        captioner, largest = GraphCaptioner(model, step.SerializeToString(), watched=values), torch.zeros(len(values))
+        for _, _, reading in _read(captioner, data):
+            seen = torch.stack([captioner.seen[name][reading].abs().max() for name in values])
+            largest = torch.maximum(largest, seen)  # NaN stays
+        return dict(zip(values, largest.tolist(), strict=True))
 
-    largest = 0.0
-    handle = model.attention.register_forward_hook(remember)
-    try:
-        for _, _, reading in _read(model, data):
-            largest = max(largest, looks.pop()[reading].abs().max().item())
-    finally:
-        handle.remove()
-    return largest or 1.0
+    return measure
 
 
 @torch.inference_mode()

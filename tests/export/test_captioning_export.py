@@ -11,9 +11,9 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from carousel.export.__main__ import main
-from carousel.export.captioning_parity import measure_captioning_parity
+from carousel.export.checks.captioning import measure_captioning_parity
+from carousel.export.checks.parity import ParityError
 from carousel.export.extractor import ExtractorError, open_extractor
-from carousel.export.parity import ParityError
 from carousel.export.publish import export_checkpoint
 from carousel.models.bundle import Bundle, open_bundle, versions
 from carousel.models.codec.caption import caption_codec

@@ -13,14 +13,16 @@ import onnx
 import pytest
 import torch
 
-from carousel.export import captioning, int8_graph
+from carousel.export import captioning
 from carousel.export.__main__ import main
+from carousel.export.checks.parity import random_floats, require_row_independence
 from carousel.export.forward import GraphCaptioner
-from carousel.export.int8_captioning import build_int8_captioning_step
-from carousel.export.int8_encoder import build_int8_encoder
-from carousel.export.measures.captioning import captioning_figures, largest_seen
+from carousel.export.measures.captioning import captioning_figures, measured_on_captions
 from carousel.export.onnx_graph import export_step
-from carousel.export.parity import random_floats, require_row_independence
+from carousel.export.passes import tables
+from carousel.export.passes.bounds import Interval
+from carousel.export.passes.convolutions import round_convolutions
+from carousel.export.passes.recipe import int8_step
 from carousel.export.publish import export_checkpoint
 from carousel.models.bundle import open_bundle
 from carousel.models.errors import CheckpointError
@@ -38,6 +40,7 @@ from tests.manifests import output_size_of
 from tests.trained import load_captioning_model
 
 BEAM = DecodingDefaults(beam_width=3, length_penalty=0.7)
+STATES = {"state.h0": Interval(-1.0, 1.0), "state.c0": Interval(-1.0, 1.0)}
 KINDS = [("lstm", "soft"), ("gru", "soft"), ("lstm", "none"), ("gru", "none")]
 WORDS = ("a", "dog", "child", "red", "ball", "runs")
 
@@ -90,12 +93,13 @@ def test_int8_step_is_near_the_model_and_keeps_the_contract(
     monkeypatch: pytest.MonkeyPatch, cell: str, attention: str, table: bool
 ) -> None:
     if not table:
-        monkeypatch.setattr(int8_graph, "MAX_TABLE_BYTES", 0)
+        monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 0)
     model = random_model(cell, attention)
     features = torch.randn(7, 6, 4, generator=torch.Generator().manual_seed(5))
     data = data_of(features)
     step = model.step_module()
-    content = build_int8_captioning_step(step, largest_seen(model, data))
+    content, left = int8_step(export_step(step), STATES, measured_on_captions(model, data))
+    assert not left
     graph, fp32 = read_graph(content, "step.onnx"), read_graph(export_step(step), "step.onnx")
     assert output_size_of("captioning", graph) == 13
     assert {spec.name: spec.shape for spec in graph.inputs} == {spec.name: spec.shape for spec in fp32.inputs}
@@ -119,12 +123,12 @@ def test_int8_step_is_near_the_model_and_keeps_the_contract(
 @pytest.mark.parametrize(("cell", "attention"), KINDS)
 def test_int8_rows_keep_to_themselves(cell: str, attention: str) -> None:
     model = random_model(cell, attention, embedding_size=19, hidden_size=37, value_size=23, key_size=29)
-    graph = build_int8_captioning_step(model.step_module(), 1.7)
+    graph, _ = int8_step(export_step(model.step_module()), STATES, lambda _, values: dict.fromkeys(values, 1.7))
     tokens = np.random.default_rng(1).integers(0, 13, 64)
     require_row_independence(graph, {"token": tokens}, random_floats(graph, 64, 6), sizes=(1, 2, 3, 7, 16, 64))
 
 
-def test_largest_seen_is_that_of_the_steps_that_there_are() -> None:
+def test_what_is_measured_is_that_of_the_steps_that_there_are() -> None:
     model = random_model("lstm", "soft", std=0.8)
     features = torch.randn(7, 6, 4, generator=torch.Generator().manual_seed(5))
     data, largest = data_of(features), 0.0
@@ -136,8 +140,11 @@ def test_largest_seen_is_that_of_the_steps_that_there_are() -> None:
                     question = torch.cat([state["h0"], model.embedding(token[None])], 1)
                     largest = max(largest, model.attention(question, memories)[0].abs().max().item())
                     _, state, _ = model.step(token[None], state, memories)
-    assert largest_seen(model, data) == pytest.approx(largest, rel=1e-5)
-    assert largest_seen(random_model("gru", "none"), data) == 1
+    asked = []
+    measure = measured_on_captions(model, data)
+    int8_step(export_step(model.step_module()), STATES, lambda *given: asked.append(given) or measure(*given))
+    ((step, (value,)),) = asked  # what attention hands on has no bound; everything else has one
+    assert measure(step, [value])[value] == pytest.approx(largest, rel=1e-5)
 
 
 def test_captioning_validation_data_read_back_are_what_was_written(tmp_path: Path) -> None:
@@ -187,19 +194,19 @@ def test_int8_export_that_loses_bleu_publishes_nothing(
     figures = captioning_figures(model, codec, data, BEAM, 8)
     write_checkpoint(path, Checkpoint(read.tensors, {**read.header, "validation": figures.model_dump()}))
 
-    def off_step(step, seen_range):
+    def off_step(step):
         step = copy.deepcopy(step)  # its weights are the model's
         step.projection.bias.data[4] += 9
-        return build_int8_captioning_step(step, seen_range)
+        return export_step(step)
 
     def off_encoder(encoder, images):
-        return build_int8_encoder(encoder, images * 1e-3)  # in whose ranges no image of the light fits
+        return round_convolutions(encoder, images * 1e-3)  # in whose ranges no image of the light fits
 
     spoken.clear()
     if culprit == "step":
-        monkeypatch.setattr(captioning, "build_int8_captioning_step", off_step)
+        monkeypatch.setattr(captioning, "export_step", off_step)
     else:
-        monkeypatch.setattr(captioning, "build_int8_encoder", off_encoder)
+        monkeypatch.setattr(captioning, "round_convolutions", off_encoder)
     arguments = [str(run), "--repository", str(tmp_path / "r"), "--name", "m", "--precision", "int8"]
     assert main(arguments) == 1
     assert "in BLEU-4; allowed is 0.3 (--max-worsening), so nothing was published" in capsys.readouterr().err

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from carousel.export.captioning import int8_captioning_graphs
+from carousel.export.checks.parity import require_row_independence
 from carousel.export.encoder_graph import export_encoder
 from carousel.export.forward import GraphCaptioner
-from carousel.export.int8_encoder import CALIBRATION_IMAGES, build_int8_encoder
 from carousel.export.onnx_graph import export_step
-from carousel.export.parity import require_row_independence
+from carousel.export.passes.convolutions import CALIBRATION_IMAGES, round_convolutions
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH
 from carousel.models.codec.image import Preprocessing
 from carousel.models.graph import read_graph
@@ -51,7 +51,7 @@ def images() -> np.ndarray:
 def test_int8_encoder_is_near_the_model_and_keeps_the_contract(cell: str, attention: str, images: np.ndarray) -> None:
     model = model_of(cell, attention)
     fp32 = export_encoder(model, PREPROCESSING, None)
-    content = build_int8_encoder(fp32, images)
+    content = round_convolutions(fp32, images)
     graph, other = read_graph(content, ENCODER_GRAPH), read_graph(fp32, ENCODER_GRAPH)
     assert [(spec.name, spec.shape) for spec in graph.inputs] == [(spec.name, spec.shape) for spec in other.inputs]
     assert [(spec.name, spec.shape) for spec in graph.outputs] == [(spec.name, spec.shape) for spec in other.outputs]
@@ -68,7 +68,7 @@ def test_int8_encoder_is_near_the_model_and_keeps_the_contract(cell: str, attent
 
 def test_int8_encoder_rounds_every_convolution_but_the_first(images: np.ndarray) -> None:
     model = model_of("lstm", "soft")
-    proto = onnx.load_from_string(build_int8_encoder(export_encoder(model, PREPROCESSING, None), images))
+    proto = onnx.load_from_string(round_convolutions(export_encoder(model, PREPROCESSING, None), images))
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
     made_by = {name: node for node in proto.graph.node for name in node.output}
@@ -86,15 +86,15 @@ def test_int8_encoder_rounds_every_convolution_but_the_first(images: np.ndarray)
 
 
 def test_int8_encoder_images_keep_to_themselves(images: np.ndarray) -> None:
-    graph = build_int8_encoder(export_encoder(model_of("lstm", "soft"), PREPROCESSING, None), images)
+    graph = round_convolutions(export_encoder(model_of("lstm", "soft"), PREPROCESSING, None), images)
     require_row_independence(graph, {}, {"image": images[:16]}, sizes=(1, 2, 3, 7, 16))
 
 
 def test_int8_encoder_depends_on_the_calibration_images_alone(images: np.ndarray) -> None:
     fp32 = export_encoder(model_of("gru", "soft"), PREPROCESSING, None)
-    graph = build_int8_encoder(fp32, images)
-    assert build_int8_encoder(fp32, images[:CALIBRATION_IMAGES]) == graph
-    assert build_int8_encoder(fp32, 2 * images) != graph
+    graph = round_convolutions(fp32, images)
+    assert round_convolutions(fp32, images[:CALIBRATION_IMAGES]) == graph
+    assert round_convolutions(fp32, 2 * images) != graph
 
 
 @pytest.mark.parametrize(("channels", "files"), [(CHANNELS, {STEP_GRAPH, ENCODER_GRAPH}), ((), {STEP_GRAPH})])

@@ -7,12 +7,13 @@ import onnx
 import pytest
 import torch
 
-from carousel.export import int8_graph, making, shared_weights
+from carousel.export import making, shared_weights
 from carousel.export.__main__ import main
-from carousel.export.int8_graph import build_int8_step
-from carousel.export.int8_prefill import build_int8_prefill
-from carousel.export.parity import ParityError
-from carousel.export.prefill_parity import require_same_states
+from carousel.export.checks.parity import ParityError
+from carousel.export.checks.prefill import require_same_states
+from carousel.export.onnx_graph import export_step
+from carousel.export.passes import tables
+from carousel.export.passes.recipe import int8_step, prefill_graphs
 from carousel.models.bundle import open_bundle
 from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
@@ -33,6 +34,10 @@ SIZES = [
 ]
 
 
+def int8_of(step):
+    return int8_step(export_step(step))[0]
+
+
 def random_step(cell, embedding, hidden, layers, tied):
     model = LanguageModel(
         LanguageModelConfig(
@@ -49,9 +54,10 @@ def random_step(cell, embedding, hidden, layers, tied):
 @pytest.mark.parametrize(("cell", "embedding", "hidden", "layers", "tied"), SIZES)
 def test_prefill_leaves_what_steps_leave(monkeypatch, cell, embedding, hidden, layers, tied, table):
     if not table:
-        monkeypatch.setattr(int8_graph, "MAX_TABLE_BYTES", 0)
+        monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 0)
     step = random_step(cell, embedding, hidden, layers, tied)
-    graph, prefill = build_int8_step(step), build_int8_prefill(step)
+    graph = int8_of(step)
+    prefill = prefill_graphs(graph)
     check_prefill_of("language", graph, prefill)
     require_same_states(step, graph, prefill)
 
@@ -60,7 +66,8 @@ def test_prefill_leaves_what_steps_leave(monkeypatch, cell, embedding, hidden, l
 def test_prefill_of_a_history_leaves_what_steps_leave(cell):
     config = TracingModelConfig(skill_count=5, cell=cell, embedding_size=6, hidden_size=37, layers=2)
     step = TracingModel(config).eval().step_module()
-    graph, prefill = build_int8_step(step), build_int8_prefill(step)
+    graph = int8_of(step)
+    prefill = prefill_graphs(graph)
     check_prefill_of("tracing", graph, prefill)
     require_same_states(step, graph, prefill)
 
@@ -68,10 +75,11 @@ def test_prefill_of_a_history_leaves_what_steps_leave(cell):
 def test_prefill_holds_each_layer_once_and_no_projection():
     step = random_step("lstm", 7, 9, 2, False)
     lower, upper = [
-        {tensor.name for tensor in onnx.load_from_string(part).graph.initializer} for part in build_int8_prefill(step)
+        {tensor.name for tensor in onnx.load_from_string(part).graph.initializer}
+        for part in prefill_graphs(int8_of(step))
     ]
-    assert {"layer0.input.table", "layer0.hidden.weight"} < lower
-    assert {"layer1.input.weight", "layer1.hidden.weight"} < upper
+    assert {"token.table", "stack.layers.0.weight.columns.1.int8"} < lower
+    assert {"stack.layers.1.weight.columns.0.int8", "stack.layers.1.weight.columns.1.int8"} < upper
     assert not any(name.startswith("projection") for name in lower | upper)
 
 
@@ -82,7 +90,7 @@ def test_prefill_of_other_weights_is_refused(layer):
     weight = dict(other.stack.named_parameters())[name].data
     weight[3, -1] *= 1.5  # of the hidden product of one unit's gate
     with pytest.raises(ParityError, match=r"state\.[hc]\d after 131 ids of the prefill graphs is not what the step"):
-        require_same_states(step, build_int8_step(step), build_int8_prefill(other))
+        require_same_states(step, int8_of(step), prefill_graphs(int8_of(other)))
 
 
 @pytest.fixture
@@ -114,7 +122,7 @@ def test_int8_export_writes_what_graphs_share_once_and_it_is_served(run_director
     bundle = open_bundle(tmp_path / "m" / "1")
     assert bundle.manifest.weights == WEIGHTS
     names = [{weight.name for weight in graph.weights} for graph in (bundle.step, *bundle.prefill)]
-    assert "layer0.input.table" in names[0] & names[1]
+    assert "add_2.table" in names[0] & names[1]
     assert names[0] == set.union(*names[1:])
     core = open_core(bundle, 1, 4)
     core.add(0, Request(np.arange(7) % bundle.output_size, SamplingParameters(5, seed=1)))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from carousel.export.checks.parity import MAX_ABS_ERROR, ParityError, measure_parity
 from carousel.export.onnx_graph import export_step
-from carousel.export.parity import MAX_ABS_ERROR, ParityError, measure_parity
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 
 

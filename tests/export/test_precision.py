@@ -15,10 +15,11 @@ import torch
 from carousel.export import making as making_module
 from carousel.export.__main__ import main
 from carousel.export.forward import GraphForward, TorchForward
-from carousel.export.int8_graph import build_int8_step
 from carousel.export.measure import MEASURES
 from carousel.export.measures.language import language_figures
 from carousel.export.measures.tracing import tracing_figures
+from carousel.export.onnx_graph import export_step
+from carousel.export.passes.recipe import int8_step
 from carousel.export.precision import WorseInt8, judge
 from carousel.export.progress import Progress
 from carousel.export.publish import export_checkpoint
@@ -33,6 +34,10 @@ from carousel.training.tasks.tracing.score import answers, predict
 from tests.trained import load_language_model, load_tracing_model
 
 CORPUS = "0" * 64
+
+
+def int8_of(step):
+    return int8_step(export_step(step))[0]
 
 
 def language_data(length: int = 301) -> ValidationData:
@@ -171,7 +176,7 @@ def test_int8_export_of_a_tracing_run_records_auc(tracing_run: Path, tmp_path: P
     done = export_checkpoint(tracing_run, tmp_path / "r", "m", precision="int8", max_worsening=0.1)
     manifest = open_bundle(done.bundle).manifest
     model, _ = load_tracing_model(read_checkpoint(tracing_run / "best.safetensors"))
-    graph = build_int8_step(model.step_module())
+    graph = int8_of(model.step_module())
     served = tracing_figures(lambda rows: GraphForward(graph, model.step_module(), rows), tracing_data())
     assert manifest.figures.served == served.model_dump()
     assert manifest.figures.measure == "AUC"
@@ -213,9 +218,9 @@ def test_int8_export_that_is_worse_than_allowed_publishes_nothing(
     def off(step):
         step = copy.deepcopy(step)  # its weights are the model's
         step.projection.bias.data[3] += 2
-        return build_int8_step(step)
+        return export_step(step)
 
-    monkeypatch.setattr(making_module, "build_int8_step", off)
+    monkeypatch.setattr(making_module, "export_step", off)
     arguments = [str(language_run), "--repository", str(tmp_path / "r"), "--name", "m", "--precision", "int8"]
     assert main(arguments) == 1
     said = capsys.readouterr().err

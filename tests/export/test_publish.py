@@ -7,7 +7,7 @@ import torch
 from carousel.export import making as making_module
 from carousel.export import publish as publish_module
 from carousel.export.__main__ import main
-from carousel.export.parity import ParityError
+from carousel.export.checks.parity import ParityError
 from carousel.export.publish import export_checkpoint
 from carousel.models.bundle import open_bundle, versions
 from carousel.models.codec.text import TextCodec

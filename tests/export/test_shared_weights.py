@@ -9,11 +9,15 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from carousel.export.int8_graph import build_int8_step
-from carousel.export.int8_prefill import build_int8_prefill
+from carousel.export.onnx_graph import export_step
+from carousel.export.passes.recipe import int8_step, prefill_graphs
 from carousel.export.shared_weights import ALIGNMENT, MIN_BYTES, share_weights
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
 from carousel.models.weights import WEIGHTS
+
+
+def int8_of(step):
+    return int8_step(export_step(step))[0]
 
 
 @pytest.fixture(scope="module", params=["lstm", "gru"])
@@ -23,8 +27,9 @@ def graphs(request) -> dict[str, bytes]:
         LanguageModelConfig(vocabulary_size=301, cell=request.param, embedding_size=96, hidden_size=80, layers=2)
     ).eval()
     step = model.step_module()
-    lower, upper = build_int8_prefill(step)
-    return {"step.onnx": build_int8_step(step), "prefill.onnx": lower, "prefill2.onnx": upper}
+    graph = int8_of(step)
+    lower, upper = prefill_graphs(graph)
+    return {"step.onnx": graph, "prefill.onnx": lower, "prefill2.onnx": upper}
 
 
 def initializers(content: bytes) -> dict[str, TensorProto]:
@@ -37,13 +42,10 @@ def test_what_two_graphs_hold_lies_in_the_file_once(graphs: dict[str, bytes]) ->
     step, lower, upper = (initializers(files[name]) for name in graphs)
     inside = {name for name, tensor in step.items() if tensor.data_location != TensorProto.EXTERNAL}
     large = {name for name, tensor in initializers(graphs["step.onnx"]).items() if len(tensor.raw_data) >= MIN_BYTES}
-    assert large - inside == {
-        "layer0.input.table",
-        "layer0.hidden.weight",
-        "layer1.input.weight",
-        "layer1.hidden.weight",
-    }
-    assert "projection.weight" in inside  # which prefill does without
+    layers = {name for name in large if name.startswith("stack.layers.") and name.endswith(".int8")}
+    assert len(layers) == 3
+    assert large - inside == {"token.table", *layers}
+    assert "projection.weight.columns.int8" in inside  # which prefill does without
     for name in large - inside:
         for other in (lower, upper):
             assert name not in other or other[name].external_data == step[name].external_data

@@ -11,8 +11,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from carousel.export.checks.parity import ParityError, measure_parity
 from carousel.export.onnx_graph import export_step
-from carousel.export.parity import ParityError, measure_parity
 from carousel.export.publish import export_checkpoint
 from carousel.models.bundle import open_bundle
 from carousel.models.codec.interaction import InteractionCodec

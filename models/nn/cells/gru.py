@@ -52,5 +52,5 @@ class StepGRU(nn.Module):
         r = torch.sigmoid(from_input[0] + from_hidden[0])
         z = torch.sigmoid(from_input[1] + from_hidden[1])
         n = torch.tanh(from_input[2] + r * from_hidden[2])
-        h = (1 - z) * n + z * h
+        h = n + z * (h - n)  # (1 - z) n + z h with one operation less
         return h, (h,)

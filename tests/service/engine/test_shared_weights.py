@@ -13,8 +13,8 @@ import torch
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models
 
-from carousel.export.int8_graph import build_int8_step
-from carousel.export.int8_prefill import build_int8_prefill
+from carousel.export.onnx_graph import export_step
+from carousel.export.passes.recipe import int8_step, prefill_graphs
 from carousel.export.shared_weights import share_weights
 from carousel.models.bundle import open_bundle, publish
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig
@@ -28,6 +28,10 @@ from carousel.service.served.ports import prefill_feed
 from tests.manifests import manifest_of
 
 UNITS, WORDS = 80, 301
+
+
+def int8_of(step):
+    return int8_step(export_step(step))[0]
 
 
 def graph() -> bytes:
@@ -105,8 +109,9 @@ def graphs(request) -> dict[str, bytes]:
         vocabulary_size=WORDS, cell=request.param, embedding_size=96, hidden_size=UNITS, layers=2
     )
     step = LanguageModel(config).eval().step_module()
-    lower, upper = build_int8_prefill(step)
-    return {"step.onnx": build_int8_step(step), "prefill.onnx": lower, "prefill2.onnx": upper}
+    graph = int8_of(step)
+    lower, upper = prefill_graphs(graph)
+    return {"step.onnx": graph, "prefill.onnx": lower, "prefill2.onnx": upper}
 
 
 def test_a_bundle_of_shared_weights_gives_the_bits_of_whole_graphs(graphs: dict[str, bytes], tmp_path: Path) -> None:

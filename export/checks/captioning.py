@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from carousel.export.checks.parity import MAX_ABS_ERROR, MAX_BATCH, ParityError, random_floats, require_row_independence
 from carousel.export.extractor import Extractor
-from carousel.export.parity import MAX_ABS_ERROR, MAX_BATCH, ParityError, random_floats, require_row_independence
 from carousel.export.runtime import open_session
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH
 from carousel.models.codec.image import Preprocessing

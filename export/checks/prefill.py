@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnxruntime
 
+from carousel.export.checks.parity import THREAD_COUNTS, ParityError, random_floats
 from carousel.export.forward import Array, Ids
-from carousel.export.parity import THREAD_COUNTS, ParityError, random_floats
 from carousel.export.runtime import open_session
 from carousel.models.graph import ABOVE, BELOW, next_name
 from carousel.models.nn.network import StepModule

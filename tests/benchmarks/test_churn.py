@@ -17,9 +17,11 @@ def test_churn_ends_with_every_answer_right_and_no_row_in_use(tmp_path, capsys):
     assert "rows in use and requests waiting at the end: 0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--requests", "0"], ["--clients", "5000"]])
-def test_churn_is_bounded(arguments, capsys):
-    assert main(arguments) == 1
+def test_churn_is_bounded(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["--requests", "0"])
+    assert "is '0'; allowed is a whole number, 1 or more" in capsys.readouterr().err
+    assert main(["--clients", "5000"]) == 1
     assert "allowed are" in capsys.readouterr().err
 
 

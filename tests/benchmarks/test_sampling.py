@@ -37,7 +37,7 @@ def test_command_measures_peers_on_a_vocabulary_of_any_size(capsys, tmp_path, mo
     def small_model(shape, size):
         made.append((shape, size))
         torch.manual_seed(0)
-        return LanguageModel(LanguageModelConfig(size, cell="lstm", hidden_size=8, layers=1)).eval()
+        return LanguageModel(LanguageModelConfig(vocabulary_size=size, cell="lstm", hidden_size=8, layers=1)).eval()
 
     monkeypatch.setattr(words, "REPOSITORY", tmp_path / "benchmarks")
     monkeypatch.setattr(words, "words_model", small_model)

@@ -84,8 +84,11 @@ class TokenStream:
             event = Ended(FinishReason.SLOW_READER, f"{self._max_events:,} events were waiting to be read")
             self._on_overflow()
         self.finished = isinstance(event, Ended)
-        if self.finished and not self._silent:
-            LOCK_TURNS.leave()
+        if self.finished:
+            # Whoever made them has this stream's place, which knows it: only a search for garbage would free the two.
+            self._sink, self._on_overflow = None, _nothing
+            if not self._silent:
+                LOCK_TURNS.leave()
         self._events.append(event)
         self._wake()
 
@@ -111,3 +114,7 @@ class TokenStream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
             self._waiter = None
+
+
+def _nothing() -> None:
+    """What is done about a reader behind the end."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from typing_extensions import override  # of Python 3.12
+
 from carousel.export.calibration import measured_on
 from carousel.export.captioning import captioning_graphs, extractor_of, int8_captioning_graphs
 from carousel.export.checks.parity import ParityError, measure_parity
@@ -100,7 +102,7 @@ class StepMaking:
         return {**int8, **{prefill_name(place): part for place, part in enumerate(prefill)}}, parity
 
 
-class EncoderMaking:
+class EncoderMaking(Making):
     """Of a network whose sequences begin with what it makes of an image."""
 
     no_prefill = ""
@@ -122,6 +124,7 @@ class EncoderMaking:
         graphs, self.in_fp32 = int8_captioning_graphs(self._network, self._preprocessing, data)
         return graphs
 
-    def proven(self, int8: Graphs, progress: Progress) -> tuple[Graphs, Parity]:  # noqa: ARG002
+    @override
+    def proven(self, int8: Graphs, progress: Progress) -> tuple[Graphs, Parity]:
         """See Making."""
         return captioning_graphs(self._network, self._preprocessing, self._extractor, int8)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+from typing_extensions import override  # of Python 3.12
 
 from carousel.models.codec.spec import Codec, IdCodec, Vocabulary
 from carousel.models.graph import TensorSpec
@@ -129,7 +130,8 @@ class ReadHead(HeadSpec):
         """What is read."""
         return (self.from_,)
 
-    def require(self, inputs: Ports, outputs: Ports, codecs: Mapping[str, Codec]) -> None:  # noqa: ARG002
+    @override
+    def require(self, inputs: Ports, outputs: Ports, codecs: Mapping[str, Codec]) -> None:
         """A row of numbers that has a codec."""
         _require_there(self.from_, outputs, "from", "output")
         if self.from_ not in codecs:
@@ -151,7 +153,8 @@ class TensorsHead(HeadSpec):
         """All that it names."""
         return self.from_
 
-    def require(self, inputs: Ports, outputs: Ports, codecs: Mapping[str, Codec]) -> None:  # noqa: ARG002
+    @override
+    def require(self, inputs: Ports, outputs: Ports, codecs: Mapping[str, Codec]) -> None:
         """They are there."""
         for name in self.from_:
             _require_there(name, outputs, "from", "output")

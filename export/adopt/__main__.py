@@ -15,6 +15,7 @@ from carousel.models.bundle import require_publishable
 from carousel.models.errors import CarouselError
 
 Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.adopt") -> int:
@@ -100,10 +101,10 @@ def _sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _positive(kind: Callable[[str], Value]) -> Callable[[str], Value]:
-    def parse(text: str) -> Value:
+def _positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
+    def parse(text: str) -> Number:
         value = kind(text)
-        if not value > 0:  # type: ignore[operator]
+        if not value > 0:
             raise argparse.ArgumentTypeError(f"{text} is not above 0")
         return value
 

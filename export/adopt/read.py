@@ -6,6 +6,9 @@ and of its outputs', is dropped: exporters get them wrong, and what matters is m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import onnx
 from onnx import inliner, numpy_helper
 
@@ -82,7 +85,7 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=1)
 
 
-def walk(graph: onnx.GraphProto):  # type: ignore[no-untyped-def]
+def walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Every node of a graph and of those inside it."""
     for node in graph.node:
         yield node
@@ -115,8 +118,6 @@ def constants_to_initializers(graph: onnx.GraphProto) -> None:
             if dtype is None:
                 kept.append(node)
                 continue
-            import numpy as np
-
             tensor = numpy_helper.from_array(np.asarray(raw, dtype))
         tensor.name = node.output[0]
         graph.initializer.append(tensor)

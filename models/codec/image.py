@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import override  # of Python 3.12
 
 from carousel.models.codec.spec import CodecSpec
 from carousel.models.errors import ImageRejected, ImageTooLarge
@@ -242,7 +243,8 @@ class ImageCodecSpec(CodecSpec):
     kind: Literal["image"] = "image"
     preprocessing: Preprocessing
 
-    def open(self, files: Mapping[str, bytes]) -> ImageCodec:  # noqa: ARG002
+    @override
+    def open(self, files: Mapping[str, bytes]) -> ImageCodec:
         """The codec."""
         return ImageCodec(self.preprocessing)
 

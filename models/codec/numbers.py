@@ -13,9 +13,10 @@ from typing import Annotated, ClassVar, Literal, TypeGuard
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
+from typing_extensions import override  # of Python 3.12
 
 from carousel.models.codec.names import check_names
-from carousel.models.codec.spec import Array, CodecSpec, text_of
+from carousel.models.codec.spec import Array, Codec, CodecSpec, text_of
 from carousel.models.errors import ValueRejected
 from carousel.models.graph import TensorSpec
 from carousel.models.part import Part
@@ -56,7 +57,7 @@ class _File(Part):
     deviation: tuple[float, ...] | None = None
 
 
-class NumbersCodec:
+class NumbersCodec(Codec):
     """Vectors of N numbers. A port holds (x - mean) / deviation of each; what people send and get is x.
 
     Args:
@@ -125,7 +126,8 @@ class NumbersCodec:
         }
         return json.dumps(told, ensure_ascii=False, indent=1) + "\n"
 
-    def require(self, port: TensorSpec, *, fed: bool) -> None:  # noqa: ARG002
+    @override
+    def require(self, port: TensorSpec, *, fed: bool) -> None:
         """A row of N floats, in or out; of one number the row may be the number."""
         row = port.shape[1:]
         if not port.dtype.startswith("float") or (row != (self.size,) and not (self.size == 1 and row == ())):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from carousel.models.graph import TensorSpec
 from carousel.service.engine.feed import as_port
@@ -38,7 +39,7 @@ class Together(Protocol):
         ...
 
 
-class Alike:
+class Alike(Together):
     """One array each, all of the same shape: images.
 
     Args:
@@ -48,7 +49,8 @@ class Alike:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
 
-    def key(self, whole: Floats) -> Hashable:  # noqa: ARG002
+    @override
+    def key(self, whole: Floats) -> Hashable:
         """See Together."""
         return None
 

@@ -11,6 +11,7 @@ from typing_extensions import override  # of Python 3.12
 
 from carousel.models.codec.spec import Codec, IdCodec, Vocabulary
 from carousel.models.graph import TensorSpec
+from carousel.models.part import by_kind
 
 Ports = Mapping[str, TensorSpec]
 
@@ -169,12 +170,7 @@ def head_spec(value: object) -> HeadSpec:
     Raises:
         ValueError: there is no such kind, or it is said otherwise.
     """
-    if isinstance(value, HeadSpec):
-        return value
-    kind = str(value.get("kind")) if isinstance(value, dict) else "nothing"
-    if kind not in HEADS:
-        raise ValueError(f"a head is of kind {kind!r}; known are {', '.join(HEADS)}")
-    return HEADS[kind].model_validate(value)
+    return by_kind(value, HEADS, "a head")
 
 
 AnyHeadSpec = Annotated[SerializeAsAny[HeadSpec], BeforeValidator(head_spec)]

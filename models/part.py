@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -9,3 +12,26 @@ class Part(BaseModel):
     """Unknown keys are refused: a field that is not understood must not be ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=BaseModel)
+
+
+def by_kind(value: object, kinds: Mapping[str, type[P]], what: str) -> P:
+    """What a manifest says, read by the class that its `kind` names.
+
+    Args:
+        value: as it was read, or already the part.
+        kinds: all that there are, by name.
+        what: one of them, in words, with its article.
+
+    Raises:
+        ValueError: there is no such kind, or it is said otherwise.
+    """
+    for known in kinds.values():
+        if isinstance(value, known):
+            return value
+    kind = str(value.get("kind")) if isinstance(value, dict) else "nothing"
+    if kind not in kinds:
+        raise ValueError(f"{what} is of kind {kind!r}; known are {', '.join(kinds)}")
+    return kinds[kind].model_validate(value)

@@ -14,6 +14,7 @@ from carousel.models.codec.numbers import NumbersCodecSpec
 from carousel.models.codec.spec import CodecSpec
 from carousel.models.codec.tags import TagsCodecSpec
 from carousel.models.codec.text import TextCodecSpec
+from carousel.models.part import by_kind
 
 CODECS: Mapping[str, type[CodecSpec]] = {
     spec.names_kind: spec
@@ -34,12 +35,7 @@ def codec_spec(value: object) -> CodecSpec:
     Raises:
         ValueError: there is no such kind, or it is said otherwise.
     """
-    if isinstance(value, CodecSpec):
-        return value
-    kind = str(value.get("kind")) if isinstance(value, dict) else "nothing"
-    if kind not in CODECS:
-        raise ValueError(f"a codec is of kind {kind!r}; known are {', '.join(CODECS)}")
-    return CODECS[kind].model_validate(value)
+    return by_kind(value, CODECS, "a codec")
 
 
 AnyCodecSpec = Annotated[SerializeAsAny[CodecSpec], BeforeValidator(codec_spec)]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from carousel.models.nn.checkpoint import Checkpoint, write_checkpoint
+from carousel.training.autocast import autocast
 from carousel.training.averaging import WeightAverage
 from carousel.training.errors import RunError
 from carousel.training.optim import build_optimizer, clip_gradients, learning_rate, named_state, restore_state
@@ -105,7 +106,7 @@ class Trainer:
         rate = learning_rate(settings.learning_rate, self._recipe.schedule, progress.step, self._total_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self._recipe.run.device, torch.bfloat16, enabled=self._recipe.run.precision == "bf16"):
+        with autocast(self._recipe.run):
             loss, self._state = self._task.loss(window, self._state)
         value = loss.item()
         if not math.isfinite(value):

@@ -10,7 +10,7 @@ serve: $(VENV)/.serve
 	$(BIN)/python -m service
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from carousel.training.errors import CorpusError
 def test_corpus_reads_plain_and_gzipped_texts_alike(tmp_path: Path) -> None:
     text = "to be, or not: é\n\n"
     (tmp_path / "a.txt").write_bytes(text.encode())
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     corpus = read_corpus(str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz"), 0.1)
     assert corpus.train == corpus.validation == text
     assert corpus.sha256 == corpus.validation_sha256 == hashlib.sha256(text.encode()).hexdigest()
@@ -66,13 +66,13 @@ def test_corpus_without_validation_file_holds_out_the_end(tmp_path: Path) -> Non
     [
         ("none.txt", None, "corpus.train: there is no file .*none.txt; paths are relative to the current directory"),
         ("empty.txt", b"", "corpus.train: .*empty.txt is empty"),
-        ("empty.gz", gzip.compress(b""), "corpus.train: .*empty.gz is empty"),
+        ("empty.gz", gzip.compress(b"", mtime=0), "corpus.train: .*empty.gz is empty"),
         ("latin.txt", b"caf\xe9 noir", r"corpus.train: .*latin.txt is not UTF-8 at byte offset 3 \(0xe9\)"),
         ("cut.txt", "é".encode()[:1], r"is not UTF-8 at byte offset 0 \(0xc3\)"),
         ("wide.txt", "text".encode("utf-16"), r"corpus.train: .*wide.txt is UTF-16; save it as UTF-8$"),
         ("late.txt", b"x" * 1234 + b"\xff", r"is not UTF-8 at byte offset 1,234 \(0xff\)"),
         ("plain.gz", b"plain", "plain.gz is not a whole gzip file"),
-        ("short.gz", gzip.compress(b"some text" * 50)[:-9], "short.gz is not a whole gzip file"),
+        ("short.gz", gzip.compress(b"some text" * 50, mtime=0)[:-9], "short.gz is not a whole gzip file"),
     ],
 )
 def test_corpus_refuses_in_one_sentence(tmp_path: Path, name: str, content: bytes | None, sentence: str) -> None:
@@ -96,6 +96,6 @@ def test_corpus_refuses_a_directory(tmp_path: Path) -> None:
 
 def test_corpus_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfto be")
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfor not"))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfor not", mtime=0))
     corpus = read_corpus(str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz"), 0.1)
     assert (corpus.train, corpus.validation, corpus.remarks) == ("to be", "or not", ())

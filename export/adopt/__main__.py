@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.a
         carries=dict(options.carry),
         states=dict(options.state),
         dequantize=options.dequantize,
+        products=options.products,
     )
     try:
         require_publishable(options.repository, options.name)
@@ -71,6 +72,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
             help=f"{meaning}; may be given again",
         )
     parser.add_argument("--dequantize", action="store_true", help="give dynamically quantised products float weights")
+    parser.add_argument(
+        "--products",
+        action="store_true",
+        help="convolutions over a few frames as products: faster, not to the bit",
+    )
     parser.add_argument(
         "--seconds", type=_positive(float), default=MAX_SECONDS, help=f"that it may take (default: {MAX_SECONDS:g})"
     )

@@ -13,13 +13,14 @@ from carousel.export.adopt.errors import AdoptionRefused
 from carousel.export.adopt.lift import LIFTED
 from carousel.export.adopt.pairing import Pair
 from carousel.export.adopt.repair import DYNAMIC, as_product, first_mixing
-from carousel.export.adopt.trial import Array, Port, Trial, distance, made_up, take
+from carousel.export.adopt.trial import Array, Port, Trial, distance, made_up, row_ports, take
 
 STEPS = 200
 ROWS = 5
 BATCHES = (2, 3, 7, 16, 33, 128)
 TOLERANCE = 1e-5
-"""A fixed batch may have been fused otherwise; more than this is another network."""
+"""A fixed batch may have been fused otherwise; more than this, of an output's largest value where that is above 1, is
+another network."""
 INT8_TOLERANCE = 5e-2
 """Where a dynamically quantised network was given float weights: as far as one is from itself in other company."""
 
@@ -83,17 +84,6 @@ def _mixing(node: onnx.NodeProto | None, row: int, batch: int, output: str) -> s
     if node.op_type in DYNAMIC:
         return f"{told}, as it scales by the largest of them all; adopt it with float weights (--dequantize)"
     return f"{told} (row {row} of {batch}); replace that operator where the network is made, and export it again"
-
-
-def row_ports(model: onnx.ModelProto) -> list[Port]:
-    """The inputs of a step graph: rows first."""
-    ports = []
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        sizes = (None, *(dim.dim_value for dim in dims[1:]))
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
-        ports.append(Port(value.name, dtype, sizes, (), 0))
-    return ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +185,18 @@ def compare(run: FileRun, built: Built, tolerance: float) -> Compared:
     for feeds in inputs:
         told.append(step({**feeds, **states}))
         states = {before: told[-1][after] for before, after in built.states}
-    largest, where = 0.0, ""
+    largest, worst, where = 0.0, 0.0, ""
     for row in range(ROWS):
         theirs = run.outputs(built, [{name: array[row] for name, array in each.items()} for each in inputs])
         for name, expected in theirs.items():
             error = distance(np.stack([each[name][row].reshape(-1) for each in told]), expected)
-            if not error <= largest:
-                largest, where = error, name
-    if not largest <= tolerance:
+            largest = max(largest, error)
+            error /= max(1.0, float(np.abs(expected).max(initial=0)))
+            if not error <= worst:
+                worst, where = error, name
+    if not worst <= tolerance:
         raise AdoptionRefused(
-            f"{STEPS} steps are not the file's: output {where!r} is {largest:.2g} off (allowed is {tolerance:g}); "
+            f"{STEPS} steps are not the file's: output {where!r} is {worst:.2g} off (allowed is {tolerance:g}); "
             "a pairing of states may be wrong (--state), or the network looks at more than one step (--time, --carry)"
         )
     return Compared(STEPS, ROWS, largest)

@@ -132,12 +132,6 @@ def set_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
     _replace(graph.node, list(nodes))
 
 
-def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
-    """Give a node an attribute, in place of the one it had."""
-    _replace(node.attribute, [each for each in node.attribute if each.name != name])
-    node.attribute.append(helper.make_attribute(name, value))
-
-
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Of a node."""
     for each in node.attribute:

@@ -17,6 +17,8 @@ from carousel.export.adopt.graphs import name_nodes
 from carousel.export.adopt.lift import lift_states, runs_backwards
 from carousel.export.adopt.loops import written_out_loops
 from carousel.export.adopt.pairing import Pair, pair_states
+from carousel.export.adopt.products import ROWS as GAIN_ROWS
+from carousel.export.adopt.products import convolutions_as_products, time_ratio
 from carousel.export.adopt.read import read_model
 from carousel.export.adopt.repair import dequantize, written_out_rnn
 from carousel.export.adopt.said import Said, require_known, sized, with_controls
@@ -86,11 +88,24 @@ def adopt_step(content: bytes, said: Said, tell: Callable[[str], None]) -> Adopt
     if count:
         built = replace(built, model=written)
         tell(f"rows       {count} RNN nodes are written as products, whose rows keep apart")
+    if said.products:
+        built = replace(built, model=_with_products(built.model, tell))
     built = replace(built, model=repair_rows(built.model, tell))
     run = FileRun(file, controls, found.inputs, pairs, times)
     compared = compare(run, built, INT8_TOLERANCE if said.dequantize else TOLERANCE)
     tell(f"parity     {compared.largest:.1e} over {compared.steps} steps x {compared.rows} rows")
     return Adopted(built, pairs, compared)
+
+
+def _with_products(model: onnx.ModelProto, tell: Callable[[str], None]) -> onnx.ModelProto:
+    written, count, of = convolutions_as_products(model)
+    if not count:
+        tell(f"products   none of {of} convolutions is over a few frames: nothing is written otherwise")
+        return model
+    ratio = time_ratio(model, written)
+    told = f"products   {count} of {of} convolutions: a step of {GAIN_ROWS} rows takes {ratio:.2f} of the time"
+    tell(told if ratio < 1 else f"{told}: left as they were")
+    return written if ratio < 1 else model
 
 
 def _first_feeds(ports: Sequence[Port]) -> list[dict[str, Array]]:

@@ -18,8 +18,6 @@ DOMAINS = {"", "ai.onnx", "com.microsoft"}
 MAX_OPSET = 26
 """onnxruntime 1.31 refuses later ones."""
 
-SUBGRAPHS = {"If", "Loop", "Scan"}
-
 
 def read_model(content: bytes) -> onnx.ModelProto:
     """The network of an ONNX file.

@@ -25,6 +25,7 @@ class Said:
         carries: how many of a step's last values go before the next step's; by input.
         states: the output that an input is after a step.
         dequantize: give dynamically quantised products float weights.
+        products: write convolutions over a few frames as products.
     """
 
     fixed: Mapping[str, float] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class Said:
     carries: Mapping[str, int] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
     dequantize: bool = False
+    products: bool = False
 
 
 def public_name(name: str, taken: Container[str], kind: str = "") -> str:

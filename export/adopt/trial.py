@@ -7,7 +7,7 @@ output grows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -58,10 +58,6 @@ class Port:
         """Axes of which nobody has said the size."""
         return [axis for axis, size in enumerate(self.sizes) if size is None and axis not in (self.batch, self.time)]
 
-    def with_axes(self, batch: int | None, time: int | None = None) -> Port:
-        """With these found."""
-        return replace(self, batch=batch, time=self.time if time is None else time)
-
 
 def ports_of(model: onnx.ModelProto) -> list[Port]:
     """The inputs of a network, as its file tells them."""
@@ -71,6 +67,17 @@ def ports_of(model: onnx.ModelProto) -> list[Port]:
         sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
         symbols = tuple(dim.dim_param for dim in tensor.shape.dim)
         ports.append(Port(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), sizes, symbols))
+    return ports
+
+
+def row_ports(model: onnx.ModelProto) -> list[Port]:
+    """The inputs of a step graph: rows first."""
+    ports = []
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        sizes = (None, *(dim.dim_value for dim in dims[1:]))
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+        ports.append(Port(value.name, dtype, sizes, (), 0))
     return ports
 
 

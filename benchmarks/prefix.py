@@ -49,7 +49,7 @@ async def first_token_seconds(engine: AsyncEngine, prefixes: Prefixes, prompt: I
         event = await admission.start(request).get()
         seconds = time.perf_counter() - admission.admitted_at
         assert isinstance(event, Told)
-        beginning.keep(prompt, event.checkpoints)
+        beginning.keep(event.checkpoints)
     return seconds
 
 
@@ -60,7 +60,7 @@ def loop_seconds(prefixes: Prefixes, prompt: Ids, state: State) -> float:
     spent = time.perf_counter() - started
     checkpoints = {length: dict(state) for length in beginning.checkpoints}
     started = time.perf_counter()
-    beginning.keep(prompt, checkpoints)
+    beginning.keep(checkpoints)
     return spent + time.perf_counter() - started
 
 

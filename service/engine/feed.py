@@ -61,6 +61,13 @@ def fed_steps(
     return np.arange(steps), fed
 
 
+def steps_as_bytes(inputs: Mapping[str, Array]) -> npt.NDArray[np.void]:
+    """All that is fed in each step: steps that are fed the same have the same bytes. [N]"""
+    rows = [np.ascontiguousarray(given).reshape(len(given), -1).view(np.uint8) for given in inputs.values()]
+    steps = np.concatenate(rows, axis=1)  # [N, bytes]
+    return steps.view(f"V{steps.shape[1]}")[:, 0]
+
+
 class Feed(Columns):
     """Writes what each row is fed before each step.
 

@@ -1,5 +1,6 @@
 """States by the prompt that led to them: which beginning of this prompt has been consumed before?
 
+A prompt is an array of ids, or, of a model that is fed none, of what each step is fed, as bytes of one width.
 A radix tree per scope. An edge holds the ids between two nodes, a node the state after all ids on the way to it, or
 none where two prompts part. So a beginning is found to the token, in time proportional to the prompt whatever is kept;
 it is found by the ids themselves, not by a hash of them; and ids that prompts share are kept once.
@@ -14,8 +15,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from carousel.service.engine.parameters import Array, Ids
+from carousel.service.engine.parameters import Array
+
+Prompt = npt.NDArray[np.int64] | npt.NDArray[np.void]
+"""Ids, or what each step is fed."""
 
 STRIDE = 128
 """Ids between states where not all are kept."""
@@ -24,7 +29,6 @@ MAX_DENSE = 256
 """States in a row that are all kept. A text that is sent again after each id leaves one state an id; each would be
 passed by all that come later, and hardly any but the last is asked for again."""
 
-ID_BYTES = 8
 NODE_BYTES = 400
 """What Python takes for a node beside its ids: itself, its dictionary, its place in another. A test measures these."""
 
@@ -66,6 +70,8 @@ class _Node:
     """None for a root."""
     edge: bytes
     """Ids between the parent and this node."""
+    width: int
+    """Bytes of an id."""
     scope: Scope | None = None
     """Of a root."""
     children: dict[bytes, _Node] = field(default_factory=dict)
@@ -93,48 +99,48 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._recent)
 
-    def find(self, scope: Scope, ids: Ids) -> Match:
-        """The longest beginning of a prompt whose state is held; its use is noted. <int64>[N]"""
-        data = ids.tobytes()
-        last = len(data) - ID_BYTES
+    def find(self, scope: Scope, ids: Prompt) -> Match:
+        """The longest beginning of a prompt whose state is held; its use is noted. [N]"""
+        data, width = ids.tobytes(), ids.itemsize
+        last = len(data) - width
         found, node, at, known = None, self._roots.get(scope), 0, 0
         while node is not None:
             found = node if node.state is not None else found
             known = at
-            child = node.children.get(data[at : at + ID_BYTES]) if at < last else None
+            child = node.children.get(data[at : at + width]) if at < last else None
             if child is not None and not (at + len(child.edge) <= last and data.startswith(child.edge, at)):
-                known += _shared(child.edge, data[at:last])
+                known += _shared(child.edge, data[at:last], width)
                 child = None
             if child is not None:
                 at += len(child.edge)
             node = child
         if found is None:
-            return Match(0, None, known // ID_BYTES)
+            return Match(0, None, known // width)
         self._recent.move_to_end(found)
-        return Match(found.length, found.state, known // ID_BYTES)
+        return Match(found.length, found.state, known // width)
 
-    def put(self, scope: Scope, ids: Ids, state: Mapping[str, Array]) -> None:
+    def put(self, scope: Scope, ids: Prompt, state: Mapping[str, Array]) -> None:
         """Keep the state after these ids; one that is held already counts as used.
 
         What alone would not fit is not kept.
 
         Args:
             scope: whose it is.
-            ids: <int64>[N], N at least 1
+            ids: as wide as all of the scope. [N], N at least 1
             state: one row of each, which nobody writes to any more.
         """
-        data = ids.tobytes()
+        data, width = ids.tobytes(), ids.itemsize
         # At worst it needs a root, a node where it parts from others and a node of its own.
         if _scope_bytes(scope) + 2 * NODE_BYTES + len(data) + _state_bytes(state) > self.max_bytes:
             return
-        node, at = self._root(scope), 0
+        node, at = self._root(scope, width), 0
         way = []
         while at < len(data):
-            child = node.children.get(data[at : at + ID_BYTES])
+            child = node.children.get(data[at : at + width])
             if child is None:
                 child = self._attach(node, data[at:])
             elif not data.startswith(child.edge, at):
-                child = self._split(child, _shared(child.edge, data[at:]))
+                child = self._split(child, _shared(child.edge, data[at:], width))
             node = child
             way.append(node)
             at += len(node.edge)
@@ -155,15 +161,17 @@ class PrefixCache:
                 if node.state is not None:
                     self._forget(node)
 
-    def _root(self, scope: Scope) -> _Node:
+    def _root(self, scope: Scope, width: int) -> _Node:
         root = self._roots.get(scope)
         if root is None:
-            root = self._roots[scope] = _Node(None, b"", scope)
+            root = self._roots[scope] = _Node(None, b"", width, scope)
             self.bytes += _scope_bytes(scope)
         return root
 
     def _attach(self, parent: _Node, edge: bytes) -> _Node:
-        node = parent.children[edge[:ID_BYTES]] = _Node(parent, edge, length=parent.length + len(edge) // ID_BYTES)
+        width = parent.width
+        node = _Node(parent, edge, width, length=parent.length + len(edge) // width)
+        parent.children[edge[:width]] = node
         self.bytes += NODE_BYTES + len(edge)
         return node
 
@@ -172,7 +180,7 @@ class PrefixCache:
         assert node.parent is not None
         upper = self._attach(node.parent, node.edge[:at])
         node.parent, node.edge = upper, node.edge[at:]
-        upper.children[node.edge[:ID_BYTES]] = node
+        upper.children[node.edge[: node.width]] = node
         self.bytes -= at  # those of `upper` now
         return upper
 
@@ -183,7 +191,7 @@ class PrefixCache:
         node.state = None
         del self._recent[node]
         while node.parent is not None and node.state is None and not node.children:
-            del node.parent.children[node.edge[:ID_BYTES]]
+            del node.parent.children[node.edge[: node.width]]
             self.bytes -= NODE_BYTES + len(node.edge)
             node = node.parent
         if node.scope is not None:
@@ -206,15 +214,15 @@ class PrefixCache:
         assert node.parent is not None
         (child,) = node.children.values()
         child.parent, child.edge = node.parent, node.edge + child.edge
-        node.parent.children[child.edge[:ID_BYTES]] = child
+        node.parent.children[child.edge[: node.width]] = child
         self.bytes -= NODE_BYTES
 
 
-def _shared(edge: bytes, data: bytes) -> int:
+def _shared(edge: bytes, data: bytes, width: int) -> int:
     """How many bytes of whole ids both begin with."""
-    count = min(len(edge), len(data)) // ID_BYTES
-    differs = np.frombuffer(edge, np.int64, count) != np.frombuffer(data, np.int64, count)
-    return ID_BYTES * (int(differs.argmax()) if differs.any() else count)
+    count = min(len(edge), len(data)) // width * width
+    differs = np.frombuffer(edge, np.uint8, count) != np.frombuffer(data, np.uint8, count)
+    return int(differs.argmax()) // width * width if differs.any() else count
 
 
 def _below(node: _Node) -> Iterator[_Node]:

@@ -14,7 +14,7 @@ import numpy as np
 from carousel.service.engine.parameters import Ids, State
 from carousel.service.engine.port import Snapshot
 from carousel.service.keys.caller import current_caller
-from carousel.service.prefixes.cache import STRIDE, PrefixCache, Scope
+from carousel.service.prefixes.cache import STRIDE, PrefixCache, Prompt, Scope
 
 MIN_LENGTH = 4
 """Ids from which on a state is kept. To find and to keep one takes the event loop about 30 microseconds (`python -m
@@ -30,7 +30,7 @@ MAX_STRIDES = 16
 They are STRIDE ids apart, as often as the engine visits a row anyhow; in a longer prompt, further."""
 
 
-def _drop(ids: Ids, state: State) -> None:
+def _drop(length: int, state: State) -> None:
     """Keep nothing."""
 
 
@@ -42,23 +42,23 @@ class Beginning:
         length: ids of the prompt that need not be consumed: `Request.consumed`.
         snapshot: the memory after them; None where there are none.
         checkpoints: `Request.checkpoints`.
-        put: where the states go.
+        put: where the states go, by how many ids have led to them.
     """
 
     length: int = 0
     snapshot: Snapshot | None = None
     checkpoints: tuple[int, ...] = ()
-    put: Callable[[Ids, State], None] = _drop
+    put: Callable[[int, State], None] = _drop
 
-    def keep(self, prompt: Ids, states: Mapping[int, State]) -> None:
-        """Keep the states on the way through a prompt, told with the first event of a request that did not fail.
+    def keep(self, states: Mapping[int, State]) -> None:
+        """Keep the states on the way through the prompt, told with the first event of a request that did not fail.
 
         A state that is not finite is not kept: an int8 graph's logits are numbers whatever the state holds.
         """
         for length in self.checkpoints:
             state = states.get(length)
             if state is not None and all(np.isfinite(row).all() for row in state.values()):
-                self.put(prompt[:length], state)
+                self.put(length, state)
 
 
 FROM_ZEROS = Beginning()
@@ -83,18 +83,20 @@ class Prefixes:
         self._room = cache.max_bytes > state_bytes
         self._on_lookup = on_lookup
 
-    def begin(self, prompt: Ids, salt: str | None) -> Beginning:
+    def begin(self, prompt: Ids, salt: str | None, fed: Prompt | None = None) -> Beginning:
         """How a sequence that consumes this prompt from zeros is to start.
 
         Args:
             prompt: <int64>[N]
             salt: callers that give different ones never meet.
+            fed: what each step is fed, where that is not the id itself. [N]
         """
+        key = prompt if fed is None else fed
         end = len(prompt) - 1
         if end < MIN_LENGTH or not self._room:
             return FROM_ZEROS
         scope = Scope(self._digest, current_caller().tenant, salt)
-        match = self._cache.find(scope, prompt)
+        match = self._cache.find(scope, key)
         self._on_lookup(len(prompt), match.length)
         stride = max(STRIDE, -(-end // self._strides)) if self._strides else end
         checkpoints = {*range(stride, end, stride), match.known, end}  # `known`: where prompts part, the next may meet
@@ -102,7 +104,7 @@ class Prefixes:
             length=match.length,
             snapshot=None if match.state is None else Snapshot(match.state, prompt[match.length :]),
             checkpoints=tuple(sorted(at for at in checkpoints if at > match.length and at >= MIN_LENGTH)),
-            put=lambda ids, state: self._cache.put(scope, ids, state),
+            put=lambda length, state: self._cache.put(scope, key[:length], state),
         )
 
     def drop(self) -> None:

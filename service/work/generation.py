@@ -268,7 +268,7 @@ class Generation:
     def _prompt_consumed(self, checkpoints: Mapping[int, State]) -> None:
         """The prompt has been consumed, or never will be: let others go on from what it led to."""
         prompt = self._request.prompt
-        self._beginning.keep(prompt, checkpoints)
+        self._beginning.keep(checkpoints)
         on_consumed, self._on_consumed = self._on_consumed, None
         if on_consumed is not None:
             state = checkpoints.get(len(prompt) - 1)

@@ -37,7 +37,7 @@ def consume(prefixes, prompt, salt=None, *, state=lambda length: np.float32(leng
         for length in beginning.checkpoints
         if upto is None or length <= upto
     }
-    beginning.keep(prompt, states)
+    beginning.keep(states)
     if beginning.length:
         assert (beginning.snapshot.state["state.h"] == state(beginning.length)).all()
     return beginning.length

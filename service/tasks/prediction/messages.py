@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from carousel.service.api.wire.messages import MemoryFields, MemoryTold, UrgencyFields
+from carousel.service.api.wire.messages import CacheFields, MemoryFields, MemoryTold, UrgencyFields
 
 MAX_PORTS = 64
 MAX_STEPS = 1_000_000
 PortName = Annotated[str, Field(max_length=200)]
 
 
-class PredictRequest(MemoryFields, UrgencyFields):
+class PredictRequest(MemoryFields, CacheFields, UrgencyFields):
     """Steps of one sequence, in terms of the model's ports."""
 
     inputs: Annotated[
@@ -44,6 +44,7 @@ class PredictResponse(MemoryTold):
     model: str
     version: int
     steps: Annotated[int, Field(description="How many were taken.")]
+    cached_steps: Annotated[int, Field(description="How many of them had been taken before, and were not again.")]
     outputs: Annotated[
         dict[str, Any], Field(description="By port the row of the last step; with `each` a row for each step.")
     ]

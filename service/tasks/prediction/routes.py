@@ -15,11 +15,12 @@ from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.disconnect import while_connected
 from carousel.service.api.routes.json_route import JsonRoute
 from carousel.service.api.wire.error_messages import ERRORS
-from carousel.service.engine.feed import as_port, fed_steps
+from carousel.service.engine.feed import as_port, fed_steps, steps_as_bytes
 from carousel.service.engine.parameters import Array, Ids, TensorParameters, Tensors
 from carousel.service.engine.port import Request as EngineRequest
 from carousel.service.engine.states.pool import StateSpec
 from carousel.service.errors import RequestError
+from carousel.service.prefixes.prefixes import Beginning
 from carousel.service.served.ports import row_spec, step_ports
 from carousel.service.served.repository import ServedModel
 from carousel.service.tasks.prediction.messages import PredictRequest, PredictResponse
@@ -46,22 +47,29 @@ async def _predict(model: ServedModel, memories: Memories, body: PredictRequest)
         prompt, inputs = await asyncio.to_thread(_inputs, model, body)
         context = _context(model, body.context)
         async with memories.recall(model.identity, body.memory) as recall:
+            beginning = Beginning(snapshot=recall.snapshot)
+            if recall.snapshot is None and inputs and not body.each and context is None:
+                beginning = model.prefixes.begin(prompt, body.cache_salt, steps_as_bytes(inputs))
             wanted = EngineRequest(
                 prompt,
                 TensorParameters(asked, each=body.each),
                 inputs=inputs,
-                snapshot=recall.snapshot,
+                snapshot=beginning.snapshot,
                 context=context,
                 keep_state=body.memory.keeps,
+                checkpoints=beginning.checkpoints,
+                consumed=beginning.length,
             )
             end = await run_to_end(model, place, wanted)
+            beginning.keep(end.checkpoints)
             model.metrics.queued(place)
             assert isinstance(end.result, Tensors)
             if end.snapshot is not None:
                 await recall.keep(end.snapshot, consumed=len(prompt))
             told = recall.told
         place.cover()
-        head = {"model": model.name, "version": model.bundle.version, "steps": len(prompt), **told}
+        counts = {"steps": len(prompt), "cached_steps": beginning.length}
+        head = {"model": model.name, "version": model.bundle.version, **counts, **told}
         return await asyncio.to_thread(_json, head, end.result.outputs, each=body.each)
 
 

@@ -189,7 +189,7 @@ async def _run(model: ServedModel, place: Place, one: _Asked, recall: Recall) ->
     )
     end = await run_to_end(model, place, wanted)
     result = traced(wanted, end, beginning.length)
-    beginning.keep(wanted.prompt, end.checkpoints)
+    beginning.keep(end.checkpoints)
     return result
 
 

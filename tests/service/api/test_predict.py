@@ -66,10 +66,26 @@ def predict(client, model="net", **body):
 def test_steps_are_what_the_file_says_of_the_sequence(client, x, truth):
     answer = predict(client, inputs={"x": x[0].tolist()}, each=True).json()
     assert (answer["model"], answer["version"], answer["steps"]) == ("net", 1, STEPS)
-    assert answer.keys() == {"model", "version", "steps", "outputs"}
+    assert answer.keys() == {"model", "version", "steps", "cached_steps", "outputs"}
     np.testing.assert_array_equal(np.float32(answer["outputs"]["scores"]), truth[0])
     last = predict(client, inputs={"x": x[0].tolist()}, outputs=["scores"]).json()["outputs"]
     np.testing.assert_array_equal(np.float32(last["scores"]), truth[0, -1])
+
+
+def test_beginning_that_was_sent_before_is_not_run_again(client, x, truth):
+    def ask(steps, salt=None):
+        answer = predict(client, inputs={"x": x[3, :steps].tolist()}, cache_salt=salt).json()
+        np.testing.assert_array_equal(np.float32(answer["outputs"]["scores"]), truth[3, steps - 1])
+        return answer["cached_steps"]
+
+    assert [ask(8), ask(8), ask(11), ask(11), ask(11, "else")] == [0, 7, 7, 10, 0]
+    other = x[3].copy()
+    other[9] += 1
+    answer = predict(client, inputs={"x": other.tolist()}).json()
+    assert answer["cached_steps"] == 7
+    every = predict(client, inputs={"x": x[3].tolist()}, each=True).json()
+    assert every["cached_steps"] == 0  # whose outputs are wanted
+    np.testing.assert_array_equal(np.float32(every["outputs"]["scores"]), truth[3])
 
 
 def test_many_at_once_are_each_what_it_is_alone(client, x, truth):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 from typing_extensions import override  # of Python 3.12
@@ -20,9 +20,6 @@ class HeadSpec(BaseModel, ABC):
     """What a manifest says of a head; a subclass a kind, in HEADS."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    names_kind: ClassVar[str]
-    """What `kind` says."""
 
     @property
     def fed_port(self) -> str | None:
@@ -61,7 +58,6 @@ class HeadSpec(BaseModel, ABC):
 class GenerateHead(HeadSpec):
     """Sample an id from a row of logits, or search a beam, and feed it back; what is given is scored likewise."""
 
-    names_kind: ClassVar[str] = "generate"
     kind: Literal["generate"] = "generate"
     feeds: str
     from_: Annotated[str, Field(alias="from")]
@@ -117,7 +113,6 @@ class GenerateHead(HeadSpec):
 class ReadHead(HeadSpec):
     """Outputs after each step, or after the last, through their codec."""
 
-    names_kind: ClassVar[str] = "read"
     kind: Literal["read"] = "read"
     from_: Annotated[str, Field(alias="from")]
 
@@ -145,7 +140,6 @@ class ReadHead(HeadSpec):
 class TensorsHead(HeadSpec):
     """Named outputs as they are."""
 
-    names_kind: ClassVar[str] = "tensors"
     kind: Literal["tensors"] = "tensors"
     from_: Annotated[tuple[str, ...], Field(alias="from", min_length=1)]
 
@@ -161,7 +155,9 @@ class TensorsHead(HeadSpec):
             _require_there(name, outputs, "from", "output")
 
 
-HEADS: Mapping[str, type[HeadSpec]] = {head.names_kind: head for head in (GenerateHead, ReadHead, TensorsHead)}
+HEADS: Mapping[str, type[HeadSpec]] = {
+    head.model_fields["kind"].default: head for head in (GenerateHead, ReadHead, TensorsHead)
+}
 
 
 def head_spec(value: object) -> HeadSpec:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from carousel.models.codec.registry import AnyCodecSpec
+from carousel.models.codec.spec import AnyCodecSpec
 from carousel.models.figures import Figures
 from carousel.models.head import AnyHeadSpec
 from carousel.models.part import Part

@@ -33,5 +33,5 @@ def by_kind(value: object, kinds: Mapping[str, type[P]], what: str) -> P:
             return value
     kind = str(value.get("kind")) if isinstance(value, dict) else "nothing"
     if kind not in kinds:
-        raise ValueError(f"{what} is of kind {kind!r}; known are {', '.join(kinds)}")
+        raise ValueError(f"{what} is of kind {kind!r}; known are {', '.join(sorted(kinds))}")
     return kinds[kind].model_validate(value)

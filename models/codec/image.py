@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import override  # of Python 3.12
 
-from carousel.models.codec.spec import CodecSpec
+from carousel.models.codec.spec import CODECS, CodecSpec
 from carousel.models.errors import ImageRejected, ImageTooLarge
 from carousel.models.graph import TensorSpec
 
@@ -236,10 +236,10 @@ class Preprocessing(BaseModel):
         return values
 
 
+@CODECS.register("image")
 class ImageCodecSpec(CodecSpec):
     """An image file in, as an encoder eats it."""
 
-    names_kind: ClassVar[str] = "image"
     kind: Literal["image"] = "image"
     preprocessing: Preprocessing
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from carousel.models.codec.names import MAX_NAME_CHARACTERS, check_names, names_of, to_json
-from carousel.models.codec.spec import Array, CodecSpec, Ids, text_of
+from carousel.models.codec.spec import CODECS, Array, CodecSpec, Ids, text_of
 from carousel.models.codec.spelling import one_id
 from carousel.models.errors import UnknownSkill
 from carousel.models.graph import TensorSpec
@@ -28,10 +28,10 @@ def combined_skill(names: Iterable[str]) -> str:
     return COMBINED.join(sorted(set(names)))
 
 
+@CODECS.register("interaction")
 class InteractionCodecSpec(CodecSpec):
     """Attempts in, P(correct) of the next one out, over a list of skills."""
 
-    names_kind: ClassVar[str] = "interaction"
     kind: Literal["interaction"] = "interaction"
     file: str = "skills.json"
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from carousel.models.codec.ids import enter_ids, takes_ids
 from carousel.models.codec.names import check_names, names_of, to_json
-from carousel.models.codec.spec import Array, CodecSpec, Ids, text_of
+from carousel.models.codec.spec import CODECS, Array, CodecSpec, Ids, text_of
 from carousel.models.errors import UnknownLabel
 from carousel.models.graph import TensorSpec
 
@@ -36,10 +36,10 @@ class LabelProbability:
     """In [0, 1]."""
 
 
+@CODECS.register("labels")
 class LabelsCodecSpec(CodecSpec):
     """One of some classes in, the probability of each out."""
 
-    names_kind: ClassVar[str] = "labels"
     kind: Literal["labels"] = "labels"
     file: str = "labels.json"
     scores: Scores = "logits"

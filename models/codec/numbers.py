@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, TypeGuard
+from typing import Annotated, Literal, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from typing_extensions import override  # of Python 3.12
 
 from carousel.models.codec.names import check_names
-from carousel.models.codec.spec import Array, Codec, CodecSpec, text_of
+from carousel.models.codec.spec import CODECS, Array, Codec, CodecSpec, text_of
 from carousel.models.errors import ValueRejected
 from carousel.models.graph import TensorSpec
 from carousel.models.part import Part
@@ -31,10 +31,10 @@ SHOWN = 80
 """Characters of what was sent that an error repeats."""
 
 
+@CODECS.register("numbers")
 class NumbersCodecSpec(CodecSpec):
     """Vectors of real numbers in or out."""
 
-    names_kind: ClassVar[str] = "numbers"
     kind: Literal["numbers"] = "numbers"
     file: str = "numbers.json"
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 from carousel.models.graph import TensorSpec
+from carousel.models.part import by_kind
+from carousel.models.registry import Registry
 
 Ids = npt.NDArray[np.int64]
 Array = npt.NDArray[np.generic]
@@ -64,12 +66,9 @@ class Vocabulary(IdCodec, Protocol):
 
 
 class CodecSpec(BaseModel, ABC):
-    """What a manifest says of a codec; a subclass a kind, registered in `models.codec.registry`."""
+    """What a manifest says of a codec; a subclass a kind, whose name it is registered by in CODECS."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    names_kind: ClassVar[str]
-    """What `kind` says."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -86,6 +85,23 @@ class CodecSpec(BaseModel, ABC):
         Raises:
             ValueError: a file is not what it should be. UnicodeDecodeError is one.
         """
+
+
+CODECS: Registry[type[CodecSpec]] = Registry("carousel.models.codec")
+"""Every kind of codec. One more is a file beside this one."""
+
+
+def codec_spec(value: object) -> CodecSpec:
+    """What a manifest says of a codec, read by its kind.
+
+    Raises:
+        ValueError: there is no such kind, or it is said otherwise.
+    """
+    return by_kind(value, CODECS.choices, "a codec")
+
+
+AnyCodecSpec = Annotated[SerializeAsAny[CodecSpec], BeforeValidator(codec_spec)]
+"""A field of a manifest."""
 
 
 def text_of(files: Mapping[str, bytes], name: str) -> str:

@@ -6,21 +6,21 @@ Axes: T steps, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
 from carousel.models.codec.labels import LabelProbability, LabelsCodec, Scores
 from carousel.models.codec.names import names_of
-from carousel.models.codec.spec import Array, CodecSpec, Ids, text_of
+from carousel.models.codec.spec import CODECS, Array, CodecSpec, Ids, text_of
 from carousel.models.errors import UnknownLabel
 from carousel.models.graph import TensorSpec
 
 
+@CODECS.register("tags")
 class TagsCodecSpec(CodecSpec):
     """A class a step, in or out."""
 
-    names_kind: ClassVar[str] = "tags"
     kind: Literal["tags"] = "tags"
     file: str = "tags.json"
     scores: Scores = "logits"

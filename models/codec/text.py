@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from tokenizers import Encoding, Tokenizer, decoders
 
 from carousel.models.codec.ids import enter_ids, takes_ids
-from carousel.models.codec.spec import Array, CodecSpec, Ids, text_of
+from carousel.models.codec.spec import CODECS, Array, CodecSpec, Ids, text_of
 from carousel.models.errors import TextTooLong, UnencodableText
 from carousel.models.graph import TensorSpec
 
@@ -56,10 +56,10 @@ def _kinds(decoder: decoders.Decoder | None) -> Iterator[str]:
         waiting += part.get("decoders", [])
 
 
+@CODECS.register("text")
 class TextCodecSpec(CodecSpec):
     """Text in, text out, through a tokenizer of the `tokenizers` library."""
 
-    names_kind: ClassVar[str] = "text"
     kind: Literal["text"] = "text"
     file: str = "tokenizer.json"
 

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from carousel.models.codec.caption import CaptionCodec
 from carousel.models.codec.image import ImageCodec
-from carousel.models.codec.registry import codec_spec
-from carousel.models.codec.spec import Codec, CodecSpec
+from carousel.models.codec.spec import Codec, CodecSpec, codec_spec
 from carousel.models.codec.text import TextCodec
 from carousel.models.errors import CheckpointError
 from carousel.models.features import FrozenEncoder

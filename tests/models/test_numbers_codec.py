@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from carousel.models.codec.numbers import NumbersCodec, NumbersCodecSpec
-from carousel.models.codec.registry import codec_spec
+from carousel.models.codec.spec import codec_spec
 from carousel.models.errors import ValueRejected
 from carousel.models.graph import TensorSpec
 

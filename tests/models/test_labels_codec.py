@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from carousel.models.codec.labels import LabelsCodec, LabelsCodecSpec
-from carousel.models.codec.spec import CODECS, codec_spec
-from carousel.models.codec.spec import IdCodec, Vocabulary
+from carousel.models.codec.spec import CODECS, IdCodec, Vocabulary, codec_spec
 from carousel.models.codec.tags import TagsCodec
 from carousel.models.errors import UnknownLabel
 from carousel.models.graph import TensorSpec

@@ -127,7 +127,7 @@ def test_label_may_be_sampled_and_fed_back_as_a_one_hot_row(tmp_path: Path) -> N
             "state h begins with what an encoder gives, and there is none",
         ),
         (lambda: changed(codecs__wards={"kind": "labels", "file": "gone.json"}), "files lists no gone.json"),
-        (lambda: changed(codecs__wards={"kind": "smells"}), "a codec is of kind 'smells'; known are text, "),
+        (lambda: changed(codecs__wards={"kind": "smells"}), "a codec is of kind 'smells'; known are image, "),
         (lambda: changed(mood=1), "mood: Extra inputs are not permitted"),
         (lambda: changed(head=None), "head: Field required"),
         (lambda: changed(step=None), "step: Field required"),

@@ -155,7 +155,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
         (lambda m: m["codecs"]["text"].update(path="x"), r"codecs\.text\.path: Extra inputs are not permitted"),
         (
             lambda m: m["codecs"]["text"].update(kind="sound"),
-            r"codecs\.text: a codec is of kind 'sound'; known are text",
+            r"codecs\.text: a codec is of kind 'sound'; known are image",
         ),
         (lambda m: m.update(format=3), r"format: is 3; allowed are 1 and 2$"),
         (lambda m: m.update(format=True), r"format: is True; allowed are 1 and 2$"),

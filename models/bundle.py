@@ -53,6 +53,7 @@ class Bundle:
     """sha256 of manifest.json, which holds the sha256 of every other file: it identifies the model."""
     files: Mapping[str, bytes]
     step: GraphSpec
+    """Of nothing, where the bundle is an encoder alone."""
     encoder: GraphSpec | None
     """What makes a sequence's first states and its context; None where a sequence begins by itself."""
     prefill: Sequence[GraphSpec]
@@ -149,8 +150,10 @@ def open_bundle(path: Path) -> Bundle:
             codecs[name] = spec.open(files)
         except ValueError as error:  # UnicodeDecodeError is one
             raise BundleError(f"{spec.files[0] if spec.files else name}: {error}") from None
-    step = graph(manifest.step.graph)
-    check_step(step, manifest.step)
+    step = GraphSpec((), ())
+    if manifest.step.graph:
+        step = graph(manifest.step.graph)
+        check_step(step, manifest.step)
     encoder = None
     if manifest.encoder is not None:
         encoder = graph(manifest.encoder.graph)
@@ -250,7 +253,8 @@ def publish(repository: Path, model: str, manifest: Manifest, files: Mapping[str
             _write(staging / name, content)
             entries[name] = FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
         complete = manifest.model_copy(update={"files": entries})
-        told = complete.model_dump_json(indent=2, by_alias=True, exclude_none=True)
+        absent = None if complete.step.graph else {"step"}
+        told = complete.model_dump_json(indent=2, by_alias=True, exclude_none=True, exclude=absent)
         _write(staging / MANIFEST, (told + "\n").encode())
         open_bundle(staging)
         _sync_directory(staging)

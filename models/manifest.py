@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from carousel.models.codec.spec import AnyCodecSpec
 from carousel.models.figures import Figures
@@ -64,6 +64,10 @@ class StepSpec(Part):
     """What every step of a sequence reads and none rewrites."""
 
 
+NO_STEP = StepSpec.model_construct(graph="", inputs=(), outputs=(), states=(), context=())
+"""That of a bundle which is an encoder alone."""
+
+
 class EncoderSpec(Part):
     """The graph that takes a whole input in one call."""
 
@@ -71,8 +75,10 @@ class EncoderSpec(Part):
     inputs: Annotated[tuple[PortName, ...], Field(min_length=1)]
     lengths: PortName | None = None
     """The input that says how long each row of a free time axis is."""
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    """Most places of that axis; None for as many as a request may have."""
     gives: Annotated[tuple[PortName, ...], Field(min_length=1)]
-    """Its outputs: the states and the context that a step begins with, under the step's names."""
+    """Its outputs: the states and the context that a step begins with, under the step's names; all, without a step."""
 
 
 class Limits(Part):
@@ -123,7 +129,7 @@ class Manifest(Part):
     task: Name
     """What the model is for. The service has routes for the tasks that it knows."""
     encoder: EncoderSpec | None = None
-    step: StepSpec
+    step: StepSpec = NO_STEP
     prefill: tuple[Name, ...] = ()
     """Graphs that take many steps in a call, from the lowest up; none where prompts are fed to `step`."""
     ports: Mapping[PortName, Name] = Field(default_factory=dict)
@@ -140,10 +146,16 @@ class Manifest(Part):
     """The file that holds initializers of the graphs (models/weights.py); None where graphs hold all their own."""
     files: Mapping[Name, FileEntry]
 
+    @model_validator(mode="after")
+    def _has_a_graph(self) -> Manifest:
+        if not self.step.graph and self.encoder is None:
+            raise ValueError("a bundle has a step, an encoder, or both, and this has neither")
+        return self
+
     @property
     def needed_files(self) -> tuple[str, ...]:
         """Files that a part of it names, each once."""
-        named = [self.step.graph, *self.prefill]
+        named = [*([self.step.graph] if self.step.graph else []), *self.prefill]
         named += [] if self.encoder is None else [self.encoder.graph]
         named += [file for codec in self.codecs.values() for file in codec.files]
         named += [state.initial.file for state in self.step.states if isinstance(state.initial, StoredRow)]

@@ -1,8 +1,7 @@
 """A model's signature held against its graphs: the half of the contract that the graphs themselves can say.
 
 The manifest declares ports, states and what a head reads; the graphs say types and shapes. Axis 0 of everything is the
-batch, free; all other axes are fixed, but for the steps of a prefill graph and the time axis of an encoder with
-lengths.
+batch, free; all other axes are fixed, but for the steps of a prefill graph and the time axis of an encoder.
 """
 
 from __future__ import annotations
@@ -55,6 +54,8 @@ def check_ports(graph: GraphSpec, encoder: GraphSpec | None, manifest: Manifest,
     fed = dict(inputs)
     if manifest.encoder is not None and encoder is not None:
         fed |= {name: _there(encoder.input(name)) for name in manifest.encoder.inputs}
+        if not manifest.step.graph:
+            outputs = {name: _there(encoder.output(name)) for name in manifest.encoder.gives}
     for name, codec in manifest.ports.items():
         if codec not in codecs:
             raise BundleError(f"{MANIFEST}: port {name} has codec {codec!r}; codecs are {', '.join(codecs) or 'none'}")
@@ -88,9 +89,7 @@ def check_encoder(graph: GraphSpec, encoder: EncoderSpec, manifest: Manifest, st
             raise GraphRejected(
                 f"{encoder.graph}: input {name} is {spec or 'missing'}; its axis 0, the batch, must be free"
             )
-        if encoder.lengths is None:
-            _require_row(encoder.graph, "input", name, spec)
-        elif name == encoder.lengths:
+        if name == encoder.lengths:
             if spec.dtype not in ("int32", "int64") or spec.shape != (None,):
                 raise GraphRejected(f"{encoder.graph}: input {spec} is lengths; allowed are int32[batch] or int64")
         elif not all(spec.shape[2:]):
@@ -98,6 +97,15 @@ def check_encoder(graph: GraphSpec, encoder: EncoderSpec, manifest: Manifest, st
     for spec in graph.inputs:
         if spec.name not in declared:
             raise GraphRejected(f"{encoder.graph}: input {spec} is not declared; declared are {', '.join(declared)}")
+    if not manifest.step.graph:
+        for name in encoder.gives:
+            seen = graph.output(name)
+            if seen is None or not seen.shape or seen.shape[0] is not None or not all(seen.shape[2:]):
+                raise GraphRejected(
+                    f"{encoder.graph}: output {name} is {seen or 'missing'}; "
+                    "its axis 0, the batch, must be free, and axis 1, time, may be"
+                )
+        return
     taken = {state.before for state in manifest.step.states if state.initial == "encoder"} | set(manifest.step.context)
     for name in encoder.gives:
         if name not in taken:

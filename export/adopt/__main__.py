@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from carousel.export.adopt.adopted import Graph
 from carousel.export.adopt.child import MAX_MEMORY_BYTES, MAX_SECONDS, Request, run
 from carousel.export.adopt.publish import publish_adopted
 from carousel.export.adopt.said import Said
@@ -33,13 +34,18 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.a
     try:
         require_publishable(options.repository, options.name)
         found = run(
-            Request(options.model, said), _say, max_seconds=options.seconds, max_memory_bytes=options.memory << 30
+            Request(options.model, said, options.encoder, options.encoder_only, options.lengths),
+            _say,
+            max_seconds=options.seconds,
+            max_memory_bytes=options.memory << 30,
         )
         bundle = publish_adopted(options.repository, options.name, found)
     except (CarouselError, OSError) as error:
         print(f"adopt: {error}", file=sys.stderr)
         return 1
-    print(f"ports      in {', '.join(found.inputs)}; out {', '.join(found.outputs)}")
+    encoder, step = (part or Graph(b"", (), ()) for part in (found.encoder, found.step))
+    outputs = encoder.outputs if found.step is None else step.outputs
+    print(f"ports      in {', '.join([*encoder.inputs, *step.inputs])}; out {', '.join(outputs)}")
     print(f"published  {bundle}")
     return 0
 
@@ -71,6 +77,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
             default=[],
             help=f"{meaning}; may be given again",
         )
+    encoders = parser.add_mutually_exclusive_group()
+    encoders.add_argument(
+        "--encoder", type=Path, metavar="FILE", help="another ONNX file, which gives a sequence its context and states"
+    )
+    encoders.add_argument("--encoder-only", action="store_true", help="the network needs its whole input in one call")
+    parser.add_argument(
+        "--lengths",
+        metavar="INPUT",
+        help="the encoder's input whose rows may be of unequal lengths, which its nodes are told",
+    )
     parser.add_argument("--dequantize", action="store_true", help="give dynamically quantised products float weights")
     parser.add_argument(
         "--products",

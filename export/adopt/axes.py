@@ -34,8 +34,8 @@ class Found:
     """Nodes whose fixed batch was freed."""
 
 
-def find_batch(model: onnx.ModelProto, ports: Sequence[Port]) -> Found:
-    """Find the batch, and free it.
+def find_batch(model: onnx.ModelProto, ports: Sequence[Port], steps: int = 1) -> Found:
+    """Find the batch, and free it; by calls of so many steps.
 
     Raises:
         AdoptionRefused: no axis can be it.
@@ -51,7 +51,7 @@ def find_batch(model: onnx.ModelProto, ports: Sequence[Port]) -> Found:
             )
             continue
         try:
-            found = _freed(model, named)
+            found = _freed(model, named, steps)
         except AdoptionRefused as refusal:
             last = str(refusal)
             continue
@@ -91,7 +91,7 @@ def _assignments(ports: Sequence[Port]) -> Iterator[tuple[int | None, ...]]:
             yield each
 
 
-def _freed(model: onnx.ModelProto, ports: Mapping[str, Port]) -> Found | None:
+def _freed(model: onnx.ModelProto, ports: Mapping[str, Port], steps: int) -> Found | None:
     """The network with these axes free, if rows keep apart along them."""
     random = np.random.default_rng(1)
     freed = copy_of(model)
@@ -106,7 +106,7 @@ def _freed(model: onnx.ModelProto, ports: Mapping[str, Port]) -> Found | None:
                 dims[axis].dim_param = "time"
             else:
                 dims[axis].dim_value = size or 1
-    together = {name: made_up(random, port, ROWS) for name, port in ports.items()}
+    together = {name: made_up(random, port, ROWS, steps) for name, port in ports.items()}
     alone = [{name: take(array, ports[name].batch, row) for name, array in together.items()} for row in range(ROWS)]
     reshapes: list[str] = []
     for _ in range(TRIES):
@@ -162,14 +162,14 @@ def _free_reshape(model: onnx.ModelProto, message: str, done: list[str]) -> onnx
     return freed
 
 
-def find_time(model: onnx.ModelProto, found: Found) -> dict[str, int]:
-    """The time axis of each output that has one; for a network that takes several steps in a call."""
+def find_time(model: onnx.ModelProto, found: Found, steps: int = 1) -> dict[str, int]:
+    """The time axis of each output as long as the input; by calls of so many steps, and of three times as many."""
     random = np.random.default_rng(2)
     trial = Trial(model)
-    one = trial({name: made_up(random, port, 2, 1) for name, port in found.inputs.items()})
+    one = trial({name: made_up(random, port, 2, steps) for name, port in found.inputs.items()})
     axes: dict[str, int] = {}
     try:
-        three = trial({name: made_up(random, port, 2, 3) for name, port in found.inputs.items()})
+        three = trial({name: made_up(random, port, 2, 3 * steps) for name, port in found.inputs.items()})
     except Exception:  # it takes one step alone: the axis is where the input has it
         for name, array in one.items():
             for port in found.inputs.values():
@@ -183,7 +183,7 @@ def find_time(model: onnx.ModelProto, found: Found) -> dict[str, int]:
         return axes
     for name, array in one.items():
         grown = axis_of(array.shape, three[name].shape, 3)
-        if grown is not None:
+        if grown is not None and array.shape[grown] == steps:
             axes[name] = grown
     return axes
 

@@ -2,8 +2,9 @@
 
     python -m carousel.export.adopt.child REQUEST.json DIRECTORY
 
-runs it; what it finds is told line by line on standard output, and lies in the directory afterwards: `graph.onnx`,
-`found.json` and `initial.npz`. A refusal is one sentence on standard error, and status 3.
+runs it; what it finds is told line by line on standard output, and lies in the directory afterwards: `found.json` and,
+of the step and of the encoder, a graph and the rows that states begin with. A refusal is one sentence on standard
+error, and status 3.
 """
 
 from __future__ import annotations
@@ -12,25 +13,23 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Timer
 from typing import Any
 
 import numpy as np
-import onnx
 
-from carousel.export.adopt.encoder import adopt_encoder
+from carousel.export.adopt.adopted import Graph, Result, adopted
 from carousel.export.adopt.errors import AdoptionRefused
-from carousel.export.adopt.network import adopt_step
 from carousel.export.adopt.said import Said
-from carousel.export.adopt.trial import Array
 
 MAX_SECONDS = 300.0
 MAX_MEMORY_BYTES = 8 << 30
 REFUSED = 3
+PARTS = ("step", "encoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +39,16 @@ class Request:
     Args:
         file: the ONNX file.
         said: what the caller says of it.
-        encoder: whether it is an encoder, not a step.
+        encoder: another file, that of an encoder beside this step; None for none.
+        encoder_only: whether the file is an encoder, not a step.
         lengths: of an encoder, the input whose rows may be of unequal lengths.
     """
 
     file: Path
     said: Said
-    encoder: bool = False
+    encoder: Path | None = None
+    encoder_only: bool = False
     lengths: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A graph, and what its ports are (adopt.build.Built, adopt.encoder.Encoder)."""
-
-    graph: bytes
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
-    states: Sequence[tuple[str, str]]
-    context: Sequence[str]
-    initial: Mapping[str, Array]
-    lengths: str | None
-    timed: frozenset[str]
-    steps: int
-    rows: int
-    largest: float
-    """How far from the file, over so many steps of so many rows."""
 
 
 def run(
@@ -88,7 +71,12 @@ def run(
     """
     with TemporaryDirectory() as name:
         directory = Path(name)
-        asked = {**asdict(request), "file": str(request.file.absolute()), "memory": max_memory_bytes}
+        asked = {
+            **asdict(request),
+            "file": str(request.file.absolute()),
+            "encoder": None if request.encoder is None else str(request.encoder.absolute()),
+            "memory": max_memory_bytes,
+        }
         (directory / "request.json").write_text(json.dumps(asked), encoding="utf-8")
         command = [sys.executable, "-m", "carousel.export.adopt.child", str(directory / "request.json"), name]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -117,15 +105,16 @@ def run(
 
 def _read(directory: Path) -> Result:
     found = json.loads((directory / "found.json").read_text(encoding="utf-8"))
-    with np.load(directory / "initial.npz") as initial:
-        rows = {name: initial[name] for name in initial.files}
-    return Result(
-        graph=(directory / "graph.onnx").read_bytes(),
-        states=[(before, after) for before, after in found.pop("states")],
-        timed=frozenset(found.pop("timed")),
-        initial=rows,
-        **found,
-    )
+    graphs: dict[str, Graph | None] = {}
+    for part in PARTS:
+        told = found.pop(part)
+        if told is not None:
+            with np.load(directory / f"{part}.npz") as initial:
+                rows = {name: initial[name] for name in initial.files}
+            told |= {"states": [(before, after) for before, after in told["states"]], "initial": rows}
+            told = Graph((directory / f"{part}.onnx").read_bytes(), **told)
+        graphs[part] = told
+    return Result(step=graphs["step"], encoder=graphs["encoder"], **found)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -142,35 +131,22 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         content = Path(asked["file"]).read_bytes()
-        graph, found, initial = _adopted(content, said, asked["encoder"], asked["lengths"], tell)
+        beside = None if asked["encoder"] is None else Path(asked["encoder"]).read_bytes()
+        result = adopted(content, beside, said, asked["lengths"], tell, encoder_only=asked["encoder_only"])
     except (AdoptionRefused, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return REFUSED
-    (directory / "graph.onnx").write_bytes(graph.SerializeToString(deterministic=True))
+    found = {each.name: getattr(result, each.name) for each in fields(result)}
+    for part in PARTS:
+        graph = found[part]
+        if graph is not None:
+            (directory / f"{part}.onnx").write_bytes(graph.content)
+            arrays: dict[str, Any] = dict(graph.initial)
+            np.savez(directory / f"{part}.npz", **arrays)
+            kept = {each.name: getattr(graph, each.name) for each in fields(graph)}
+            found[part] = {name: value for name, value in kept.items() if name not in ("content", "initial")}
     (directory / "found.json").write_text(json.dumps(found), encoding="utf-8")
-    arrays: dict[str, Any] = dict(initial)
-    np.savez(directory / "initial.npz", **arrays)
     return 0
-
-
-def _adopted(
-    content: bytes, said: Said, encoder: bool, lengths: str | None, tell: Callable[[str], None]
-) -> tuple[onnx.ModelProto, dict[str, Any], Mapping[str, Array]]:
-    if encoder:
-        made = adopt_encoder(content, said, lengths, tell)
-        found = {
-            "inputs": made.inputs, "outputs": made.outputs, "states": [], "context": [], "lengths": made.lengths,
-            "timed": sorted(made.timed), "steps": 1, "rows": 0, "largest": 0.0,
-        }  # fmt: skip
-        return made.model, found, {}
-    adopted = adopt_step(content, said, tell)
-    built, compared = adopted.built, adopted.compared
-    stepped: dict[str, Any] = {
-        "inputs": built.inputs, "outputs": built.outputs, "states": list(built.states),
-        "context": list(built.context),
-        "lengths": None, "timed": [], "steps": compared.steps, "rows": compared.rows, "largest": compared.largest,
-    }  # fmt: skip
-    return built.model, stepped, built.initial
 
 
 if __name__ == "__main__":

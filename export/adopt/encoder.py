@@ -1,12 +1,12 @@
 """A stranger's encoder: a network that needs its whole input, such as a bidirectional one, one call a sequence.
 
 Sequences of unequal lengths go together where their lengths are written into every recurrent node: a padded row is then
-what it is alone, to the bit, which is tried.
+what it is alone, to the bit, which is tried. An input that masks what is padded is filled from the lengths, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from onnx import helper
 from carousel.export.adopt.axes import Found, find_batch, find_time
 from carousel.export.adopt.branches import inline_branches
 from carousel.export.adopt.build import INNER
+from carousel.export.adopt.check import INT8_TOLERANCE, TOLERANCE
 from carousel.export.adopt.errors import AdoptionRefused
 from carousel.export.adopt.graphs import (
     all_names,
@@ -27,16 +28,20 @@ from carousel.export.adopt.graphs import (
     sort_nodes,
     value_info,
 )
-from carousel.export.adopt.lift import recurrent_nodes
+from carousel.export.adopt.lengths import fill_mask, with_lengths
 from carousel.export.adopt.read import read_model
-from carousel.export.adopt.repair import dequantize
+from carousel.export.adopt.repair import DYNAMIC, dequantize, sums_in_order
 from carousel.export.adopt.said import Said, public_name, require_known, sized, with_controls
-from carousel.export.adopt.trial import Array, Arrays, Port, Trial, made_up, ports_of
+from carousel.export.adopt.trial import Array, Arrays, Port, Trial, distance, made_up, ports_of
 
 LENGTHS = (5, 1, 7, 3, 7)
-"""Of sequences that are padded together."""
-SEQUENCE_LENGTHS = 4
-"""Which input of a recurrent node says how long each row is."""
+"""Of sequences that are padded together; two of one length, to see what depends on a sequence."""
+SEVERAL = 4
+"""Steps with which axes are looked for: a convolution needs some."""
+NEAR = 1e-4
+"""What rounding makes of a row in company, at most."""
+COUNTED = "_length"
+"""What the input that says how long rows are is called: after theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +50,60 @@ class Encoder:
 
     Args:
         model: the graph.
+        file: the network, untouched.
         inputs: by the name of a port, the input of the file.
         outputs: by the name of a port, the output of the file.
+        ports: the inputs, by their names in the file.
         lengths: the input that says how long each row is; None where sequences of equal shape go together alone.
         timed: ports with an axis of time.
+        fixed: what inputs of the file are given that are no ports: controls, and masks that hide nothing.
+        masked: what a mask holds where a place is padded.
+        alone: whether a row is in company not what it is alone: it must run by itself.
+        largest: how far it was from the file.
     """
 
     model: onnx.ModelProto
+    file: onnx.ModelProto
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+    ports: Mapping[str, Port]
     lengths: str | None
     timed: frozenset[str]
+    fixed: Mapping[str, Array | bool]
+    masked: bool
+    alone: bool = False
+    largest: float = 0.0
+
+    def run_file(self, feeds: Arrays) -> dict[str, Array]:
+        """What the file says of one sequence, in the file's terms.
+
+        Args:
+            feeds: by port. [1, T, ...] or [1, ...] each
+        """
+        steps = max((array.shape[1] for name, array in feeds.items() if name in self.timed), default=1)
+        fixed = {
+            name: value if isinstance(value, np.ndarray) else np.full(self.ports[name].shape(1, steps), value)
+            for name, value in self.fixed.items()
+        }
+        own = {self.inputs[public]: array for public, array in feeds.items() if public != self.lengths}
+        moved = {name: np.ascontiguousarray(_as_in_file(array, self.ports[name])) for name, array in own.items()}
+        return Trial(self.file)({**fixed, **moved})
+
+    def made_up(self, random: np.random.Generator, lengths: Sequence[int]) -> dict[str, Array]:
+        """A batch of random sequences, by port."""
+        feeds: dict[str, Array] = {}
+        for public, name in self.inputs.items():
+            port = self.ports[name]
+            array = made_up(random, port, len(lengths), max(lengths))
+            feeds[public] = np.array(lengths, port.dtype) if public == self.lengths else _rows_first(array, port)
+        return feeds
+
+    def row(self, arrays: Arrays, place: int, length: int) -> dict[str, Array]:
+        """One of a batch by itself, its padding cut away."""
+        return {
+            name: array[place : place + 1, :length] if name in self.timed else array[place : place + 1]
+            for name, array in arrays.items()
+        }
 
 
 def adopt_encoder(content: bytes, said: Said, lengths: str | None, tell: Callable[[str], None]) -> Encoder:
@@ -74,11 +122,13 @@ def adopt_encoder(content: bytes, said: Said, lengths: str | None, tell: Callabl
     require_known(original, said)
     model, controls = with_controls(original, said.fixed)
     name_nodes(model.graph)
-    ports = [sized(port, said) for port in ports_of(model)]
     if lengths is not None and said.times.get(lengths) is None:
         raise AdoptionRefused(f"--lengths {lengths}: say which axis of it is time (--time {lengths}=1)")
-    random = np.random.default_rng(5)
+    masks = [] if lengths is None else [port for port in ports_of(model) if port.dtype.kind == "b"]
+    ports = [sized(port, said) for port in ports_of(model) if port not in masks]
     likely = [replace(port, batch=port.batch if port.batch is not None else 0) for port in ports]
+    likely += [replace(port, batch=0, time=1) for port in masks]
+    random = np.random.default_rng(5)
     feeds = [{port.name: made_up(random, port, rows, 4) for port in likely} for rows in (1, 2, 3, 5)]
     model, branches = inline_branches(model, feeds)
     if branches:
@@ -86,51 +136,104 @@ def adopt_encoder(content: bytes, said: Said, lengths: str | None, tell: Callabl
     if said.dequantize:
         model, changed = dequantize(model)
         tell(f"weights    {changed} quantised products have float weights")
-    given: str | None = None
+    said_of = _Asked(onnx.load_model_from_string(content), controls, ports, masks, lengths, said)
+    tried = [_tried(model, said_of, valid=valid) for valid in ((True, False) if masks else (True,))]
+    near = [each for each in tried if each.apart <= NEAR] or tried
+    near.sort(key=lambda each: -each.varying)
+    if len(near) > 1 and near[0].varying == near[1].varying:
+        raise AdoptionRefused(f"input {masks[0].name!r} may be true at padded places or at all others: nothing tells")
+    best = near[0]
+    encoder = best.encoder
+    for mask in masks:
+        tell(f"mask       {mask.name} is filled from the lengths: {str(encoder.masked).lower()} where a row is padded")
+    if best.sums:
+        tell(f"rows       {best.sums} sums over steps are taken in the order of the steps")
+    how = f"rows of {len(set(LENGTHS))} lengths padded together" if lengths else "rows of equal lengths together"
+    if best.mixed is None:
+        tell(f"rows       {how} are what each is alone, bit for bit")
+    else:
+        _require_alone(encoder, best.mixed)
+        tell(f"rows       {how} are not what each is alone: one a call")
+    tell(f"parity     {encoder.largest:.1e} over {len(LENGTHS)} sequences")
+    return encoder
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is made an encoder: a file, its controls, inputs and masks, whose rows have lengths, and what was said."""
+
+    file: onnx.ModelProto
+    controls: Arrays
+    ports: Sequence[Port]
+    masks: Sequence[Port]
+    lengths: str | None
+    said: Said
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """An encoder, and how it does.
+
+    Args:
+        encoder: what was tried.
+        varying: how many outputs say something of a sequence.
+        apart: how far a row in company is from itself alone, of its largest value where that is above 1.
+        mixed: an output that it gives otherwise there; None where bits are the same.
+        sums: how many sums were written otherwise.
+    """
+
+    encoder: Encoder
+    varying: int
+    apart: float
+    mixed: str | None
+    sums: int = 0
+
+
+def _tried(model: onnx.ModelProto, asked: _Asked, *, valid: bool) -> _Tried:
+    """The encoder whose masks are `valid` where nothing is padded; if rows mix, with sums in order."""
+    fed, lengths, counted = list(asked.ports), asked.lengths, None
     if lengths is not None:
-        given = f"{lengths}_length"
-        model = _with_lengths(model, given)
-    known = {port.name for port in ports}
-    ports += [replace(port, batch=0) for port in ports_of(model) if port.name not in known]
-    found = find_batch(model, ports)
-    times = find_time(found.model, found) if said.times else {}
-    built = _built(found, times, given)
-    _check(built, onnx.load_model_from_string(content), controls, found, times, said.dequantize)
-    how = f"rows of {len(set(LENGTHS))} lengths padded together" if given else "rows of equal lengths together"
-    tell(f"rows       {how} are what each is alone, bit for bit")
-    return built
+        counted = f"{lengths}{COUNTED}"
+        model = with_lengths(model, counted)
+        for mask in asked.masks:
+            fill_mask(model.graph, mask.name, lengths, counted, asked.said.times[lengths], valid=valid)
+        fed.append(Port(counted, np.dtype(np.int32), (None,), (), 0, counts=True))
+    masks = {mask.name: replace(mask, batch=0, time=1) for mask in asked.masks}
 
+    def seen(model: onnx.ModelProto) -> _Tried:
+        found = find_batch(model, fed, SEVERAL)
+        times = find_time(found.model, found, SEVERAL) if asked.said.times else {}
+        built = _built(found, times, counted)
+        fixed: dict[str, Array | bool] = {**asked.controls, **dict.fromkeys(masks, valid)}
+        ports = {**found.inputs, **masks}
+        whole = replace(built, file=asked.file, fixed=fixed, masked=not valid, ports=ports)
+        return _checked(whole, found, times, dequantized=asked.said.dequantize)
 
-def _with_lengths(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    model = copy_of(model)
-    nodes = recurrent_nodes(model.graph)
-    if not nodes:
-        raise AdoptionRefused("--lengths: the network has no LSTM, GRU or RNN node to tell how long a row is")
-    for node in nodes:
-        while len(node.input) <= SEQUENCE_LENGTHS:
-            node.input.append("")
-        if not node.input[SEQUENCE_LENGTHS]:
-            node.input[SEQUENCE_LENGTHS] = name
-    model.graph.input.append(value_info(name, np.int32, ["batch"]))
-    prune(model.graph)
-    return model
+    first = seen(model)
+    if first.mixed is None:
+        return first
+    ordered, count = sums_in_order(model)
+    second = seen(ordered) if count else first
+    return replace(second, sums=count) if second.mixed is None else first
 
 
 def _built(found: Found, times: Mapping[str, int], lengths: str | None) -> Encoder:
     model = copy_of(found.model)
     graph = model.graph
     random = np.random.default_rng(6)
-    one = Trial(model)(
-        _filled({name: made_up(random, port, 1, 2) for name, port in found.inputs.items()}, lengths, [2])
+    two, four = (
+        Trial(model)({name: made_up(random, port, 1, steps) for name, port in found.inputs.items()}) for steps in (2, 4)
     )
     rename(graph, {name: INNER + name for name in all_names(graph)})
     del graph.input[:], graph.output[:]
     inputs: dict[str, str] = {}
     outputs: dict[str, str] = {}
     timed: set[str] = set()
+    given: str | None = None
     for name, port in found.inputs.items():
         public = public_name(name, inputs)
         inputs[public] = name
+        given = public if name == lengths else given
         row: list[int | str | None] = ["batch", *(["time"] if port.time is not None else []), *port.row]
         graph.input.append(value_info(public, port.dtype, row))
         first = [port.batch or 0, *([] if port.time is None else [port.time])]
@@ -139,7 +242,7 @@ def _built(found: Found, times: Mapping[str, int], lengths: str | None) -> Encod
         graph.node.append(_moved(public, order, INNER + name))
         if port.time is not None:
             timed.add(public)
-    for name, array in one.items():
+    for name, array in two.items():
         public = public_name(name, {**inputs, **outputs})
         outputs[public] = name
         first = [found.outputs[name], *([times[name]] if name in times else [])]
@@ -149,12 +252,17 @@ def _built(found: Found, times: Mapping[str, int], lengths: str | None) -> Encod
         graph.output.append(value_info(public, array.dtype, row))
         if name in times:
             timed.add(public)
+        elif array.shape != four[name].shape:
+            raise AdoptionRefused(
+                f"output {name!r} is {list(array.shape)} for 2 steps and {list(four[name].shape)} for 4, "
+                "not as long as the input: say how long that is (--shape), in place of --time"
+            )
     set_nodes(graph, sort_nodes(graph))
     prune(graph)
     graph.name = "encoder"
     model.producer_name = ""
     del model.metadata_props[:]
-    return Encoder(model, inputs, outputs, lengths, frozenset(timed))
+    return Encoder(model, model, inputs, outputs, {}, given, frozenset(timed), {}, masked=False)
 
 
 def _moved(name: str, order: list[int], result: str) -> onnx.NodeProto:
@@ -163,66 +271,45 @@ def _moved(name: str, order: list[int], result: str) -> onnx.NodeProto:
     return helper.make_node("Transpose", [name], [result], perm=order, name=f"ports.{result}")
 
 
-def _filled(feeds: dict[str, Array], lengths: str | None, long: list[int]) -> dict[str, Array]:
-    return feeds if lengths is None else {**feeds, lengths: np.array(long, np.int32)}
-
-
-def _check(
-    built: Encoder,
-    file: onnx.ModelProto,
-    controls: Arrays,
-    found: Found,
-    times: Mapping[str, int],
-    dequantized: bool,
-) -> None:
-    random = np.random.default_rng(13)
-    trial, original = Trial(built.model), Trial(file)
-    longs = list(LENGTHS) if built.lengths else [max(LENGTHS)] * len(LENGTHS)
-    steps = max(longs)
-    sources = {public: found.inputs[name] for public, name in built.inputs.items()}
-    feeds: dict[str, Array] = {}
-    for public, port in sources.items():
-        if public == built.lengths:
-            feeds[public] = np.array(longs, np.int32)
-        else:
-            array = made_up(random, port, len(longs), steps)
-            feeds[public] = _rows_first(array, port)
+def _checked(encoder: Encoder, found: Found, times: Mapping[str, int], *, dequantized: bool) -> _Tried:
+    trial = Trial(encoder.model)
+    longs = list(LENGTHS) if encoder.lengths else [max(LENGTHS)] * len(LENGTHS)
+    feeds = encoder.made_up(np.random.default_rng(13), longs)
     company = trial(feeds)
-    for row, long in enumerate(longs):
-        own = {
-            public: (array[row : row + 1, :long] if public in built.timed else array[row : row + 1])
-            for public, array in feeds.items()
-        }
-        alone = trial(own)
-        theirs = original(
-            {
-                **controls,
-                **{
-                    built.inputs[public]: _as_in_file(array, sources[public])
-                    for public, array in own.items()
-                    if public != built.lengths
-                },
-            }
+    largest, apart, mixed = 0.0, 0.0, None
+    told: list[dict[str, Array]] = []
+    for place, long in enumerate(longs):
+        own = encoder.row(feeds, place, long)
+        told.append(trial(own))
+        seen, theirs = encoder.row(company, place, long), encoder.run_file(own)
+        for public, name in encoder.outputs.items():
+            alone = told[-1][public]
+            size = max(1.0, float(np.abs(np.asarray(alone, np.float64)).max(initial=0.0)))
+            if seen[public].tobytes() != alone.tobytes():
+                apart, mixed = max(apart, distance(seen[public], alone) / size), name
+            port = Port(name, alone.dtype, theirs[name].shape, (), found.outputs[name], times.get(name))
+            error = distance(_rows_first(theirs[name], port), alone)
+            largest = max(largest, error)
+            allowed = INT8_TOLERANCE if dequantized else TOLERANCE
+            if not error <= allowed * size:
+                raise AdoptionRefused(f"output {name!r} is {error:.2g} from the file's own (allowed is {allowed:g})")
+    first, second = told[longs.index(max(longs))], told[-1]
+    varying = sum(not np.array_equal(first[name], second[name]) for name in encoder.outputs)
+    return _Tried(replace(encoder, largest=largest, alone=mixed is not None), varying, apart, mixed)
+
+
+def _require_alone(encoder: Encoder, output: str) -> None:
+    """Hold that an encoder whose rows mix may be served one row a call."""
+    if any(node.op_type in DYNAMIC for node in encoder.model.graph.node):
+        raise AdoptionRefused(
+            f"a row is not alone what it is in company, at output {output!r}: dynamic quantisation scales by the whole "
+            "batch; adopt it with float weights (--dequantize)"
         )
-        for public, name in built.outputs.items():
-            seen = company[public][row : row + 1]
-            seen = seen[:, :long] if public in built.timed else seen
-            if seen.tobytes() != alone[public].tobytes():
-                told = "a padded row" if built.lengths else "a row"
-                raise AdoptionRefused(
-                    f"{told} is not alone what it is in company, at output {name!r}"
-                    + (
-                        "; dynamic quantisation scales by the whole batch: adopt it with float weights (--dequantize)"
-                        if not dequantized
-                        else "; leave out --lengths, and rows of equal lengths alone go together"
-                    )
-                )
-            expected = _rows_first(
-                theirs[name], Port(name, seen.dtype, theirs[name].shape, (), found.outputs[name], times.get(name))
-            )
-            error = float(np.abs(np.asarray(expected, np.float64) - np.asarray(seen, np.float64)).max(initial=0.0))
-            if not dequantized and not error <= 1e-5:
-                raise AdoptionRefused(f"output {name!r} is {error:.2g} from the file's own")
+    if encoder.lengths is not None:
+        raise AdoptionRefused(
+            f"a padded row is not alone what it is in company, at output {output!r}; "
+            "leave out --lengths, and rows of equal lengths alone go together"
+        )
 
 
 def _rows_first(array: Array, port: Port) -> Array:
@@ -232,4 +319,4 @@ def _rows_first(array: Array, port: Port) -> Array:
 
 def _as_in_file(array: Array, port: Port) -> Array:
     first = [port.batch or 0, *([] if port.time is None else [port.time])]
-    return np.ascontiguousarray(np.moveaxis(array, range(len(first)), first))
+    return np.moveaxis(array, range(len(first)), first)

@@ -32,6 +32,7 @@ class Adopted:
     built: Built
     pairs: Sequence[Pair]
     compared: Compared
+    run: FileRun
 
 
 def adopt_step(content: bytes, said: Said, tell: Callable[[str], None]) -> Adopted:
@@ -94,7 +95,7 @@ def adopt_step(content: bytes, said: Said, tell: Callable[[str], None]) -> Adopt
     run = FileRun(file, controls, found.inputs, pairs, times)
     compared = compare(run, built, INT8_TOLERANCE if said.dequantize else TOLERANCE)
     tell(f"parity     {compared.largest:.1e} over {compared.steps} steps x {compared.rows} rows")
-    return Adopted(built, pairs, compared)
+    return Adopted(built, pairs, compared, run)
 
 
 def _with_products(model: onnx.ModelProto, tell: Callable[[str], None]) -> onnx.ModelProto:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from carousel.export.adopt.child import Result
+from carousel.export.adopt.adopted import Graph, Result
 from carousel.export.adopt.trial import Array
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish
 from carousel.models.head import TensorsHead
@@ -17,14 +19,13 @@ TASK = "prediction"
 """Of a network of which nothing is known but its ports."""
 
 
-def publish_adopted(repository: Path, name: str, step: Result, encoder: Result | None = None) -> Path:
-    """Publish a step as the next version of a model; its head gives all outputs as they are.
+def publish_adopted(repository: Path, name: str, found: Result) -> Path:
+    """Publish a step, an encoder or both as the next version of a model; its head gives all outputs as they are.
 
     Args:
         repository: the model repository, made where there is none.
         name: of the model.
-        step: what was adopted.
-        encoder: what gives a sequence its context and first states, under the step's names; None where nothing does.
+        found: what was adopted. Beside a step an encoder gives a sequence its context and first states.
 
     Returns:
         The bundle's directory.
@@ -32,36 +33,46 @@ def publish_adopted(repository: Path, name: str, step: Result, encoder: Result |
     Raises:
         BundleError: the name is not allowed, or the graphs do not go together.
     """
-    given = {} if encoder is None else encoder.outputs
-    files = {STEP_GRAPH: step.graph}
-    states = []
-    for before, after in step.states:
-        if before in given:
-            states.append(StateSpec(before=before, after=after, initial="encoder"))
-        elif before in step.initial:
-            file = f"{before}.npy"
-            files[file] = _npy(step.initial[before])
-            states.append(StateSpec(before=before, after=after, initial=StoredRow(file=file)))
-        else:
-            states.append(StateSpec(before=before, after=after))
-    told = None
-    if encoder is not None:
-        files[ENCODER_GRAPH] = encoder.graph
-        told = EncoderSpec(inputs=tuple(encoder.inputs), lengths=encoder.lengths, gives=tuple(given))
+    files: dict[str, bytes] = {}
+    parts: dict[str, Any] = {}
+    given: Sequence[str] = ()
+    if found.encoder is not None:
+        encoder, given = found.encoder, found.encoder.outputs
+        files[ENCODER_GRAPH] = encoder.content
+        parts["encoder"] = EncoderSpec(
+            inputs=tuple(encoder.inputs), lengths=encoder.lengths, max_length=encoder.max_length, gives=tuple(given)
+        )
+    if found.step is not None:
+        files[STEP_GRAPH] = found.step.content
+        parts["step"] = _step(found.step, given, files)
+    outputs = given if found.step is None else found.step.outputs
     manifest = Manifest(
         task=TASK,
-        encoder=told,
-        step=StepSpec(
-            inputs=tuple(name for name in step.inputs if name not in step.context),
-            outputs=tuple(step.outputs),
-            states=tuple(states),
-            context=tuple(step.context),
+        **parts,
+        head=TensorsHead(from_=tuple(outputs)),
+        parity=Parity(
+            steps=found.steps,
+            rows=found.rows,
+            max_abs_error=found.largest,
+            row_independent=found.row_independent,
         ),
-        head=TensorsHead(from_=tuple(step.outputs)),
-        parity=Parity(steps=step.steps, rows=step.rows, max_abs_error=step.largest, row_independent=True),
         files={},
     )
     return publish(repository, name, manifest, files)
+
+
+def _step(step: Graph, given: Sequence[str], files: dict[str, bytes]) -> StepSpec:
+    """What the manifest says of a step; the rows that its states begin with are put with the files."""
+    states = []
+    for before, after in step.states:
+        initial: Literal["zeros", "encoder"] | StoredRow = "encoder" if before in given else "zeros"
+        if before in step.initial:
+            initial = StoredRow(file=f"{before}.npy")
+            files[initial.file] = _npy(step.initial[before])
+        states.append(StateSpec(before=before, after=after, initial=initial))
+    return StepSpec(
+        inputs=tuple(step.inputs), outputs=tuple(step.outputs), states=tuple(states), context=tuple(step.context)
+    )
 
 
 def _npy(row: Array) -> bytes:

@@ -194,6 +194,52 @@ def as_product(model: onnx.ModelProto, name: str, feeds: Arrays) -> onnx.ModelPr
     return model
 
 
+def sums_in_order(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """With each sum or mean over an axis that is counted from the first taken in order; and how many there were.
+
+    The last of running sums: where a row is padded with zeros it is what it is without.
+    """
+    model = copy_of(model)
+    graph = model.graph
+    held = {name: numpy_helper.to_array(tensor) for name, tensor in initializers(graph).items()}
+    nodes: list[onnx.NodeProto] = []
+    count = 0
+    opset = next(each.version for each in model.opset_import if not each.domain)
+    for node in graph.node if opset >= 13 else ():
+        axes = attribute(node, "axes") if node.op_type in REDUCED else None
+        if node.op_type in REDUCED and axes is None and len(node.input) > 1 and node.input[1] in held:
+            axes = held[node.input[1]].tolist()
+        if not axes or len(axes) > 1 or axes[0] < 1:
+            nodes.append(node)
+            continue
+        count += 1
+        name = node.output[0]
+        axis, last, end = (
+            constant(graph, f"{name}.{kind}", np.array(value, np.int64))
+            for kind, value in (("axis", axes), ("last", [-1]), ("end", [2**31]))
+        )
+        steps = [
+            helper.make_node("CumSum", [node.input[0], axis], [f"{name}.sums"]),
+            helper.make_node("Slice", [f"{name}.sums", last, end, axis], [f"{name}.sum"]),
+        ]
+        result = f"{name}.sum"
+        if node.op_type == "ReduceMean":
+            result = f"{name}.mean"
+            steps += [
+                helper.make_node("Shape", [node.input[0]], [f"{name}.shape"]),
+                helper.make_node("Gather", [f"{name}.shape", axis], [f"{name}.size"]),
+                helper.make_node("Cast", [f"{name}.size"], [f"{name}.float"], to=onnx.TensorProto.FLOAT),
+                helper.make_node("Div", [f"{name}.sum", f"{name}.float"], [result]),
+            ]
+        keeps = bool(attribute(node, "keepdims", 1))
+        steps.append(helper.make_node("Identity" if keeps else "Squeeze", [result, *([] if keeps else [axis])], [name]))
+        nodes += steps
+    if count:
+        set_nodes(graph, nodes)
+        prune(graph)
+    return model, count
+
+
 def first_mixing(model: onnx.ModelProto, feeds: Arrays, row: int) -> onnx.NodeProto | None:
     """The first node of a step graph that gives this row otherwise alone than in company, though it gets it the same.
 

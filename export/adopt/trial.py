@@ -30,6 +30,7 @@ class Port:
         symbols: what the file calls its free axes; empty where it calls them nothing.
         batch: the axis of rows; None before it is known.
         time: the axis of steps; None where it has none.
+        counts: whether it says how many steps each row has.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Port:
     symbols: tuple[str, ...]
     batch: int | None = None
     time: int | None = None
+    counts: bool = False
 
     def shape(self, rows: int, steps: int = 1) -> tuple[int, ...]:
         """Of an array for so many rows and steps."""
@@ -111,13 +113,16 @@ class Trial:
 
 
 def made_up(random: np.random.Generator, port: Port, rows: int, steps: int = 1) -> Array:
-    """Values that any network may be given: small numbers, ids of a vocabulary of two, masks that hide nothing."""
+    """Values that any network may be given: small numbers, ids of a vocabulary of two, masks that hide some."""
     shape = port.shape(rows, steps)
+    if port.counts:
+        return np.full(shape, steps, port.dtype)
     if port.dtype.kind == "f":
         return (0.3 * random.standard_normal(shape)).astype(port.dtype)
-    if port.dtype.kind == "b":
-        return np.ones(shape, port.dtype)
-    return random.integers(0, 2, shape).astype(port.dtype)
+    values = random.integers(0, 2, shape).astype(port.dtype)
+    if port.dtype.kind == "b":  # of a mask, neither all nor nothing is hidden, whichever it calls so
+        values[..., :1], values[..., 1:2] = True, False
+    return values
 
 
 def take(array: Array, axis: int | None, place: int) -> Array:

@@ -10,7 +10,7 @@ Axes: n rows of a call, R rows that are tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -133,6 +133,8 @@ def find_together(
     ports: Sequence[TensorSpec],
     lengths: TensorSpec | None,
     *,
+    timed: Container[str] = (),
+    max_length: int | None = None,
     on_device: bool = False,
 ) -> tuple[Ragged, str | None]:
     """How inputs of an encoder share calls, so that each gives what it gives alone: padded, or those of one length.
@@ -141,6 +143,8 @@ def find_together(
         graph: the encoder.
         ports: what it is fed, but the lengths.
         lengths: the port that is told them; None where it has none.
+        timed: outputs that are as long as an input.
+        max_length: of an input; None for any.
         on_device: whether DEVICE_TOLERANCE is allowed.
 
     Returns:
@@ -150,11 +154,12 @@ def find_together(
         RunnerBroken: it fails on an input of zeros.
     """
     tolerance = DEVICE_TOLERANCE if on_device else 0.0
-    padded = Ragged(ports, lengths, padded=True)
-    if lengths is not None and _against(graph, padded, LENGTHS, tolerance) is None:
+    tried = [min(length, max_length or length) for length in LENGTHS]
+    padded = Ragged(ports, lengths, padded=True, timed=timed, max_length=max_length)
+    if lengths is not None and _against(graph, padded, tried, tolerance) is None:
         return padded, None
-    alike = Ragged(ports, lengths)
-    return alike, _against(graph, alike, (LENGTHS[0],) * len(LENGTHS), tolerance)
+    alike = Ragged(ports, lengths, timed=timed, max_length=max_length)
+    return alike, _against(graph, alike, (tried[0],) * len(tried), tolerance)
 
 
 def _against(
@@ -166,10 +171,28 @@ def _against(
     """What differs where inputs of these lengths share calls; None where nothing does."""
     random = np.random.default_rng(0)
     tried = [together.random(random if place else None, length) for place, length in enumerate(lengths)]
-    alone = _Alone(lambda places: graph(together.batch([tried[place] for place in places])), len(tried), tolerance)
+
+    def call(places: Rows) -> Outcome:
+        wholes = [tried[place] for place in places]
+        rows = together.rows(wholes, graph(together.batch(wholes)))
+        longest = max(lengths)
+        return {
+            name: _levelled([row[name] for row in rows], longest if name in together.timed else len(rows[0][name]))
+            for name in rows[0]
+        }
+
+    alone = _Alone(call, len(tried), tolerance)
     if alone.fault:
         raise RunnerBroken(alone.fault)
     return alone.against(len(tried))
+
+
+def _levelled(rows: Sequence[Array], length: int) -> Array:
+    """Rows of which some end early, filled up with zeros. [n, length, ...]"""
+    made = np.zeros((len(rows), length, *rows[0].shape[1:]), rows[0].dtype)
+    for target, row in zip(made, rows, strict=True):
+        target[: len(row)] = row
+    return made
 
 
 class _Alone:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
+from typing_extensions import override
+
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
 from carousel.service.engine.parameters import Array, Floats, Ids
 from carousel.service.engine.session import NO_WEIGHTS, SHRINKING, Binding, RunnerBroken, Session, Weights, open_session
@@ -136,6 +138,22 @@ class PrefillRunner(Protocol):
             states: what they go on from. [b, ...] each
         """
         ...
+
+
+class NoSteps(Runner):
+    """The Runner of a model that is an encoder alone: nobody asks it for a step.
+
+    Args:
+        ports: of nothing.
+    """
+
+    def __init__(self, ports: StepPorts) -> None:
+        self.ports = ports
+
+    @override
+    def bind(self, arrays: StepArrays) -> Step:
+        """See Runner."""
+        return lambda: None
 
 
 def run_zeros(runner: Runner, n: int) -> None:

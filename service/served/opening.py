@@ -17,10 +17,10 @@ from carousel.service.engine.device import CUDA, Device
 from carousel.service.engine.encoder.encoder import Encoder
 from carousel.service.engine.encoder.encoding import EncoderReport
 from carousel.service.engine.encoder.pace import Pace
-from carousel.service.engine.encoder.together import Ragged, is_one_array
+from carousel.service.engine.encoder.together import Ragged, is_one_array, is_timed
 from carousel.service.engine.prefill.runner import OnnxPrefillRunner
 from carousel.service.engine.probe import Found, check_encoder, check_rows, find_together, require_company
-from carousel.service.engine.runner import IdRunner, OnnxEncoder, OnnxRunner, Runner
+from carousel.service.engine.runner import IdRunner, NoSteps, OnnxEncoder, OnnxRunner, Runner
 from carousel.service.engine.session import RunnerBroken, reason_against
 from carousel.service.engine.states.device_pool import DevicePool
 from carousel.service.served.ports import id_codec, prefill_feed, row_spec, step_ports, takes_ids
@@ -116,7 +116,7 @@ def open_parts(
 def rows_that_fit(bundle: Bundle, max_rows: int, max_bytes: int) -> tuple[int, str | None]:
     """Rows of so much memory, at least one; and why they are not `max_rows`."""
     row_bytes = step_ports(bundle).row_bytes
-    rows = max(1, max_bytes // row_bytes)
+    rows = max(1, max_bytes // max(1, row_bytes))
     if rows >= max_rows:
         return max_rows, None
     return rows, (
@@ -186,6 +186,9 @@ def _open_at(place: Place, bundle: Bundle, part: str, open_on: Callable[[Device 
 def _open_steps(
     bundle: Bundle, intra_op_threads: int, max_rows: int, device: Device | None
 ) -> tuple[EngineCore, Found]:
+    if not bundle.manifest.step.graph:
+        places = NoSteps(step_ports(bundle))
+        return EngineCore(places, max_rows), Found(places)
     graph = _graph_runner(bundle, intra_op_threads, device)
     runner = _fed_ids(bundle, graph)
     pool = None
@@ -219,15 +222,19 @@ def _open_encoder(
     )
     ports = [spec for spec in bundle.encoder.inputs if spec.name in declared.inputs]
     shape: tuple[int, ...] | Ragged = row_spec(ports[0]).shape
-    if is_one_array(ports):
+    images = is_one_array(ports) and ports[0].name in bundle.manifest.ports  # what else has a codec reads arrays of it
+    if images:
         apart = check_encoder(graph, row_spec(ports[0]).shape, on_device=device is not None)
     else:
         lengths = None if declared.lengths is None else bundle.encoder.input(declared.lengths)
-        shape, apart = find_together(graph, ports, lengths, on_device=device is not None)
+        timed = {spec.name for spec in bundle.encoder.outputs if is_timed(spec)}
+        shape, apart = find_together(
+            graph, ports, lengths, timed=timed, max_length=declared.max_length, on_device=device is not None
+        )
     pace = Pace() if apart is None else Pace(1)
     name = f"encoder-{bundle.model}"
     encoder = Encoder(graph, shape, states, workers=usable_cores(), on_batch=on_batch, name=name, pace=pace)
     encoder.warm_up()
-    if device is None and is_one_array(ports):
+    if device is None and images:
         graph.shrink(np.zeros((1, *row_spec(ports[0]).shape), np.float32))
     return encoder, apart

@@ -26,7 +26,7 @@ def step_ports(bundle: Bundle) -> StepPorts:
         states={spec.name: row_spec(spec) for spec in bundle.states},
         after={state.before: state.after for state in declared.states},
         context={spec.name: row_spec(spec) for spec in bundle.context},
-        head=HeadPorts(feeds, head.read_port, head.attends_port, ids),
+        head=HeadPorts(feeds, head.read_port if declared.graph else None, head.attends_port, ids),
         initial=bundle.initial,
     )
 

@@ -161,7 +161,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
         (lambda m: m.update(format=True), r"format: is True; allowed are 1 and 2$"),
         (lambda m: m.update(task="../x"), r"task: String should match"),
         (lambda m: m.pop("task"), r"task: Field required"),
-        (lambda m: m.pop("step"), r"step: Field required"),
+        (lambda m: m.pop("step"), r"content: a bundle has a step, an encoder, or both, and this has neither"),
         (lambda m: m.pop("head"), r"head: Field required"),
         (lambda m: m.pop("files"), r"files: an object of files is required"),
         (lambda m: m["files"].pop("step.onnx"), r"files lists no step\.onnx, which it names"),

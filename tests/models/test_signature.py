@@ -130,7 +130,7 @@ def test_label_may_be_sampled_and_fed_back_as_a_one_hot_row(tmp_path: Path) -> N
         (lambda: changed(codecs__wards={"kind": "smells"}), "a codec is of kind 'smells'; known are image, "),
         (lambda: changed(mood=1), "mood: Extra inputs are not permitted"),
         (lambda: changed(head=None), "head: Field required"),
-        (lambda: changed(step=None), "step: Field required"),
+        (lambda: changed(step=None), "a step, an encoder, or both, and this has neither"),
         (lambda: changed(task="a/b"), "task"),
     ],
 )

@@ -41,7 +41,7 @@ class ServingInfo(BaseModel):
 
 
 class PortInfo(BaseModel):
-    """What goes in or out of a step: its name, shape of one row, and type."""
+    """What goes in or out of a step or an encoder: its name, shape of one row (-1: as long as one likes), and type."""
 
     name: str
     shape: list[int]

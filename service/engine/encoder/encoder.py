@@ -87,7 +87,8 @@ class Encoder:
     ) -> None:
         self._graph: EncoderGraph | None = graph
         """None once closed."""
-        self._together = Alike(image_shape) if isinstance(image_shape, tuple) else image_shape
+        self.together = Alike(image_shape) if isinstance(image_shape, tuple) else image_shape
+        """How inputs share calls."""
         self._states = states
         self._on_batch = on_batch
         self._clock = clock
@@ -231,8 +232,8 @@ class Encoder:
 
     def _take_batch(self) -> list[_Ready]:
         """The first that is ready, and others that may share its call."""
-        key = self._together.key(self._ready[0][1])
-        batch = [ready for ready in self._ready if self._together.key(ready[1]) == key][: self._pace.max_batch]
+        key = self.together.key(self._ready[0][1])
+        batch = [ready for ready in self._ready if self.together.key(ready[1]) == key][: self._pace.max_batch]
         chosen = {id(ready) for ready in batch}
         self._ready = deque(ready for ready in self._ready if id(ready) not in chosen)
         return batch
@@ -263,21 +264,18 @@ class Encoder:
         """
         assert self._graph is not None
         try:
-            return self._split(len(images), self._graph(self._together.batch(images)))
+            return self._split(self.together.rows(images, self._graph(self.together.batch(images))))
         except Exception as error:
             if len(images) > 1:
                 return [outcome for image in images for outcome in self._encode([image])]
             self._time(1)
             return [EncodingFailed(f"{type(error).__name__}: {error}")]
 
-    def _split(self, count: int, outputs: Mapping[str, Array]) -> list[_Outcome]:
-        """Each image's rows, copied: a view would keep the whole batch."""
-        finite = np.ones(count, np.bool_)
-        for array in outputs.values():
-            finite &= np.isfinite(array.reshape(count, -1)).all(axis=1)
+    def _split(self, images: Sequence[Mapping[str, Array]]) -> list[_Outcome]:
+        """Each image's rows."""
         outcomes: list[_Outcome] = []
-        for place, sound in enumerate(finite.tolist()):
-            rows = {name: array[place].copy() for name, array in outputs.items()}
+        for rows in images:
+            sound = all(np.isfinite(row).all() for row in rows.values())
             states = {name: row for name, row in rows.items() if name in self._states}
             context = {name: row for name, row in rows.items() if name not in self._states}
             outcomes.append(Encoding(states, context) if sound else EncodingFailed(NOT_FINITE))
@@ -289,7 +287,7 @@ class Encoder:
         Raises:
             RunnerBroken: it fails.
         """
-        images = self._together.zeros(count)
+        images = self.together.zeros(count)
         assert self._graph is not None
         started = self._clock()
         try:

@@ -5,7 +5,7 @@ Axes: B inputs of a call, T steps of the longest.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +34,10 @@ class Together(Protocol):
         """Inputs of one key, as the graph takes them."""
         ...
 
+    def rows(self, wholes: Sequence[Whole], outputs: Mapping[str, Array]) -> list[dict[str, Array]]:
+        """What each of a batch is given, copied: a view would keep the whole batch."""
+        ...
+
     def zeros(self, count: int) -> Batch:
         """So many that say nothing."""
         ...
@@ -58,6 +62,10 @@ class Alike(Together):
         """See Together. <float32>[B, ...]"""
         return np.stack(wholes)
 
+    def rows(self, wholes: Sequence[Floats], outputs: Mapping[str, Array]) -> list[dict[str, Array]]:
+        """See Together."""
+        return [{name: array[place].copy() for name, array in outputs.items()} for place in range(len(wholes))]
+
     def zeros(self, count: int) -> Floats:
         """See Together."""
         return np.zeros((count, *self._shape), np.float32)
@@ -70,11 +78,23 @@ class Ragged:
         ports: what the graph is fed, batch first: a free second axis is time, and as long for all of an input's.
         lengths: the port that is told how long each is; None where the graph has none, and none is padded.
         padded: whether inputs of any lengths may share a call, filled up with zeros; else those of one length do.
+        timed: the outputs that are as long as an input.
+        max_length: of an input; None for any.
     """
 
-    def __init__(self, ports: Sequence[TensorSpec], lengths: TensorSpec | None = None, *, padded: bool = False) -> None:
+    def __init__(
+        self,
+        ports: Sequence[TensorSpec],
+        lengths: TensorSpec | None = None,
+        *,
+        padded: bool = False,
+        timed: Container[str] = (),
+        max_length: int | None = None,
+    ) -> None:
         self._ports = ports
         self._lengths = lengths
+        self.timed = timed
+        self._max_length = max_length
         self._padded = padded and lengths is not None
 
     def take(self, inputs: Mapping[str, npt.ArrayLike]) -> Mapping[str, Array]:
@@ -97,26 +117,31 @@ class Ragged:
                 size not in (None, seen) for size, seen in zip(row, given.shape, strict=True)
             ):
                 raise ValueError(f"input {port.name!r} is {list(given.shape)}; allowed is a row of {port}")
-            if _timed(port):
+            if is_timed(port):
                 length = len(given) if length is None else length
                 if len(given) != length or not length:
                     raise ValueError(
                         f"input {port.name!r} has {len(given):,} steps; allowed are {length or '1 or more'}"
+                    )
+                if self._max_length is not None and length > self._max_length:
+                    raise ValueError(
+                        f"input {port.name!r} has {length:,} steps; allowed are up to {self._max_length:,} "
+                        "(manifest encoder.max_length)"
                     )
             taken[port.name] = as_port(port.name, given, port.dtype)
         return taken
 
     def key(self, whole: Mapping[str, Array]) -> Hashable:
         """See Together."""
-        return None if self._padded else self._length(whole)
+        return None if self._padded else self.length(whole)
 
     def batch(self, wholes: Sequence[Mapping[str, Array]]) -> Mapping[str, Array]:
         """See Together. [B, T, ...] or [B, ...] each, and the lengths <integer>[B]"""
-        lengths = [self._length(whole) for whole in wholes]
+        lengths = [self.length(whole) for whole in wholes]
         made: dict[str, Array] = {}
         for port in self._ports:
             rows = [whole[port.name] for whole in wholes]
-            if _timed(port):
+            if is_timed(port):
                 array = made[port.name] = np.zeros((len(rows), max(lengths), *rows[0].shape[1:]), port.dtype)
                 for target, row in zip(array, rows, strict=True):
                     target[: len(row)] = row
@@ -125,6 +150,16 @@ class Ragged:
         if self._lengths is not None:
             made[self._lengths.name] = np.array(lengths, self._lengths.dtype)
         return made
+
+    def rows(self, wholes: Sequence[Mapping[str, Array]], outputs: Mapping[str, Array]) -> list[dict[str, Array]]:
+        """See Together: what is as long as an input is cut where that ends."""
+        return [
+            {
+                name: (array[place, : self.length(whole)] if name in self.timed else array[place]).copy()
+                for name, array in outputs.items()
+            }
+            for place, whole in enumerate(wholes)
+        ]
 
     def zeros(self, count: int) -> Mapping[str, Array]:
         """See Together: of one step."""
@@ -144,11 +179,13 @@ class Ragged:
                 made[port.name] = random.integers(0, 2, shape).astype(number)
         return made
 
-    def _length(self, whole: Mapping[str, Array]) -> int:
-        return next((len(whole[port.name]) for port in self._ports if _timed(port)), 1)
+    def length(self, whole: Mapping[str, Array]) -> int:
+        """Of an input: its steps; 1 where there is no time."""
+        return next((len(whole[port.name]) for port in self._ports if is_timed(port)), 1)
 
 
-def _timed(port: TensorSpec) -> bool:
+def is_timed(port: TensorSpec) -> bool:
+    """Whether its axis behind the batch is time, and free."""
     return len(port.shape) > 1 and port.shape[1] is None
 
 

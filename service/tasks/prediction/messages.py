@@ -20,7 +20,8 @@ class PredictRequest(MemoryFields, CacheFields, UrgencyFields):
         dict[PortName, list[Any]],
         Field(
             max_length=MAX_PORTS,
-            description="By port, a row for each step, oldest first: a number, or a list as deep as the port's row.",
+            description="By port, a row for each step, oldest first: a number, or a list as deep as the port's row; "
+            "of an encoder's port its whole input.",
         ),
     ] = Field(default_factory=dict)
     steps: Annotated[
@@ -43,8 +44,11 @@ class PredictResponse(MemoryTold):
 
     model: str
     version: int
-    steps: Annotated[int, Field(description="How many were taken.")]
+    steps: Annotated[int, Field(description="How many were taken; 0 by an encoder alone.")]
     cached_steps: Annotated[int, Field(description="How many of them had been taken before, and were not again.")]
     outputs: Annotated[
-        dict[str, Any], Field(description="By port the row of the last step; with `each` a row for each step.")
+        dict[str, Any],
+        Field(
+            description="By port the row of the last step; with `each` of every step; all that an encoder alone says."
+        ),
     ]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -18,17 +16,15 @@ from carousel.service.api.wire.error_messages import ERRORS
 from carousel.service.engine.feed import as_port, fed_steps, steps_as_bytes
 from carousel.service.engine.parameters import Array, Ids, TensorParameters, Tensors
 from carousel.service.engine.port import Request as EngineRequest
-from carousel.service.engine.states.pool import StateSpec
 from carousel.service.errors import RequestError
 from carousel.service.prefixes.prefixes import Beginning
 from carousel.service.served.ports import row_spec, step_ports
 from carousel.service.served.repository import ServedModel
+from carousel.service.tasks.prediction.arrays import array_of, as_json
+from carousel.service.tasks.prediction.encoding import encode, encoder_ports
 from carousel.service.tasks.prediction.messages import PredictRequest, PredictResponse
 from carousel.service.work.generation import admit, run_to_end
 from carousel.service.work.memories import Memories
-
-PIECE = 4096
-"""Rows that are made an array, or lists, at a time: another thread has the interpreter's lock in between."""
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["prediction"], route_class=JsonRoute)
 
@@ -43,12 +39,22 @@ async def predict(request: Request, model: str, body: PredictRequest) -> Respons
 
 async def _predict(model: ServedModel, memories: Memories, body: PredictRequest) -> bytes:
     asked = _outputs(model, body.outputs)
+    whole = {name: body.inputs.pop(name) for name in encoder_ports(model) if name in body.inputs}
+    head: dict[str, Any] = {"model": model.name, "version": model.bundle.version}
     with admit(model, urgency=body.urgency) as place:
+        if not model.bundle.manifest.step.graph:
+            _require_nothing_of_steps(body)
+            encoding = await encode(model, whole, batch=body.urgency.batch)
+            told = {name: encoding.context[name] for name in asked}
+            return await asyncio.to_thread(as_json, {**head, "steps": 0, "cached_steps": 0}, told)
         prompt, inputs = await asyncio.to_thread(_inputs, model, body)
-        context = _context(model, body.context)
+        context, begun = _context(model, body.context), None
+        if model.encoder is not None:
+            encoding = await encode(model, whole, batch=body.urgency.batch)
+            context, begun = encoding.context, encoding.snapshot
         async with memories.recall(model.identity, body.memory) as recall:
-            beginning = Beginning(snapshot=recall.snapshot)
-            if recall.snapshot is None and inputs and not body.each and context is None:
+            beginning = Beginning(snapshot=recall.snapshot or begun)
+            if beginning.snapshot is None and inputs and not body.each and context is None:
                 beginning = model.prefixes.begin(prompt, body.cache_salt, steps_as_bytes(inputs))
             wanted = EngineRequest(
                 prompt,
@@ -66,11 +72,23 @@ async def _predict(model: ServedModel, memories: Memories, body: PredictRequest)
             assert isinstance(end.result, Tensors)
             if end.snapshot is not None:
                 await recall.keep(end.snapshot, consumed=len(prompt))
-            told = recall.told
+            head |= {"steps": len(prompt), "cached_steps": beginning.length, **recall.told}
         place.cover()
-        counts = {"steps": len(prompt), "cached_steps": beginning.length}
-        head = {"model": model.name, "version": model.bundle.version, **counts, **told}
-        return await asyncio.to_thread(_json, head, end.result.outputs, each=body.each)
+        outputs = end.result.outputs
+        if not body.each:
+            outputs = {name: rows[-1] for name, rows in outputs.items()}
+        return await asyncio.to_thread(as_json, head, outputs)
+
+
+def _require_nothing_of_steps(body: PredictRequest) -> None:
+    """Hold that a request to an encoder alone asks for no more than that."""
+    alone = PredictRequest(outputs=body.outputs, priority=body.priority, timeout_seconds=body.timeout_seconds)
+    for name, value in body:
+        if value != getattr(alone, name):
+            field = f"inputs.{next(iter(body.inputs))[:100]}" if body.inputs else name
+            raise RequestError(
+                "invalid_request", f"{field}: the model is an encoder, which takes its ports whole and keeps no state"
+            )
 
 
 def _outputs(model: ServedModel, asked: list[str] | None) -> tuple[str, ...]:
@@ -96,14 +114,16 @@ def _inputs(model: ServedModel, body: PredictRequest) -> tuple[Ids, Mapping[str,
                 "(manifest limits.max_prompt_tokens); send it in parts, with a session",
             )
     try:
-        given = {name: _array(name, rows, specs.get(name)) for name, rows in body.inputs.items()}
+        given = {name: array_of(name, rows, specs.get(name)) for name, rows in body.inputs.items()}
         return fed_steps(specs, given, body.steps)
     except ValueError as error:
         raise RequestError("invalid_request", f"inputs: {error}") from None
 
 
 def _context(model: ServedModel, given: Mapping[str, Any]) -> Mapping[str, Array] | None:
-    specs = {spec.name: row_spec(spec) for spec in model.bundle.context}
+    encoder = model.bundle.manifest.encoder
+    made = () if encoder is None else encoder.gives
+    specs = {spec.name: row_spec(spec) for spec in model.bundle.context if spec.name not in made}
     names = ", ".join(specs) or "none"
     rows = {}
     for name in [*given, *specs]:
@@ -112,46 +132,10 @@ def _context(model: ServedModel, given: Mapping[str, Any]) -> Mapping[str, Array
         if name not in given:
             raise RequestError("invalid_request", f"context: port {name!r} is missing; ports are {names}")
         try:
-            row = _array(name, [given[name]], specs[name])[0]
+            row = array_of(name, [given[name]], specs[name])[0]
             if row.shape != specs[name].shape:
                 raise ValueError(f"input {name!r} is {list(row.shape)}; allowed is {list(specs[name].shape)}")
             rows[name] = as_port(name, row, specs[name].dtype)
         except ValueError as error:
             raise RequestError("invalid_request", f"context: {error}") from None
     return rows or None
-
-
-def _array(name: str, rows: list[Any], spec: StateSpec | None) -> Array:
-    """Rows of JSON as an array of their own type."""
-    if spec is None or not rows:
-        return np.zeros((len(rows),))
-    pieces = []
-    for start in range(0, len(rows), PIECE):
-        try:
-            piece = np.asarray(rows[start : start + PIECE])
-        except ValueError:
-            raise ValueError(f"input {name!r} has rows of unequal lengths; a row is {list(spec.shape)}") from None
-        if piece.dtype.kind not in "biuf":
-            raise ValueError(f"input {name!r} holds what is no number; a row is {spec.dtype}{list(spec.shape)}")
-        if piece.shape[1:] != spec.shape:
-            raise ValueError(f"input {name!r} has rows {list(piece.shape[1:])}; allowed is {list(spec.shape)}")
-        if (piece.dtype.kind == "b") != (spec.dtype == "bool"):
-            raise ValueError(f"input {name!r} is {piece.dtype}; allowed is {spec.dtype}")
-        pieces.append(piece)
-    return np.concatenate(pieces)
-
-
-def _json(head: Mapping[str, Any], outputs: Mapping[str, Array], *, each: bool) -> bytes:
-    """A PredictResponse."""
-    told = []
-    for name, rows in outputs.items():
-        if each:
-            pieces = (_dumps(rows[start : start + PIECE].tolist())[1:-1] for start in range(0, len(rows), PIECE))
-            told.append(f"{_dumps(name)}:[{','.join(pieces)}]")
-        else:
-            told.append(f"{_dumps(name)}:{_dumps(rows[-1].tolist())}")
-    return f'{_dumps(head)[:-1]},"outputs":{{{",".join(told)}}}}}'.encode()
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -80,7 +80,7 @@ def open_echo(tmp_path, content):
 async def test_inputs_of_any_length_give_what_each_gives_alone(tmp_path, masked, calls_are_shared_by):
     content = encoder_graph(masked=masked)
     opened, reports = open_echo(tmp_path, content)
-    encoder, together = opened.encoder, opened.encoder._together
+    encoder, together = opened.encoder, opened.encoder.together
     assert opened.serving.encoder == "together"
     assert together._padded == (calls_are_shared_by == "any")
     encoder.start()

@@ -58,12 +58,12 @@ class BundleCaptioner:
         return states, {name: said[name] for name in self._context}
 
     def step(
-        self, token: Tensor, state: dict[str, Tensor], memories: dict[str, Tensor]
+        self, token: Tensor, state: dict[str, Tensor], context: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor], None]:
         """See CaptioningModel.step."""
         fed = {"token": token.numpy()}
         fed |= {STATE_PREFIX + name: part.numpy() for name, part in state.items()}
-        fed |= {name: part.expand(len(token), *part.shape[1:]).numpy() for name, part in memories.items()}
+        fed |= {name: part.expand(len(token), *part.shape[1:]).numpy() for name, part in context.items()}
         logits, *after = map(torch.from_numpy, self._step.run(self._outputs, fed))
         return logits, dict(zip(self._states, after, strict=True)), None
 

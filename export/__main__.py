@@ -67,9 +67,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export")
         print(f"int8       left out: {product}")
     if done.no_prefill:
         print(f"prefill    left out: {done.no_prefill}")
-    if done.quantization is not None:
-        cost, allowed = done.quantization.worsening, done.quantization.allowed
-        print(f"int8       worse than fp32 by {cost:.5f} in {done.quantization.measure}; allowed is {allowed:g}")
+    if done.figures is not None and done.figures.fp32 is not None:
+        cost, allowed = done.figures.worsening, done.figures.allowed_worsening
+        print(f"int8       worse than fp32 by {cost:.5f} in {done.figures.measure}; allowed is {allowed:g}")
     print(f"published  {done.bundle}")
     return 0
 

@@ -23,7 +23,7 @@ def measured_on(module: StepModule, data: ValidationData) -> LargestMet:
         largest, left = dict.fromkeys(values, 0.0), CALIBRATION_STEPS
         for sequence in data.sequences:
             forward = GraphForward(step.SerializeToString(), module, 1, values)
-            forward(sequence[None, :left].numpy())
+            forward(sequence[None, :left])
             largest = {name: float(np.maximum(seen, forward.largest[name])) for name, seen in largest.items()}
             left -= min(left, len(sequence))
             if not left:

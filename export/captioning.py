@@ -2,70 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
+from typing_extensions import override  # of Python 3.12
 
 from carousel.export.checks.captioning import measure_captioning_parity
 from carousel.export.encoder_graph import export_encoder
-from carousel.export.extractor import Extractor, ExtractorError, reopen_extractor
+from carousel.export.extractor import ExtractorError, reopen_extractor
+from carousel.export.making import Graphs, Making
+from carousel.export.measure import Data
 from carousel.export.measures.captioning import measured_on_captions
 from carousel.export.onnx_graph import export_step
 from carousel.export.passes.bounds import Interval, bounds
 from carousel.export.passes.convolutions import round_convolutions
 from carousel.export.passes.graph import Graph
 from carousel.export.passes.recipe import int8_step
-from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH
-from carousel.models.codec.image import Preprocessing
-from carousel.models.features import FrozenEncoder
+from carousel.export.progress import Progress
+from carousel.models.codec.image import ImageCodec, Preprocessing
 from carousel.models.graph import STATE_PREFIX
 from carousel.models.manifest import Parity, Precision
 from carousel.models.nn.captioning import CaptioningModel
+from carousel.models.nn.load import Trained
 from carousel.models.nn.validation import CaptioningValidationData
+from carousel.models.step import ENCODER_GRAPH, STEP_GRAPH
 
 
-def extractor_of(checkpoint: Path, trained_on: FrozenEncoder | None, given: Path | None) -> Extractor | None:
-    """The frozen encoder of a checkpoint, from the file that the caller gives; None where the model has its own.
+class EncoderMaking(Making):
+    """Of a network whose sequences begin with what it makes of an image."""
 
-    Raises:
-        ExtractorError: there is a file and should be none, there is none and should be one, or it is another one.
-    """
-    if trained_on is None:
-        if given is not None:
-            raise ExtractorError(f"{checkpoint}: the model has an encoder of its own; leave out --encoder")
-        return None
-    if given is None:
-        raise ExtractorError(
-            f"{checkpoint}: was trained on features of an ONNX file (sha256 {trained_on.sha256[:12]}...); "
-            "name that file with --encoder"
-        )
-    return reopen_extractor(given, trained_on)
+    @override
+    def __init__(self, path: Path, trained: Trained, encoder: Path | None) -> None:
+        assert isinstance(trained.network, CaptioningModel)
+        self._model = trained.network
+        self._preprocessing = trained.codec(ImageCodec).preprocessing
+        if trained.encoder is None and encoder is not None:
+            raise ExtractorError(f"{path}: the model has an encoder of its own; leave out --encoder")
+        if trained.encoder is not None and encoder is None:
+            raise ExtractorError(
+                f"{path}: was trained on features of an ONNX file (sha256 {trained.encoder.sha256[:12]}...); "
+                "name that file with --encoder"
+            )
+        self._extractor = reopen_extractor(encoder, trained.encoder) if encoder and trained.encoder else None
 
+    @override
+    def int8(self, data: Data) -> Graphs:
+        """See Making."""
+        assert isinstance(data, CaptioningValidationData)
+        graphs, self.in_fp32 = int8_captioning_graphs(self._model, self._preprocessing, data)
+        return graphs
 
-def captioning_graphs(
-    model: CaptioningModel,
-    preprocessing: Preprocessing,
-    extractor: Extractor | None,
-    int8: Mapping[str, bytes] | None = None,
-) -> tuple[dict[str, bytes], Parity]:
-    """The ONNX files by name, and how near they are to the model.
-
-    Args:
-        model: in evaluation mode.
-        preprocessing: of its images.
-        extractor: the frozen encoder in front of it.
-        int8: what there is of them in int8, by name, and stands in the place of the fp32 ones.
-
-    Raises:
-        ParityError: they are not the model.
-    """
-    int8 = int8 or {}
-    step = int8.get(STEP_GRAPH) or export_step(model.step_module())
-    encoder = int8.get(ENCODER_GRAPH) or export_encoder(model, preprocessing, extractor)
-    precisions: dict[str, Precision] = dict.fromkeys(int8, "int8")
-    parity = measure_captioning_parity(model, step, encoder, preprocessing, extractor, precisions)
-    return {STEP_GRAPH: step, ENCODER_GRAPH: encoder}, parity
+    @override
+    def proven(self, int8: Graphs | None, progress: Progress) -> tuple[Graphs, Parity]:
+        """See Making."""
+        model, int8 = self._model, int8 or {}
+        step = int8.get(STEP_GRAPH) or export_step(model.step_module())
+        encoder = int8.get(ENCODER_GRAPH) or export_encoder(model, self._preprocessing, self._extractor)
+        precisions: dict[str, Precision] = dict.fromkeys(int8, "int8")
+        parity = measure_captioning_parity(model, step, encoder, self._preprocessing, self._extractor, precisions)
+        return {STEP_GRAPH: step, ENCODER_GRAPH: encoder}, parity
 
 
 def int8_captioning_graphs(

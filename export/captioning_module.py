@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from carousel.models.nn.captioning import CaptioningModel, Memories
+from carousel.models.nn.captioning import CaptioningModel, Context
 from carousel.models.nn.recurrent import RecurrentState
 
 
@@ -28,13 +28,13 @@ class EncoderModule(nn.Module):
         self.register_buffer("share", torch.full((1, positions), 1 / positions))
         self.eval()
 
-    def forward(self, images: Tensor) -> tuple[RecurrentState, Memories]:
-        """Encode. <float32>[B, 3, height, width], [B, P, D] or [B, D] -> the first state, and the memories."""
+    def forward(self, images: Tensor) -> tuple[RecurrentState, Context]:
+        """Encode. <float32>[B, 3, height, width], [B, P, D] or [B, D] -> the first state, and the context."""
         model = self.model
         features = model.features(images)
-        memories = {} if model.attention is None else model.attention.memories(features)
-        pooled = self._pool(memories.get("values", features))  # [B, C or D]
-        return model.first_state(pooled), memories
+        context = {} if model.attention is None else model.attention.context(features)
+        pooled = self._pool(context.get("values", features))  # [B, C or D]
+        return model.first_state(pooled), context
 
     def _pool(self, positions: Tensor) -> Tensor:
         """<float32>[B, P, size] -> [B, size]; pooled already: as it is."""

@@ -14,14 +14,79 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from onnx import TensorProto
-
-from carousel.export.graph_builder import GraphBuilder
+import onnx
+import onnx.parser
 
 SAMPLING = Path(__file__).resolve().parents[1] / "service" / "engine" / "sampling"
 GRAPHS = {"sample.onnx": True, "draw.onnx": False}
 """By file, whether a softmax of logits comes first."""
+
+_MODEL = """
+<ir_version: 10, opset_import: ["": 20], producer_name: "carousel">
+{name} (
+    float[batch, V] {given}, double[batch, 1] uniforms, int64[3] grid, bool even, int64[4] pads, int64[1, B] places,
+    int64 last
+) => (int64[batch, 1] token, float[batch, 1] weight{more})
+<
+    int64 along = {{1}}, int64[1] axis = {{1}}, int64[1] bucket_axis = {{2}}, int64[1] end = {{-1}},
+    int64[1] beyond = {{4611686018427387904}}, int64[1] third = {{2}}, double almost_one = {{{almost_one!r}}},
+    double nothing = {{0.0}}, float zero = {{0.0}}
+>
+{{
+    {softmax}
+    sums = If (even) <
+        then_branch = even_sums () => (float[batch, K] of_buckets) {{
+            buckets = Reshape ({weights}, grid)
+            of_buckets = ReduceSum <keepdims = 0> (buckets, bucket_axis)
+        }},
+        else_branch = padded () => (float[batch, K] of_padded) {{
+            whole = Pad ({weights}, pads)
+            padded_buckets = Reshape (whole, grid)
+            of_padded = ReduceSum <keepdims = 0> (padded_buckets, bucket_axis)
+        }}
+    >
+    wide_sums = Cast <to = 11> (sums)
+    cumulative = CumSum (wide_sums, along)
+    total = Slice (cumulative, end, beyond, axis)
+    almost = Mul (total, almost_one)
+    raw_goal = Mul (uniforms, total)
+    goal = Min (raw_goal, almost)
+
+    passed = LessOrEqual (cumulative, goal)
+    passed_numbers = Cast <to = 7> (passed)
+    bucket = ReduceSum <keepdims = 1> (passed_numbers, axis)
+    passed_sums = Where (passed, cumulative, nothing)
+    before = ReduceMax <keepdims = 1> (passed_sums, axis)
+
+    width = Slice (grid, third, beyond)
+    first = Mul (bucket, width)
+    index = Add (first, places)
+    there = LessOrEqual (index, last)
+    safe_index = Min (index, last)
+    taken = GatherElements <axis = 1> ({weights}, safe_index)
+    inside = Where (there, taken, zero)
+    wide_inside = Cast <to = 11> (inside)
+    running = CumSum (wide_inside, along)
+    reached = Add (running, before)
+    passed_inside = LessOrEqual (reached, goal)
+    passed_inside_numbers = Cast <to = 7> (passed_inside)
+    place = ReduceSum <keepdims = 1> (passed_inside_numbers, axis)
+    has_weight = Greater (inside, zero)
+    weighty = Cast <to = 1> (has_weight)
+    final = ArgMax <axis = 1, keepdims = 1, select_last_index = 1> (weighty)
+    safe_place = Min (place, final)
+    chosen = Add (first, safe_place)
+    token = Min (chosen, last)
+    weight = GatherElements <axis = 1> ({weights}, token)
+}}
+"""
+"""In ONNX's textual syntax; Cast's numbers are 1 float32, 7 int64, 11 float64. Of the values
+
+- goal: below the total, however u times it is rounded; else a place beyond the last weight could be meant;
+- before: the running sum in front of the bucket, whose places are `index` <int64>[b, B];
+- final: the last place with weight in the bucket, for rounding may leave the goal just out of reach;
+- token: at most `last`, for rows of NaN may end anywhere.
+"""
 
 
 def build_draw(*, softmax: bool) -> bytes:
@@ -32,77 +97,20 @@ def build_draw(*, softmax: bool) -> bytes:
     <int64>[4], which is (0, 0, 0, K B - V); `places` <int64>[1, B], from 0; `last` <int64>[], which is V - 1.
 
     Out: `token` <int64>[b, 1], with the probability of its weight's share in the row's sum, never one of weight zero;
-    `weight` <float32>[b, 1], the token's; with `softmax` the `probabilities` <float32>[b, V]. A row of NaN gives some
-    token, and a weight of NaN.
+    `weight` <float32>[b, 1], the token's; with `softmax` the `probabilities` <float32>[b, V], so that whoever calls can
+    say where they go. A row of NaN gives some token, and a weight of NaN.
     """
-    graph = GraphBuilder()
-    weights = graph.input("logits" if softmax else "weights", np.float32, "V")
-    uniforms = graph.input("uniforms", np.float64, 1)
-    grid = graph.input("grid", np.int64, 3, batched=False)
-    even = graph.input("even", np.bool_, batched=False)
-    graph.input("pads", np.int64, 4, batched=False)
-    places = graph.input("places", np.int64, 1, "B", batched=False)
-    last = graph.input("last", np.int64, batched=False)
-    if softmax:
-        weights = graph.node("Softmax", weights, result="probabilities", axis=-1)
-
-    sums = graph.branch(even, _sums(graph, weights, padded=False), _sums(graph, weights, padded=True))
-    cumulative = _running(graph, sums)  # [b, K]
-    ends = graph.constant("end", [-1], np.int64), graph.constant("beyond", [1 << 62], np.int64)
-    total = graph.node("Slice", cumulative, *ends, _axis(graph))  # [b, 1]
-    # Below the total, however u times it is rounded: else a place beyond the last weight could be meant.
-    almost = graph.node("Mul", total, graph.constant("almost_one", 1 - 2.0**-52, np.float64))
-    goal = graph.node("Min", graph.node("Mul", uniforms, total), almost)
-
-    passed = graph.node("LessOrEqual", cumulative, goal)
-    bucket = _count(graph, passed)
-    before = graph.node("Where", passed, cumulative, graph.constant("nothing", 0, np.float64))
-    before = graph.node("ReduceMax", before, _axis(graph), keepdims=1)
-
-    width = graph.node("Slice", grid, graph.constant("third", [2], np.int64), ends[1])
-    first = graph.node("Mul", bucket, width)
-    index = graph.node("Add", first, places)  # [b, B]
-    inside = graph.node("GatherElements", weights, graph.node("Min", index, last), axis=1)
-    zero = graph.constant("zero", 0, np.float32)
-    inside = graph.node("Where", graph.node("LessOrEqual", index, last), inside, zero)
-    reached = graph.node("Add", _running(graph, inside), before)
-    place = _count(graph, graph.node("LessOrEqual", reached, goal))
-    # Rounding may leave the goal just out of reach: then the last place with weight in the bucket is the one.
-    weighty = graph.node("Cast", graph.node("Greater", inside, zero), to=TensorProto.FLOAT)
-    final = graph.node("ArgMax", weighty, axis=1, keepdims=1, select_last_index=1)
-    chosen = graph.node("Add", first, graph.node("Min", place, final))
-    token = graph.node("Min", chosen, last, result="token")  # rows of NaN may end anywhere
-    graph.node("GatherElements", weights, token, result="weight", axis=1)
-
-    graph.output("token", np.int64, 1)
-    graph.output("weight", np.float32, 1)
-    if softmax:  # so that whoever calls can say where they go
-        graph.output("probabilities", np.float32, "V")
-    return graph.model("sample" if softmax else "draw")
-
-
-def _sums(graph: GraphBuilder, weights: str, *, padded: bool) -> GraphBuilder:
-    """A branch: the sum of each bucket. <float32>[b, K]"""
-    body = graph.body("padded" if padded else "even_sums")
-    whole = body.node("Pad", weights, "pads") if padded else weights
-    axis = body.constant("bucket_axis", [2], np.int64)
-    body.output(body.node("ReduceSum", body.node("Reshape", whole, "grid"), axis, keepdims=0), np.float32, "K")
-    return body
-
-
-def _axis(graph: GraphBuilder) -> str:
-    return graph.constant("axis", [1], np.int64)
-
-
-def _count(graph: GraphBuilder, mask: str) -> str:
-    """How many are true in each row of `mask`. <int64>[b, 1]"""
-    return graph.node("ReduceSum", graph.node("Cast", mask, to=TensorProto.INT64), _axis(graph), keepdims=1)
-
-
-def _running(graph: GraphBuilder, weights: str) -> str:
-    """The running sum along each row. <float64>[b, ...]"""
-    along = graph.constant("along", 1, np.int64)
-    return graph.node("CumSum", graph.node("Cast", weights, to=TensorProto.DOUBLE), along)
+    text = _MODEL.format(
+        name="sample" if softmax else "draw",
+        given="logits" if softmax else "weights",
+        weights="probabilities" if softmax else "weights",
+        softmax="probabilities = Softmax <axis = -1> (logits)" if softmax else "",
+        more=", float[batch, V] probabilities" if softmax else "",
+        almost_one=1 - 2.0**-52,
+    )
+    model = onnx.parser.parse_model(text)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def main() -> None:

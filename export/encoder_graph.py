@@ -1,4 +1,4 @@
-"""The encoder graph: an image in, a caption's first states and its memories out."""
+"""The encoder graph: an image in, a caption's first states and its context out."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from carousel.models.step import IMAGE
 
 
 def export_encoder(model: CaptioningModel, preprocessing: Preprocessing, extractor: Extractor | None) -> bytes:
-    """The ONNX model from `image` to `state.<name>` and `memory.<name>`.
+    """The ONNX model from `image` to `state.<name>` and `context.<name>`.
 
     Args:
         model: in evaluation mode.
         preprocessing: of its images.
-        extractor: the frozen encoder whose features it eats, which becomes the graph's first part with its weights
+        extractor: the frozen encoder whose features it takes, which becomes the graph's first part with its weights
             stored as they were; None where the model has an encoder of its own.
     """
     states = [STATE_PREFIX + name for name in model.stack.state_shapes]
     example = torch.zeros(2, *(preprocessing.shape if extractor is None else extractor.shape))  # rows of one fix axis 0
     with torch.inference_mode():
-        _, memories = EncoderModule(model)(example)
-    outputs = [*states, *(CONTEXT_PREFIX + name for name in memories)]
+        _, context = EncoderModule(model)(example)
+    outputs = [*states, *(CONTEXT_PREFIX + name for name in context)]
     head = export_module(EncoderModule(model), (example,), {}, [IMAGE if extractor is None else FEATURES], outputs)
     graph = head if extractor is None else _joined(extractor.model, head)
     onnx.checker.check_model(graph, full_check=True)

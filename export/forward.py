@@ -1,12 +1,12 @@
-"""A torch model and an ONNX step graph behind one face: ids in, what is said after each of them out.
+"""ONNX step graphs behind the face of the torch models that they were made of.
 
 Axes: N images, B batch rows, T steps, V outputs of a step (a vocabulary's or a list of skills' size).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,40 +15,25 @@ from torch import Tensor
 
 from carousel.export.runtime import open_session
 from carousel.models.graph import CONTEXT_PREFIX, STATE_PREFIX, next_name
-from carousel.models.nn.captioning import CaptioningModel, Memories
+from carousel.models.nn.captioning import CaptioningModel, Context
 from carousel.models.nn.network import Network, StepModule
 from carousel.models.nn.recurrent import RecurrentState
-from carousel.models.step import IMAGE
+from carousel.models.nn.score import Forward, TorchForward
+from carousel.models.step import IMAGE, STEP_GRAPH
 
 Array = npt.NDArray[np.generic]
-Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 
-class Forward(Protocol):
-    """Reads B sequences from the zero state on, some steps a call; the state is carried from call to call."""
-
-    def __call__(self, ids: Ids) -> Floats:
-        """Logits or probabilities after each id: of a token, or of an attempt. <int64>[B, T] -> <float32>[B, T, V]"""
-        ...
-
-
-class TorchForward:
-    """A model in evaluation mode, all steps of a call in its fused kernels."""
-
-    def __init__(self, model: Network, rows: int) -> None:
-        self._model = model
-        self._state = model.initial_state(rows)
-
-    @torch.inference_mode()
-    def __call__(self, ids: Ids) -> Floats:
-        """See Forward."""
-        said, self._state = self._model(torch.from_numpy(np.ascontiguousarray(ids)), self._state)
-        return np.asarray(self._model.served(said).numpy())
+def start_of(network: Network, graphs: Mapping[str, bytes] | None) -> Callable[[int], Forward]:
+    """What reads so many sequences, from the zero state on: a network, or what its graphs by file have in its place."""
+    if graphs is None:
+        return partial(TorchForward, network)
+    return partial(GraphForward, graphs[STEP_GRAPH], network.step_module())
 
 
 class GraphForward:
-    """A step graph in onnxruntime, step after step.
+    """A step graph in onnxruntime, step after step (a Forward).
 
     Args:
         graph: the ONNX model.
@@ -68,17 +53,17 @@ class GraphForward:
         }
         self._outputs = [step.output, *map(next_name, self._state), *watched]
 
-    def __call__(self, ids: Ids) -> Floats:
+    def __call__(self, ids: Tensor) -> Tensor:
         """See Forward."""
         said = []
-        for column in ids.T:  # [B]
+        for column in ids.numpy().T:  # [B]
             output, *after = self._session.run(self._outputs, {**self._step.split(column), **self._state})
             seen = after[len(self._state) :]
             self._state = dict(zip(self._state, after, strict=False))
             for name, value in zip(self.largest, seen, strict=True):
                 self.largest[name] = float(np.maximum(self.largest[name], np.abs(value).max()))  # NaN stays
             said.append(output)
-        return np.stack(said, axis=1)
+        return torch.from_numpy(np.stack(said, axis=1))
 
 
 class GraphCaptioner:
@@ -103,7 +88,7 @@ class GraphCaptioner:
         after = (next_name(STATE_PREFIX + name) for name in self._states)
         self._outputs = ["logits", *after, *watched]
 
-    def encode(self, images: Tensor) -> tuple[RecurrentState, Memories]:
+    def encode(self, images: Tensor) -> tuple[RecurrentState, Context]:
         """See CaptioningModel.encode."""
         if self._encoder is None:
             return self._model.encode(images)
@@ -111,11 +96,11 @@ class GraphCaptioner:
         said = dict(zip(names, map(torch.from_numpy, self._encoder.run(names, {IMAGE: images.numpy()})), strict=True))
         return _unprefixed(STATE_PREFIX, said), _unprefixed(CONTEXT_PREFIX, said)
 
-    def step(self, token: Tensor, state: RecurrentState, memories: Memories) -> tuple[Tensor, RecurrentState, None]:
-        """See CaptioningModel.step, less where the step looked; a graph's memories are each row's own."""
+    def step(self, token: Tensor, state: RecurrentState, context: Context) -> tuple[Tensor, RecurrentState, None]:
+        """See CaptioningModel.step, less where the step looked; a graph's context is each row's own."""
         fed = {STATE_PREFIX + name: part for name, part in state.items()}
         fed |= {
-            CONTEXT_PREFIX + name: part.repeat_interleave(len(token) // len(part), 0) for name, part in memories.items()
+            CONTEXT_PREFIX + name: part.repeat_interleave(len(token) // len(part), 0) for name, part in context.items()
         }
         arrays = {name: part.numpy() for name, part in fed.items()}
         logits, *after = map(torch.from_numpy, self._session.run(self._outputs, {"token": token.numpy(), **arrays}))

@@ -13,35 +13,28 @@ from typing import Any, ClassVar, Generic, TypeVar
 from carousel.export.progress import Progress
 from carousel.models.figures import Measure as Unit
 from carousel.models.nn.load import Trained
+from carousel.models.nn.score import LARGEST_NATS
 from carousel.models.nn.validation import CaptioningValidationData, ValidationData
 from carousel.models.part import Part
 from carousel.models.registry import Registry
 
 F = TypeVar("F", bound=Part)
 Data = ValidationData | CaptioningValidationData
-
-LARGEST_NATS = 700.0
-"""Whose exponential a float can still hold."""
+D = TypeVar("D", bound=Data)
 
 
-class Measure(ABC, Generic[F]):
+class Measure(ABC, Generic[F, D]):
     """The validation figures of a task."""
 
     figures: ClassVar[type[Part]]
     """What training records them as."""
+    data: ClassVar[type[Data]]
+    """What they are measured on."""
     unit: ClassVar[str]
     """What is counted while it is measured."""
 
     @abstractmethod
-    def count(self, data: Data) -> int:
-        """How many of them the data have.
-
-        Raises:
-            TypeError: the data are another task's.
-        """
-
-    @abstractmethod
-    def measured(self, trained: Trained, graphs: Mapping[str, bytes] | None, data: Data, progress: Progress) -> F:
+    def measured(self, trained: Trained, graphs: Mapping[str, bytes] | None, data: D, progress: Progress) -> F:
         """The figures of a network, as training measures them.
 
         Args:
@@ -68,7 +61,7 @@ class Measure(ABC, Generic[F]):
         """
 
 
-MEASURES: Registry[Measure[Any]] = Registry("carousel.export.measures")
+MEASURES: Registry[Measure[Any, Any]] = Registry("carousel.export.measures")
 """By task."""
 
 

@@ -17,7 +17,7 @@ from carousel.models.step import ATTENTION
 
 
 def export_step(module: StepModule) -> bytes:
-    """The ONNX model of one step: its inputs, `state.<name>` and `memory.<name>` in; its output, `next_state.<name>`
+    """The ONNX model of one step: its inputs, `state.<name>` and `context.<name>` in; its output, `next_state.<name>`
     and perhaps `attention` out.
 
     The batch is free on axis 0 of everything; all weights lie in the one file.
@@ -26,13 +26,13 @@ def export_step(module: StepModule) -> bytes:
     # Two rows, since an example of one would fix the axis.
     inputs = {name: torch.zeros(2, dtype=torch.int64) for name in module.input_bounds}  # [B] each
     carried = {"state": {name: torch.zeros(2, *shape) for name, shape in module.state_shapes.items()}}
-    if module.memory_shapes:
-        carried["memories"] = {name: torch.zeros(2, *shape) for name, shape in module.memory_shapes.items()}
+    if module.context_shapes:
+        carried["context"] = {name: torch.zeros(2, *shape) for name, shape in module.context_shapes.items()}
     model = export_module(
         module,
         tuple(inputs.values()),
         carried,
-        [*inputs, *(STATE_PREFIX + name for name in names), *(CONTEXT_PREFIX + name for name in module.memory_shapes)],
+        [*inputs, *(STATE_PREFIX + name for name in names), *(CONTEXT_PREFIX + name for name in module.context_shapes)],
         [
             module.output,
             *(NEXT_STATE_PREFIX + name for name in names),

@@ -10,8 +10,8 @@ from typing import Any
 from carousel.export.measure import MEASURES, Data, Measure
 from carousel.export.progress import SILENT, Progress
 from carousel.models.errors import CarouselError, CheckpointError
+from carousel.models.figures import Figures
 from carousel.models.figures import Measure as Unit
-from carousel.models.figures import Quantization
 from carousel.models.nn.load import Trained
 from carousel.models.nn.validation import VALIDATION, read_validation
 from carousel.models.part import Part
@@ -27,7 +27,7 @@ class WorseInt8(CarouselError):
     """Rounding to int8 costs more than is allowed."""
 
 
-def measure_of(checkpoint: Path, task: str) -> Measure[Any]:
+def measure_of(checkpoint: Path, task: str) -> Measure[Any, Any]:
     """What measures the models of a task.
 
     Raises:
@@ -42,7 +42,7 @@ def measure_of(checkpoint: Path, task: str) -> Measure[Any]:
     return MEASURES[task]
 
 
-def read_validation_beside(checkpoint: Path, corpus_sha256: str | None, measure: Measure[Any]) -> Data:
+def read_validation_beside(checkpoint: Path, corpus_sha256: str | None, measure: Measure[Any, Any]) -> Data:
     """The validation data of the run that wrote the checkpoint.
 
     Args:
@@ -60,12 +60,8 @@ def read_validation_beside(checkpoint: Path, corpus_sha256: str | None, measure:
             f"--output {checkpoint.parent}`, which writes it for a finished run too, or export with --precision fp32"
         )
     data = read_validation(path)
-    try:
-        measure.count(data)
-    except TypeError:
-        raise CheckpointError(
-            f"{path}: holds the validation data of another task than {checkpoint.name} is of"
-        ) from None
+    if not isinstance(data, measure.data):
+        raise CheckpointError(f"{path}: holds the validation data of another task than {checkpoint.name} is of")
     if data.corpus_sha256 != corpus_sha256:
         raise CheckpointError(
             f"{path}: belongs to a corpus with sha256 {data.corpus_sha256}; {checkpoint.name} was trained on "
@@ -75,13 +71,13 @@ def read_validation_beside(checkpoint: Path, corpus_sha256: str | None, measure:
 
 
 def measure_quantization(
-    measure: Measure[Any],
+    measure: Measure[Any, Any],
     trained: Trained,
     graphs: Mapping[str, bytes],
     data: Data,
     max_worsening: float | None = None,
     progress: Progress = SILENT,
-) -> tuple[Part, Quantization]:
+) -> Figures:
     """The figures of int8 graphs, and how they compare with their network's.
 
     Args:
@@ -96,17 +92,16 @@ def measure_quantization(
         CheckpointError: the data are not those that training measured the network on.
         WorseInt8: the graphs are worse than the network by more than that.
     """
-    total = measure.count(data)
-    progress.stage("measuring the model on the validation data", total, measure.unit)
+    progress.stage("measuring the model on the validation data", data.count, measure.unit)
     before = measure.measured(trained, None, data, progress)
     if trained.validation is not None:
         _require_trainings_own(measure, before, measure.figures.model_validate(trained.validation))
-    progress.stage("measuring int8 on them", total, measure.unit)
+    progress.stage("measuring int8 on them", data.count, measure.unit)
     after = measure.measured(trained, graphs, data, progress)
-    return after, judge(measure, before, after, max_worsening)
+    return judge(measure, before, after, max_worsening)
 
 
-def _require_trainings_own(measure: Measure[Any], before: Part, recorded: Part) -> None:
+def _require_trainings_own(measure: Measure[Any, Any], before: Part, recorded: Part) -> None:
     """See that training measured the network on these data.
 
     Raises:
@@ -120,8 +115,8 @@ def _require_trainings_own(measure: Measure[Any], before: Part, recorded: Part) 
         )
 
 
-def judge(measure: Measure[Any], before: Any, after: Any, max_worsening: float | None) -> Quantization:
-    """What int8 cost.
+def judge(measure: Measure[Any, Any], before: Any, after: Any, max_worsening: float | None) -> Figures:
+    """The figures of both, and what int8 cost.
 
     Args:
         measure: of the task.
@@ -139,4 +134,10 @@ def judge(measure: Measure[Any], before: Any, after: Any, max_worsening: float |
             f"int8 has {measure.told(after)}, fp32 {measure.told(before)}: worse by {worsening:.5f} in {unit}; "
             f"allowed is {allowed:g} (--max-worsening), so nothing was published"
         )
-    return Quantization(fp32=before, measure=unit, worsening=worsening, allowed=allowed)
+    return Figures(
+        served=after.model_dump(),
+        fp32=before.model_dump(),
+        measure=unit,
+        worsening=worsening,
+        allowed_worsening=allowed,
+    )

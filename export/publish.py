@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from carousel.export.making import EncoderMaking, StepMaking
+from carousel.export.captioning import EncoderMaking
+from carousel.export.making import Making, StepMaking
 from carousel.export.measure import MEASURES
 from carousel.export.precision import measure_of, measure_quantization, read_validation_beside
 from carousel.export.progress import SILENT, Progress
@@ -17,10 +18,11 @@ from carousel.export.shared_weights import share_weights
 from carousel.export.signature import declared
 from carousel.models.bundle import publish, require_publishable
 from carousel.models.errors import CheckpointError
-from carousel.models.figures import Figures, Quantization
+from carousel.models.figures import Figures
 from carousel.models.manifest import DecodingDefaults, Limits, Manifest, Parity, Precision
 from carousel.models.nn.checkpoint import read_checkpoint
 from carousel.models.nn.load import Trained, load
+from carousel.models.part import first_mistake
 from carousel.models.weights import WEIGHTS
 
 BEST = "best.safetensors"
@@ -38,8 +40,8 @@ class Export:
     graph_bytes: Mapping[str, int]
     """By the name of a graph's file, or of that of the weights which graphs share."""
     parity: Parity
-    quantization: Quantization | None
-    """What int8 cost; None for fp32."""
+    figures: Figures | None
+    """As the manifest has them; None where training recorded none."""
     no_prefill: str = ""
     """Why the bundle has no prefill graph, where an int8 bundle has none."""
     in_fp32: Sequence[str] = ()
@@ -83,21 +85,21 @@ def export_checkpoint(
     if path.is_dir():
         path = path / BEST
     trained = load(read_checkpoint(path))
-    making = (EncoderMaking if trained.network.encodes else StepMaking)(path, trained, encoder)
-    served, quantization = _recorded(path, trained), None
+    making_type: type[Making] = EncoderMaking if trained.network.encodes else StepMaking
+    making = making_type(path, trained, encoder)
+    figures = _recorded(path, trained)
     if precision == "int8":
         measure = measure_of(path, trained.task)
         corpus = trained.provenance.corpus_sha256 if trained.provenance else None
         data = read_validation_beside(path, corpus, measure)
         progress.stage("building the int8 graphs")
         int8 = making.int8(data)
-        figures, quantization = measure_quantization(measure, trained, int8, data, max_worsening, progress)
-        served = figures.model_dump()
+        figures = measure_quantization(measure, trained, int8, data, max_worsening, progress)
         progress.stage("comparing the graphs with the model, step by step and row by row")
         graphs, parity = making.proven(int8, progress)
     else:
         progress.stage("building the graphs, and comparing them with the model")
-        graphs, parity = making.fp32()
+        graphs, parity = making.proven(None, progress)
     files = share_weights(graphs)
     manifest = Manifest(
         task=trained.task,
@@ -109,7 +111,7 @@ def export_checkpoint(
         decoding=_filled(decoding or DecodingDefaults(), trained.decoding),
         precision=precision,
         parity=parity,
-        figures=_figures(served, quantization),
+        figures=figures,
         provenance=trained.provenance,
         weights=WEIGHTS if WEIGHTS in files else None,
         files={},
@@ -117,10 +119,10 @@ def export_checkpoint(
     sizes = {file: len(content) for file, content in files.items()}
     progress.stage("publishing")
     bundle = publish(repository, name, manifest, {**files, **trained.files})
-    return Export(path, bundle, sizes, parity, quantization, making.no_prefill, making.in_fp32)
+    return Export(path, bundle, sizes, parity, figures, making.no_prefill, making.in_fp32)
 
 
-def _recorded(path: Path, trained: Trained) -> Mapping[str, float] | None:
+def _recorded(path: Path, trained: Trained) -> Figures | None:
     """The figures that training recorded, which are those of fp32.
 
     Raises:
@@ -130,24 +132,10 @@ def _recorded(path: Path, trained: Trained) -> Mapping[str, float] | None:
         return None
     try:
         if trained.task in MEASURES.choices:
-            return MEASURES[trained.task].figures.model_validate(trained.validation).model_dump()
-        return Figures(served=trained.validation).served
+            return Figures(served=MEASURES[trained.task].figures.model_validate(trained.validation).model_dump())
+        return Figures(served=trained.validation)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("validation", *first["loc"])))
-        raise CheckpointError(f"{path}: header {where}: {first['msg']}") from None
-
-
-def _figures(served: Mapping[str, float] | None, quantization: Quantization | None) -> Figures | None:
-    if served is None or quantization is None:
-        return None if served is None else Figures(served=served)
-    return Figures(
-        served=served,
-        fp32=quantization.fp32.model_dump(),
-        measure=quantization.measure,
-        worsening=quantization.worsening,
-        allowed_worsening=quantization.allowed,
-    )
+        raise CheckpointError(f"{path}: header {first_mistake(error, 'validation')}") from None
 
 
 def _filled(asked: Part, said: Part) -> Part:

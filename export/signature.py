@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from carousel.models.graph import CONTEXT_PREFIX, NEXT_STATE_PREFIX, STATE_PREFIX
+from carousel.models.graph import CONTEXT_PREFIX, STATE_PREFIX, next_name
 from carousel.models.manifest import EncoderSpec, StateSpec, StepSpec
 from carousel.models.nn.network import StepModule
 from carousel.models.step import ATTENTION, ENCODER_GRAPH, IMAGE, STEP_GRAPH, prefill_name
@@ -32,7 +32,7 @@ def declared(graphs: Mapping[str, bytes], step: StepModule) -> dict[str, Any]:
             states=tuple(
                 StateSpec(
                     before=name,
-                    after=NEXT_STATE_PREFIX + name.removeprefix(STATE_PREFIX),
+                    after=next_name(name),
                     initial="encoder" if encoder else "zeros",
                 )
                 for name in states

@@ -14,9 +14,11 @@ class LanguageValidation(Part):
     """Figures on the training run's validation text."""
 
     tokens: int
+    """How many were predicted: all but the first."""
     nats_per_token: float
     perplexity: float
     bits_per_character: float
+    """The text's total in bits, over all characters of the text."""
 
 
 class TracingValidation(Part):
@@ -25,9 +27,9 @@ class TracingValidation(Part):
     attempts: int
     """How many were predicted."""
     auc: float
-    """Area under the ROC curve, over all of them together."""
+    """Area under the ROC curve, over all of them together; 0.5 where all answers were right or all wrong."""
     accuracy: float
-    """Share on the right side of 0.5."""
+    """Share of answers on their side of 0.5; 0.5 itself says right."""
     log_loss: float
     """Nats per attempt."""
 
@@ -44,20 +46,6 @@ class CaptioningValidation(Part):
     """Of the whole corpus, in [0, 100]."""
     nats_per_token: float
     """Of the reference captions, end tokens counted."""
-
-
-class Quantization(Part):
-    """What rounding to int8 cost, measured at export on the training run's validation data."""
-
-    fp32: LanguageValidation | TracingValidation | CaptioningValidation
-    """The model's figures before it; what is served has those after it, measured alike."""
-    measure: Measure
-    """What `worsening` is in: perplexity divided by fp32's, less 1, or the AUC or points of BLEU-4 that were lost. Of
-    captions and answers perplexity where the figure of their own cannot move."""
-    worsening: float
-    """Negative where int8 happens to be better."""
-    allowed: float
-    """Above it export would have refused."""
 
 
 class Figures(Part):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Part(BaseModel):
@@ -15,6 +15,13 @@ class Part(BaseModel):
 
 
 P = TypeVar("P", bound=BaseModel)
+
+
+def first_mistake(error: ValidationError, *within: str) -> str:
+    """Where the first thing is that is wrong, and what: `files.a: Field required`; `content` is the whole."""
+    first = error.errors()[0]
+    where = ".".join([*within, *map(str, first["loc"])]) or "content"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def by_kind(value: object, kinds: Mapping[str, type[P]], what: str) -> P:

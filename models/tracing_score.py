@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+
+from carousel.models.figures import TracingValidation
 
 Floats = npt.NDArray[np.float64]
 
@@ -13,24 +13,10 @@ SMALLEST_PROBABILITY = 1e-12
 """Where the logarithm is taken: one sure mistake does not make the log loss infinite."""
 
 
-@dataclass(frozen=True, slots=True)
-class TracingScore:
-    """The figures of a set of predictions."""
-
-    attempts: int
-    """Attempts predicted."""
-    auc: float
-    """Area under the ROC curve; 0.5 where all answers were right or all wrong."""
-    accuracy: float
-    """Share of answers on their side of 0.5; 0.5 itself says right."""
-    log_loss: float
-    """Mean of -ln P(answer), in nats."""
-
-
-def score(probability: Floats, correct: npt.NDArray[np.bool_]) -> TracingScore:
+def score(probability: Floats, correct: npt.NDArray[np.bool_]) -> TracingValidation:
     """Judge P(correct) of each attempt by what came of it. <float64>[N], <bool>[N], N at least 1"""
     sure = np.clip(probability, SMALLEST_PROBABILITY, 1.0 - SMALLEST_PROBABILITY)
-    return TracingScore(
+    return TracingValidation(
         attempts=len(correct),
         auc=auc(probability, correct),
         accuracy=float(np.mean((probability >= 0.5) == correct)),
@@ -39,7 +25,7 @@ def score(probability: Floats, correct: npt.NDArray[np.bool_]) -> TracingScore:
 
 
 def auc(probability: Floats, correct: npt.NDArray[np.bool_]) -> float:
-    """P(a right answer was given a higher probability than a wrong one), ties counting half.
+    """P(a right answer was given a higher probability than a wrong one), ties counting half; 0.5 where all are alike.
 
     From ranks (Mann & Whitney 1947): the ranks of the right answers, ties sharing their mean rank, summed.
     """

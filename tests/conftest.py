@@ -199,8 +199,9 @@ def make_captioning_checkpoint() -> Callable[..., Path]:
     import torch  # only tests that need a model pay for torch
 
     from carousel.models.codec.image import Preprocessing
-    from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig, map_shape
+    from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig
     from carousel.models.nn.checkpoint import Checkpoint, write_checkpoint
+    from carousel.models.nn.convolution import map_shape
     from carousel.training.corpus.tokenizer import caption_codec
 
     torch.set_num_threads(1)

@@ -50,7 +50,7 @@ def measure_captioning_parity(
         step: the ONNX step graph made from it.
         encoder: and the encoder graph.
         preprocessing: of its images.
-        extractor: the frozen encoder in front of it, which torch does not have: the truth eats what it gives by itself.
+        extractor: the frozen encoder in front of it, which torch does not have: the truth takes what that gives.
         precisions: of the two, by name; fp32 where not given.
         steps: how long the encoder's state is carried.
         rows: how many images. B
@@ -100,8 +100,8 @@ def _largest_errors(
     features = images
     if extractor is not None:
         (features,) = open_session(extractor.model.SerializeToString(), threads=1).run([FEATURES], {IMAGE: images})
-    state, memories = model.encode(torch.from_numpy(features))
-    truth = _named(STATE_PREFIX, state) | _named(CONTEXT_PREFIX, memories)
+    state, context = model.encode(torch.from_numpy(features))
+    truth = _named(STATE_PREFIX, state) | _named(CONTEXT_PREFIX, context)
     fed: dict[str, Floats] = dict(
         zip(truth, open_session(encoder, threads=1).run([*truth], {IMAGE: images}), strict=True)
     )
@@ -112,7 +112,7 @@ def _largest_errors(
     outputs = ["logits", *map(next_name, states), *looks]
     tokens = np.random.default_rng(seed).integers(0, model.config.vocabulary_size, (steps, rows))
     for token in tokens:
-        logits, state, attention = model.step(torch.from_numpy(token), state, memories)
+        logits, state, attention = model.step(torch.from_numpy(token), state, context)
         said = dict(zip(outputs, session.run(outputs, {"token": token, **fed}), strict=True))
         fed |= {name: said[next_name(name)] for name in states}
         expected = {"logits": logits} | ({} if attention is None else {ATTENTION: attention})

@@ -12,13 +12,15 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+import torch
 
-from carousel.export.forward import Array, GraphForward, Ids, TorchForward
+from carousel.export.forward import Array, GraphForward, Ids
 from carousel.export.runtime import open_session
 from carousel.models.errors import CarouselError
 from carousel.models.graph import CONTEXT_PREFIX, STATE_PREFIX
 from carousel.models.manifest import Parity, Precision
 from carousel.models.nn.network import Network, StepModule
+from carousel.models.nn.score import TorchForward
 
 N = TypeVar("N", bound=np.generic)
 
@@ -78,12 +80,8 @@ def measure_parity(
 def _largest_error(model: Network, step: StepModule, graph: bytes, steps: int, rows: int, seed: int) -> float:
     """max |output of the graph, step by step - of the model, all steps at once|; NaN where either has one."""
     truth, seen = TorchForward(model, rows), GraphForward(graph, step, rows)
-    ids = _random_ids(step, (rows, steps), seed)  # [B, T]
-    largest = 0.0
-    for start in range(0, steps, WINDOW):
-        chunk = ids[:, start : start + WINDOW]
-        largest = float(np.maximum(largest, np.abs(seen(chunk) - truth(chunk)).max()))
-    return largest
+    ids = torch.from_numpy(_random_ids(step, (rows, steps), seed))  # [B, T]
+    return float(np.max([(seen(chunk) - truth(chunk)).abs().max() for chunk in torch.split(ids, WINDOW, dim=1)]))
 
 
 def _random_ids(step: StepModule, shape: tuple[int, ...], seed: int) -> Ids:
@@ -92,7 +90,7 @@ def _random_ids(step: StepModule, shape: tuple[int, ...], seed: int) -> Ids:
 
 
 def random_floats(graph: bytes, rows: int, seed: int) -> dict[str, Array]:
-    """Of every input that is no id: states, and memories. <float32>[B, ...] each"""
+    """Of every input that is no id: states, and context. <float32>[B, ...] each"""
     random = np.random.default_rng(seed)
     return {
         spec.name: np.tanh(random.standard_normal((rows, *spec.shape[1:]))).astype(np.float32)

@@ -82,14 +82,14 @@ def _run(
 ) -> Mapping[str, Array]:
     """The states after a call of the step graph, or of each prefill graph, by the names they go in by. [B, ...] each"""
     after = dict(states)
-    eaten = dict(step.split(ids))
+    consumed = dict(step.split(ids))
     for session in sessions:
         outputs = [spec.name for spec in session.get_outputs()]
         names = [name for name in states if next_name(name) in outputs]
         asked = [*map(next_name, names), *({ABOVE} & set(outputs))]
-        said = session.run(asked, {**eaten, **{name: states[name] for name in names}})
+        said = session.run(asked, {**consumed, **{name: states[name] for name in names}})
         after.update(zip(names, said, strict=False))
-        eaten = {BELOW: said[-1]}
+        consumed = {BELOW: said[-1]}
     return after
 
 

@@ -96,7 +96,7 @@ def _names(source: Path) -> list[str]:
 
 
 def _images(sources: Sequence[Path], preprocessing: Preprocessing, flip: bool) -> Iterator[npt.NDArray[np.float32]]:
-    """Every image as the extractor eats it, in the order of _names. <float32>, of `preprocessing.shape`"""
+    """Every image as the extractor takes it, in the order of _names. <float32>, of `preprocessing.shape`"""
     for source in sources:
         for name, content in _contents(source):
             try:

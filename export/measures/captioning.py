@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from carousel.export.forward import GraphCaptioner
-from carousel.export.measure import MEASURES, Data, Measure, relative_perplexity
+from carousel.export.measure import MEASURES, Measure, relative_perplexity
 from carousel.export.passes.int8 import LargestMet
 from carousel.export.precision import MAX_WORSENING
 from carousel.export.progress import SILENT, Progress
@@ -32,18 +32,15 @@ IMAGES_AT_ONCE = 50
 """Bounds the memory of what is remembered of them and changes nothing else."""
 
 
-class CaptioningMeasure(Measure[CaptioningValidation]):
+class CaptioningMeasure(Measure[CaptioningValidation, CaptioningValidationData]):
     """Of the validation images."""
 
     figures = CaptioningValidation
+    data = CaptioningValidationData
     unit = "images"
 
-    def count(self, data: Data) -> int:
-        """See Measure."""
-        return len(_images(data).images)
-
     def measured(
-        self, trained: Trained, graphs: Mapping[str, bytes] | None, data: Data, progress: Progress
+        self, trained: Trained, graphs: Mapping[str, bytes] | None, data: CaptioningValidationData, progress: Progress
     ) -> CaptioningValidation:
         """See Measure. An encoder that is not among the graphs is the network's own, in torch."""
         network = trained.network
@@ -51,10 +48,8 @@ class CaptioningMeasure(Measure[CaptioningValidation]):
         captioner = (
             network if graphs is None else GraphCaptioner(network, graphs[STEP_GRAPH], graphs.get(ENCODER_GRAPH))
         )
-        codec = caption_codec(trained)
-        return captioning_figures(
-            captioner, codec, _images(data), trained.decoding, trained.limits.max_new_tokens, progress
-        )
+        codec, longest = caption_codec(trained), trained.limits.max_new_tokens
+        return captioning_figures(captioner, codec, data, trained.decoding, longest, progress)
 
     def kept(self, figures: CaptioningValidation) -> tuple[int, float]:
         """See Measure."""
@@ -74,12 +69,6 @@ class CaptioningMeasure(Measure[CaptioningValidation]):
 
 
 MEASURES.register("captioning")(CaptioningMeasure())
-
-
-def _images(data: Data) -> CaptioningValidationData:
-    if not isinstance(data, CaptioningValidationData):
-        raise TypeError("no images")
-    return data
 
 
 def captioning_figures(
@@ -142,10 +131,10 @@ def _read(captioner: Captioner, data: CaptioningValidationData) -> Iterator[tupl
     over <bool>[B], of which there is one at least."""
     parts = zip(*(torch.split(part, IMAGES_AT_ONCE) for part in (data.images, data.ids, data.targets)), strict=True)
     for images, ids, targets in parts:
-        state, memories = captioner.encode(images)
+        state, context = captioner.encode(images)
         state = {name: part.repeat_interleave(ids.shape[1], 0) for name, part in state.items()}  # [B, H]
         tokens, expected = ids.flatten(0, 1), targets.flatten(0, 1)  # [B, T]
         to_come = (expected >= 0).flip(1).cumsum(1).flip(1) > 0
         for at in range(int(to_come.any(0).sum())):
-            logits, state, _ = captioner.step(tokens[:, at], state, memories)
+            logits, state, _ = captioner.step(tokens[:, at], state, context)
             yield logits, expected[:, at], to_come[:, at]

@@ -19,7 +19,7 @@ class CaptionCodec:
     Args:
         text: the caption's tokens.
         preprocessing: of the image.
-        begin: the token that a caption's first step eats.
+        begin: the token that a caption's first step takes.
         end: the token that ends it.
 
     Raises:
@@ -34,7 +34,7 @@ class CaptionCodec:
         self.end_id = self._id_of(end)
 
     def preprocess(self, content: bytes) -> Pixels:
-        """The file's bytes as the encoder eats them. <float32>, of `preprocessing.shape`
+        """The file's bytes as the encoder takes them. <float32>, of `preprocessing.shape`
 
         Raises:
             ImageRejected: or ImageTooLarge, as read_image.

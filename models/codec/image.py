@@ -169,7 +169,7 @@ def _in_8_bits(colour: int | tuple[int, ...], depth: int) -> int | tuple[int, ..
 
 
 class Preprocessing(BaseModel):
-    """How a decoded image becomes what an encoder eats. It travels from the feature cache to the manifest.
+    """How a decoded image becomes what an encoder takes. It travels from the feature cache to the manifest.
 
     `mean` and `deviation` are of pixel values in [0, 255], in the order of `channels`.
     """
@@ -205,7 +205,7 @@ class Preprocessing(BaseModel):
         return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
 
     def read(self, content: bytes) -> Pixels:
-        """An image file as an encoder eats it. <float32>, of `shape`
+        """An image file as an encoder takes it. <float32>, of `shape`
 
         Raises:
             ImageRejected: or ImageTooLarge, as read_image.
@@ -238,7 +238,7 @@ class Preprocessing(BaseModel):
 
 @CODECS.register("image")
 class ImageCodecSpec(CodecSpec):
-    """An image file in, as an encoder eats it."""
+    """An image file in, as an encoder takes it."""
 
     kind: Literal["image"] = "image"
     preprocessing: Preprocessing
@@ -250,7 +250,7 @@ class ImageCodecSpec(CodecSpec):
 
 
 class ImageCodec:
-    """An image file in, as an encoder eats it."""
+    """An image file in, as an encoder takes it."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing

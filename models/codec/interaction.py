@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from carousel.models.codec.names import MAX_NAME_CHARACTERS, check_names, names_of, to_json
-from carousel.models.codec.spec import CODECS, Array, CodecSpec, Ids, text_of
+from carousel.models.codec.spec import CODECS, Array, FileCodecSpec, Ids, text_of
 from carousel.models.codec.spelling import one_id
 from carousel.models.errors import UnknownSkill
 from carousel.models.graph import TensorSpec
@@ -29,16 +29,11 @@ def combined_skill(names: Iterable[str]) -> str:
 
 
 @CODECS.register("interaction")
-class InteractionCodecSpec(CodecSpec):
+class InteractionCodecSpec(FileCodecSpec):
     """Attempts in, P(correct) of the next one out, over a list of skills."""
 
     kind: Literal["interaction"] = "interaction"
     file: str = "skills.json"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The list's."""
-        return (self.file,)
 
     def open(self, files: Mapping[str, bytes]) -> InteractionCodec:
         """The codec of the file."""

@@ -6,7 +6,6 @@ Axes: C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from carousel.models.codec.ids import enter_ids, takes_ids
 from carousel.models.codec.names import check_names, names_of, to_json
-from carousel.models.codec.spec import CODECS, Array, CodecSpec, Ids, text_of
+from carousel.models.codec.spec import CODECS, Array, FileCodecSpec, Ids, text_of
 from carousel.models.errors import UnknownLabel
 from carousel.models.graph import TensorSpec
 
@@ -27,27 +26,13 @@ SHOWN_NAMES = 8
 SHOWN = 80
 
 
-@dataclass(frozen=True, slots=True)
-class LabelProbability:
-    """A class, and how probable it is."""
-
-    label: str
-    probability: float
-    """In [0, 1]."""
-
-
 @CODECS.register("labels")
-class LabelsCodecSpec(CodecSpec):
+class LabelsCodecSpec(FileCodecSpec):
     """One of some classes in, the probability of each out."""
 
     kind: Literal["labels"] = "labels"
     file: str = "labels.json"
     scores: Scores = "logits"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The list's."""
-        return (self.file,)
 
     def open(self, files: Mapping[str, bytes]) -> LabelsCodec:
         """The codec of the file."""
@@ -126,17 +111,6 @@ class LabelsCodec:
             return values
         weights = np.exp(values - values.max(axis=-1, keepdims=True))
         return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
-
-    def ranked(self, scores: Array, top: int | None = None) -> list[LabelProbability]:
-        """The most probable classes of one row, falling; of equals the first in the list first. [C]
-
-        Args:
-            scores: of the output.
-            top: how many to tell; None tells all.
-        """
-        probabilities = self.probabilities(scores)
-        places = np.argsort(-probabilities, kind="stable")[:top]
-        return [LabelProbability(self.labels[place], float(probabilities[place])) for place in places.tolist()]
 
     def _known(self) -> str:
         names = ", ".join(map(repr, self.labels[:SHOWN_NAMES]))

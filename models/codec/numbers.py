@@ -16,10 +16,10 @@ from pydantic import Field, ValidationError
 from typing_extensions import override  # of Python 3.12
 
 from carousel.models.codec.names import check_names
-from carousel.models.codec.spec import CODECS, Array, Codec, CodecSpec, text_of
+from carousel.models.codec.spec import CODECS, Array, Codec, FileCodecSpec, text_of
 from carousel.models.errors import ValueRejected
 from carousel.models.graph import TensorSpec
-from carousel.models.part import Part
+from carousel.models.part import Part, first_mistake
 
 Doubles = npt.NDArray[np.float64]
 Number = int | float
@@ -32,16 +32,11 @@ SHOWN = 80
 
 
 @CODECS.register("numbers")
-class NumbersCodecSpec(CodecSpec):
+class NumbersCodecSpec(FileCodecSpec):
     """Vectors of real numbers in or out."""
 
     kind: Literal["numbers"] = "numbers"
     file: str = "numbers.json"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The scaling's."""
-        return (self.file,)
 
     def open(self, files: Mapping[str, bytes]) -> NumbersCodec:
         """The codec of the file."""
@@ -107,9 +102,7 @@ class NumbersCodec(Codec):
         try:
             said = _File.model_validate_json(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "content"
-            raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise ValueError(first_mistake(error)) from None
         lists = [values for values in (said.names, said.mean, said.deviation) if values is not None]
         if said.size is None and not lists:
             raise ValueError("says no size; give size, names, or mean and deviation")

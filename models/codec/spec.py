@@ -87,6 +87,17 @@ class CodecSpec(BaseModel, ABC):
         """
 
 
+class FileCodecSpec(CodecSpec):
+    """One whose codec is read from one file of the bundle."""
+
+    file: str
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """It."""
+        return (self.file,)
+
+
 CODECS: Registry[type[CodecSpec]] = Registry("carousel.models.codec")
 """Every kind of codec. One more is a file beside this one."""
 

@@ -1,34 +1,26 @@
 """Sequences of classes, one a step: parts of speech, phonemes, whether somebody speaks.
 
-Axes: T steps, C classes.
+Axes: C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
-
-from carousel.models.codec.labels import LabelProbability, LabelsCodec, Scores
+from carousel.models.codec.labels import LabelsCodec, Scores
 from carousel.models.codec.names import names_of
-from carousel.models.codec.spec import CODECS, Array, CodecSpec, Ids, text_of
-from carousel.models.errors import UnknownLabel
+from carousel.models.codec.spec import CODECS, FileCodecSpec, text_of
 from carousel.models.graph import TensorSpec
 
 
 @CODECS.register("tags")
-class TagsCodecSpec(CodecSpec):
+class TagsCodecSpec(FileCodecSpec):
     """A class a step, in or out."""
 
     kind: Literal["tags"] = "tags"
     file: str = "tags.json"
     scores: Scores = "logits"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The list's."""
-        return (self.file,)
 
     def open(self, files: Mapping[str, bytes]) -> TagsCodec:
         """The codec of the file."""
@@ -52,27 +44,3 @@ class TagsCodec(LabelsCodec):
         if len(port.shape) > 1 and port.shape[1] is None:
             port = TensorSpec(port.name, port.dtype, (None, *port.shape[2:]))
         super().require(port, fed=fed)
-
-    def encode_steps(self, tags: Sequence[str | int]) -> Ids:
-        """The ids of a sequence of tags, given by name or id. <int64>[T]
-
-        Raises:
-            UnknownLabel: the model has no such tag; with its place.
-        """
-        ids = np.zeros(len(tags), np.int64)
-        for place, tag in enumerate(tags):
-            try:
-                ids[place] = self.encode(tag)
-            except UnknownLabel as error:
-                raise UnknownLabel(f"tag {place}: {error}") from None
-        return ids
-
-    def decode_steps(self, scores: Array) -> list[LabelProbability]:
-        """The most probable tag of each step, and how probable it is; of equals the first in the list. [T, C]"""
-        probabilities = self.probabilities(scores)
-        best = probabilities.argmax(axis=-1)
-        chosen = np.take_along_axis(probabilities, best[:, None], axis=-1)[:, 0]
-        return [
-            LabelProbability(self.labels[place], probability)
-            for place, probability in zip(best.tolist(), chosen.tolist(), strict=True)
-        ]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from tokenizers import Encoding, Tokenizer, decoders
 
 from carousel.models.codec.ids import enter_ids, takes_ids
-from carousel.models.codec.spec import CODECS, Array, CodecSpec, Ids, text_of
+from carousel.models.codec.spec import CODECS, Array, FileCodecSpec, Ids, text_of
 from carousel.models.errors import TextTooLong, UnencodableText
 from carousel.models.graph import TensorSpec
 
@@ -57,16 +57,11 @@ def _kinds(decoder: decoders.Decoder | None) -> Iterator[str]:
 
 
 @CODECS.register("text")
-class TextCodecSpec(CodecSpec):
+class TextCodecSpec(FileCodecSpec):
     """Text in, text out, through a tokenizer of the `tokenizers` library."""
 
     kind: Literal["text"] = "text"
     file: str = "tokenizer.json"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The tokenizer's."""
-        return (self.file,)
 
     def open(self, files: Mapping[str, bytes]) -> TextCodec:
         """The codec of the file."""

@@ -38,7 +38,7 @@ class SoftAttention(nn.Module):
         self.energy = nn.Linear(key_size, 1, bias=False)
         self.gate = nn.Linear(question_size, value_size)
 
-    def memories(self, features: Tensor) -> dict[str, Tensor]:
+    def context(self, features: Tensor) -> dict[str, Tensor]:
         """What every step reads of the images, and none need compute again.
 
         Args:
@@ -50,17 +50,17 @@ class SoftAttention(nn.Module):
         values = self.values(features) + self.position  # [N, P, C]
         return {"values": values, "keys": self.keys(values)}
 
-    def forward(self, question: Tensor, memories: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, question: Tensor, context: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Look at the images once.
 
         Args:
             question: <float32>[N * K, Q], an image's rows side by side
-            memories: of the N images.
+            context: of the N images.
 
         Returns:
             z <float32>[N * K, C], and alpha <float32>[N * K, P]
         """
-        keys, values = memories["keys"], memories["values"]
+        keys, values = context["keys"], context["values"]
         images, positions, _ = keys.shape
         query = self.query(question).view(images, -1, 1, keys.shape[2])  # [N, K, 1, A]
         energy = self.energy(torch.tanh(keys[:, None] + query))[..., 0]  # [N, K, P]

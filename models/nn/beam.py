@@ -4,7 +4,7 @@ Axes: N images, k hypotheses of each, V vocabulary.
 
 The definition that both keep:
 - Greedy takes the most probable token, the lowest id of equals, until the end token or `max_tokens` tokens.
-- Beam search begins with one live hypothesis of log-probability 0. At each step every live hypothesis eats its last
+- Beam search begins with one live hypothesis of log-probability 0. At each step every live hypothesis consumes its last
   token, and a candidate is a live hypothesis with one more token; its log-probability is the sum, in float64, of the
   log-softmax, computed in float64, of float32 logits. The 2k most probable candidates, equals in the order of (live
   hypothesis, token id), are walked from the most probable on: one that ends is finished if it is among the first k and
@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from carousel.models.nn.captioning import Memories
+from carousel.models.nn.captioning import Context
 from carousel.models.nn.recurrent import RecurrentState
 
 Floats = npt.NDArray[np.float64]
@@ -48,12 +48,12 @@ class Hypothesis:
 class Captioner(Protocol):
     """A CaptioningModel, or whatever else makes its steps (a graph)."""
 
-    def encode(self, images: Tensor) -> tuple[RecurrentState, Memories]:
+    def encode(self, images: Tensor) -> tuple[RecurrentState, Context]:
         """See CaptioningModel.encode."""
         ...
 
     def step(
-        self, token: Tensor, state: RecurrentState, memories: Memories
+        self, token: Tensor, state: RecurrentState, context: Context
     ) -> tuple[Tensor, RecurrentState, Tensor | None]:
         """See CaptioningModel.step."""
         ...
@@ -62,7 +62,7 @@ class Captioner(Protocol):
 def best_captions(
     model: Captioner, images: Tensor, begin: int, end: int, max_tokens: int, *, width: int, length_penalty: float
 ) -> list[Hypothesis]:
-    """The best caption of each image: greedy where `width` is 1, as a service's would be; arguments as below."""
+    """The best caption of each image: greedy where `width` is 1, as a service does; arguments as of beam_search."""
     if width == 1:
         return greedy(model, images, begin, end, max_tokens)
     found = beam_search(model, images, begin, end, max_tokens, width=width, length_penalty=length_penalty)
@@ -70,26 +70,19 @@ def best_captions(
 
 
 def greedy(model: Captioner, images: Tensor, begin: int, end: int, max_tokens: int) -> list[Hypothesis]:
-    """The most probable token at every step.
-
-    Args:
-        model: in evaluation mode.
-        images: as `encode` takes them, N of them.
-        begin: the token that the first step eats.
-        end: the token that ends a caption.
-        max_tokens: longest caption, its end token counted.
+    """The most probable token at every step; arguments as of beam_search.
 
     Returns:
         One caption for each image; its score is its log-probability.
     """
     with torch.inference_mode():
-        state, memories = model.encode(images)
+        state, context = model.encode(images)
         token = torch.full((len(images),), begin, device=images.device)
         said: list[Tensor] = []
         log_probabilities: list[Tensor] = []
         over = torch.zeros_like(token, dtype=torch.bool)
         while len(said) < max_tokens and not bool(over.all()):
-            logits, state, _ = model.step(token, state, memories)
+            logits, state, _ = model.step(token, state, context)
             token = logits.argmax(1)  # [N]
             chosen = torch.log_softmax(logits.double(), 1).gather(1, token[:, None])[:, 0]
             said.append(token)
@@ -120,7 +113,7 @@ def beam_search(
     Args:
         model: in evaluation mode.
         images: as `encode` takes them, N of them.
-        begin: the token that the first step eats.
+        begin: the token that the first step consumes.
         end: the token that ends a caption.
         max_tokens: longest caption, its end token counted.
         width: k.
@@ -132,11 +125,11 @@ def beam_search(
     beams = [_Beam(width, end, max_tokens, length_penalty) for _ in range(len(images))]
     searching = list(range(len(images)))
     with torch.inference_mode():
-        state, memories = model.encode(images)
+        state, context = model.encode(images)
         state = {name: part.repeat_interleave(width, 0) for name, part in state.items()}  # [N * k, H]
         token = torch.full((len(images) * width,), begin, device=images.device)
         while searching:
-            logits, state, _ = model.step(token, state, memories)
+            logits, state, _ = model.step(token, state, context)
             # On rows that hold no live hypothesis the step is wasted: the price of a rectangle.
             said = torch.log_softmax(logits.double(), 1).cpu().numpy().reshape(len(searching), width, -1)
             parents = [beams[image].advance(said[place]) for place, image in enumerate(searching)]
@@ -148,7 +141,7 @@ def beam_search(
             token = torch.tensor([last for image in searching for last in beams[image].last_tokens])
             rows, token = rows.to(images.device), token.to(images.device)
             state = {name: part[rows] for name, part in state.items()}
-            memories = {name: part[stay] for name, part in memories.items()}
+            context = {name: part[stay] for name, part in context.items()}
     return [beam.best for beam in beams]
 
 
@@ -204,7 +197,7 @@ class _Beam:
 
     @property
     def last_tokens(self) -> list[int]:
-        """What each of k rows eats next; rows without a live hypothesis eat what the first does."""
+        """What each of k rows consumes next; rows without a live hypothesis consume what the first does."""
         tokens = [ids[-1] for ids in self._live]
         return tokens + [tokens[0]] * (self._width - len(tokens))
 

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from carousel.models.nn.attention import SoftAttention
 from carousel.models.nn.cells.cell import CELLS, CellName
 from carousel.models.nn.config import NetworkConfig
-from carousel.models.nn.convolution import ResidualNetwork, map_side
+from carousel.models.nn.convolution import ResidualNetwork
 from carousel.models.nn.dropout import sequence_dropout
 from carousel.models.nn.network import NETWORKS, Network, StepModule
 from carousel.models.nn.recurrent import RecurrentStack, RecurrentState
 from carousel.models.strict import Count, Probability, Strict
 
 Attention = Literal["none", "soft"]
-Memories = dict[str, Tensor]
+Context = dict[str, Tensor]
 
 LAYER = "h0"
 """The state that attention is asked with and words are said from: there is one recurrent layer."""
@@ -151,7 +151,7 @@ class CaptioningModel(Network):
         features: Tensor = images if self.network is None else self.network(images)
         return features / math.sqrt(self.config.feature_size)
 
-    def encode(self, images: Tensor) -> tuple[RecurrentState, Memories]:
+    def encode(self, images: Tensor) -> tuple[RecurrentState, Context]:
         """Make of each image the state before its first word and what every step reads of it.
 
         Args:
@@ -159,20 +159,20 @@ class CaptioningModel(Network):
                 encoder is the model's own.
 
         Returns:
-            The first state <float32>[N, H] each, and the memories, <float32>[N, P, C] and [N, P, A]; none without
+            The first state <float32>[N, H] each, and the context, <float32>[N, P, C] and [N, P, A]; none without
             attention.
         """
         return self.begin(self.features(images))
 
-    def begin(self, features: Tensor) -> tuple[RecurrentState, Memories]:
+    def begin(self, features: Tensor) -> tuple[RecurrentState, Context]:
         """As `encode`, from what `features` gave: <float32>[N, P, D] or, without attention, [N, D]."""
-        memories: Memories = {}
+        context: Context = {}
         if self.attention is None:
             pooled = self.image_dropout(self._pool(features))  # [N, D]
         else:
-            memories = self.attention.memories(self.image_dropout(features))
-            pooled = self._pool(memories["values"])  # [N, C]
-        return self.first_state(pooled), memories
+            context = self.attention.context(self.image_dropout(features))
+            pooled = self._pool(context["values"])  # [N, C]
+        return self.first_state(pooled), context
 
     def first_state(self, pooled: Tensor) -> RecurrentState:
         """The state before the first word, of one vector an image. <float32>[N, C or D]"""
@@ -203,21 +203,21 @@ class CaptioningModel(Network):
         return positions.mean(1) if self.network is None else positions.amax(1)
 
     def step(
-        self, token: Tensor, state: RecurrentState, memories: Memories
+        self, token: Tensor, state: RecurrentState, context: Context
     ) -> tuple[Tensor, RecurrentState, Tensor | None]:
         """Eat one token and say the next: evaluation, without dropout.
 
         Args:
             token: <int64>[B], B the N images or K rows for each, an image's rows side by side
             state: what the previous step left, or `encode` gave. <float32>[B, H] each
-            memories: as `encode` gave them, of N images.
+            context: as `encode` gave it, of N images.
 
         Returns:
             Logits of the next token <float32>[B, V], the state after this one, and where this step looked
             <float32>[B, rows, columns], None without attention.
         """
         x = self.embedding(token)  # [B, E]
-        said, state, alpha = self._look_and_move(x, state, memories)
+        said, state, alpha = self._look_and_move(x, state, context)
         logits = self.projection(self._read_out(said, x))
         if alpha is not None:
             alpha = alpha.view(-1, self.config.rows, self.config.columns)
@@ -239,7 +239,7 @@ class CaptioningModel(Network):
 
         Args:
             features: as `features` gives them. <float32>[N, P, D] or [N, D]
-            ids: what each step eats. <int64>[N, K, T]
+            ids: what each step consumes. <int64>[N, K, T]
             present: False behind a caption's end, where ids mean nothing. <bool>[N, K, T]
             sampled: in [0, 1].
 
@@ -248,7 +248,7 @@ class CaptioningModel(Network):
             caption; and where each step looked <float>[N, K, T, P], None without attention.
         """
         count, captions, steps = ids.shape
-        state, memories = self.begin(features)
+        state, context = self.begin(features)
         state = {name: part.repeat_interleave(captions, 0) for name, part in state.items()}  # [B, H]
         tokens = ids.flatten(0, 1).t()  # [T, B]
         words = self.embedding(tokens)  # [T, B, E]
@@ -264,7 +264,7 @@ class CaptioningModel(Network):
             if sampled and position:
                 x = self._scheduled(x, outputs[-1], inputs[-1], sampled)
             x = x * mask[position]
-            said, state, alpha = self._look_and_move(x, state, memories)
+            said, state, alpha = self._look_and_move(x, state, context)
             inputs.append(x)
             outputs.append(said)
             if alpha is not None:
@@ -283,13 +283,13 @@ class CaptioningModel(Network):
         return torch.where(torch.rand(len(x), 1, device=x.device) < sampled, self.embedding(drawn), x)
 
     def _look_and_move(
-        self, x: Tensor, state: RecurrentState, memories: Memories
+        self, x: Tensor, state: RecurrentState, context: Context
     ) -> tuple[Tensor, RecurrentState, Tensor | None]:
         """One step up to, not including, the words: h (and what was seen) <float>[B, H (+ C)], state, alpha [B, P]."""
         if self.attention is None:
             y, state = self.stack(x[:, None], state)  # [B, 1, H]
             return y[:, 0], state, None
-        seen, alpha = self.attention(torch.cat([state[LAYER], x], 1), memories)  # [B, C], [B, P]
+        seen, alpha = self.attention(torch.cat([state[LAYER], x], 1), context)  # [B, C], [B, P]
         y, state = self.stack(torch.cat([x, seen], 1)[:, None], state)
         return torch.cat([y[:, 0], seen], 1), state, alpha
 
@@ -311,37 +311,32 @@ class CaptioningStep(StepModule):
         self.look = None if model.attention is None else model.attention.step()
         self.readout = model.readout
         if self.look is not None:
-            self.memory_shapes = {
+            self.context_shapes = {
                 "values": (config.positions, config.value_size),
                 "keys": (config.positions, config.key_size),
             }
             self.grid = (config.rows, config.columns)
 
     def forward(
-        self, token: Tensor, state: RecurrentState, memories: Memories | None = None
+        self, token: Tensor, state: RecurrentState, context: Context | None = None
     ) -> tuple[Tensor, RecurrentState] | tuple[Tensor, RecurrentState, Tensor]:
         """Make one step.
 
         Args:
             token: the token to read. <int64>[B]
             state: what the previous step or the encoder left. <float32>[B, H] each
-            memories: `values` <float32>[B, P, C] and `keys` <float32>[B, P, A]; None without attention.
+            context: `values` <float32>[B, P, C] and `keys` <float32>[B, P, A]; None without attention.
 
         Returns:
             Logits of the next token <float32>[B, V], the state after this one, and with attention where this step
             looked <float32>[B, rows, columns].
         """
         x = self.embedding(token)  # [B, E]
-        if self.look is None or self.grid is None or self.readout is None or memories is None:
+        if self.look is None or self.grid is None or self.readout is None or context is None:
             y, after = self.stack(x, state)  # [B, H]
             return self.projection(y), after
         question = torch.cat([state[LAYER], x], dim=1)  # [B, H + E]
-        seen, alpha = self.look(question, memories["values"], memories["keys"])  # [B, C], [B, P]
+        seen, alpha = self.look(question, context["values"], context["keys"])  # [B, C], [B, P]
         y, after = self.stack(torch.cat([x, seen], dim=1), state)
         said = torch.tanh(self.readout(torch.cat([y, seen], dim=1)) + x)  # [B, E]
         return self.projection(said), after, alpha.unflatten(1, self.grid)
-
-
-def map_shape(height: int, width: int, channels: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of the map that the model's own encoder makes of an image."""
-    return map_side(height, len(channels)), map_side(width, len(channels))

@@ -67,6 +67,6 @@ class ResidualNetwork(nn.Module):
         return y.flatten(2).transpose(1, 2)  # [B, P, D]
 
 
-def map_side(size: int, stages: int) -> int:
-    """How many positions the map has along a side of `size` pixels: each stage halves, rounding up."""
-    return -(-size // (1 << stages))
+def map_shape(height: int, width: int, channels: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the map of an image: each stage halves a side, rounding up."""
+    return -(-height // (1 << len(channels))), -(-width // (1 << len(channels)))

@@ -20,6 +20,7 @@ from carousel.models.manifest import DecodingDefaults, Limits, Provenance
 from carousel.models.nn.checkpoint import Checkpoint
 from carousel.models.nn.header import current
 from carousel.models.nn.network import NETWORKS, Network, StepModule
+from carousel.models.part import first_mistake
 from carousel.models.registry import UnknownName
 from carousel.models.step import ATTENTION
 
@@ -129,6 +130,4 @@ def _part(header: Mapping[str, Any], key: str, part: type[Part]) -> Part | None:
     try:
         return part.model_validate(header[key])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, (key, *first["loc"])))
-        raise CheckpointError(f"checkpoint's header {where}: {first['msg']}") from None
+        raise CheckpointError(f"checkpoint's header {first_mistake(error, key)}") from None

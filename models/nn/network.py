@@ -36,7 +36,7 @@ class StepModule(nn.Module):
         super().__init__()
         self.input_bounds = dict(input_bounds)
         self.output = output
-        self.memory_shapes: dict[str, tuple[int, ...]] = {}
+        self.context_shapes: dict[str, tuple[int, ...]] = {}
         """Of a row, by name: what a step reads and does not rewrite."""
         self.grid: tuple[int, int] | None = None
         """Rows and columns of where a step looks; None where it does not."""

@@ -1,4 +1,4 @@
-"""The validation data that a run measured its weights on, kept beside them in the form in which the model eats it.
+"""The validation data that a run measured its weights on, kept beside them in the form in which the model takes it.
 
 Training writes them; export reads them, to measure what a graph of lower precision loses (export/README.md). They never
 enter a bundle.
@@ -35,6 +35,11 @@ class ValidationData:
     characters: int = 0
     """How many characters the text has (language)."""
 
+    @property
+    def count(self) -> int:
+        """How many predictions they ask for: all ids but the first of each sequence."""
+        return sum(len(sequence) - 1 for sequence in self.sequences)
+
 
 @dataclass(frozen=True, slots=True)
 class CaptioningValidationData:
@@ -45,12 +50,17 @@ class CaptioningValidationData:
     images: Tensor
     """As the model's `encode` takes them: pixels, or features. <float32>[N, ...]"""
     ids: Tensor
-    """What each step eats, the begin token first. <int64>[N, K, T]"""
+    """What each step takes, the begin token first. <int64>[N, K, T]"""
     targets: Tensor
     """What it should say, the end token last; torch's `ignore_index` where nothing, or a word that the model has not.
     <int64>[N, K, T]"""
     references: Sequence[Sequence[str]]
     """The captions of each image, as BLEU compares them."""
+
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return len(self.images)
 
 
 def write_validation(path: Path, data: ValidationData | CaptioningValidationData) -> None:

@@ -54,11 +54,11 @@ def pictures(count: int) -> list[bytes]:
 @torch.inference_mode()
 def torch_greedy(model: CaptioningModel, features: np.ndarray, begin: int, steps: int) -> np.ndarray:
     """Logits along a greedy caption. <float32>[N, steps, V]"""
-    state, memories = model.encode(torch.from_numpy(features))
+    state, context = model.encode(torch.from_numpy(features))
     token = torch.full((len(features),), begin)
     said = []
     for _ in range(steps):
-        logits, state, _ = model.step(token, state, memories)
+        logits, state, _ = model.step(token, state, context)
         token = logits.argmax(1)
         said.append(logits.numpy())
     return np.stack(said, 1)
@@ -101,13 +101,13 @@ def test_bundle_over_a_frozen_encoder_says_what_the_model_says(
     expected = torch_greedy(model_of(checkpoint), features, caption_codec(bundle).begin_id, 8)
     assert np.abs(bundle_greedy(bundle, images, 8) - expected).max() < 1e-4
     assert np.ptp(expected, axis=0).max() > 0.01  # the image matters
-    memories = {spec.name: spec.shape for spec in bundle.context}
+    context = {spec.name: spec.shape for spec in bundle.context}
     looks = bundle.step.output("attention")
     if attention == "soft":
-        assert memories == {"context.values": (None, 6, 6), "context.keys": (None, 6, 9)}
+        assert context == {"context.values": (None, 6, 6), "context.keys": (None, 6, 9)}
         assert looks.shape == (None, 2, 3)
     else:
-        assert (memories, looks) == ({}, None)
+        assert (context, looks) == ({}, None)
 
 
 @pytest.mark.parametrize(("cell", "attention"), [("lstm", "soft"), ("gru", "none")])
@@ -310,17 +310,17 @@ def test_parity_refuses_graphs_that_are_not_the_model(
 def test_attention_of_the_graph_is_where_the_model_looks(bundle: Bundle, checkpoint: Path) -> None:
     random = np.random.default_rng(5)
     model = model_of(checkpoint)
-    memories = {
+    context = {
         name: random.normal(0, 1, (3, 6, size)).astype(np.float32) for name, size in [("values", 6), ("keys", 9)]
     }
     state = {name: random.normal(0, 1, (3, 7)).astype(np.float32) for name in ("h0", "c0")}
     token = np.array([3, 4, 5])
-    fed = {f"context.{name}": part for name, part in memories.items()} | {
+    fed = {f"context.{name}": part for name, part in context.items()} | {
         f"state.{n}": part for n, part in state.items()
     }
     (seen,) = session_of(bundle, "step.onnx").run(["attention"], {"token": token, **fed})
     with torch.inference_mode():
-        tensors = [{name: torch.from_numpy(part) for name, part in parts.items()} for parts in (state, memories)]
+        tensors = [{name: torch.from_numpy(part) for name, part in parts.items()} for parts in (state, context)]
         _, _, expected = model.step(torch.from_numpy(token), *tensors)
     assert seen.shape == (3, 2, 3)
     assert np.allclose(seen, expected.numpy(), atol=1e-6)

@@ -110,11 +110,11 @@ def test_int8_step_is_near_the_model_and_keeps_the_contract(
 
     rounded = GraphCaptioner(model, content)
     with torch.inference_mode():
-        state, memories = model.encode(features)
+        state, context = model.encode(features)
         other = {name: part.clone() for name, part in state.items()}
         for at in range(6):
-            logits, state, _ = model.step(data.ids[:, 0, at], state, memories)
-            seen, other, _ = rounded.step(data.ids[:, 0, at], other, memories)
+            logits, state, _ = model.step(data.ids[:, 0, at], state, context)
+            seen, other, _ = rounded.step(data.ids[:, 0, at], other, context)
             assert 0 < (seen - logits).abs().max() < 0.15 * logits.std()
         for name in state:
             assert (other[name] - state[name]).abs().max() < 0.05
@@ -135,11 +135,11 @@ def test_what_is_measured_is_that_of_the_steps_that_there_are() -> None:
     with torch.inference_mode():
         for image in range(7):
             for row, steps in ((0, 6), (1, 5)):
-                state, memories = model.encode(features[image : image + 1])
+                state, context = model.encode(features[image : image + 1])
                 for token in data.ids[image, row, :steps]:
                     question = torch.cat([state["h0"], model.embedding(token[None])], 1)
-                    largest = max(largest, model.attention(question, memories)[0].abs().max().item())
-                    _, state, _ = model.step(token[None], state, memories)
+                    largest = max(largest, model.attention(question, context)[0].abs().max().item())
+                    _, state, _ = model.step(token[None], state, context)
     asked = []
     measure = measured_on_captions(model, data)
     int8_step(export_step(model.step_module()), STATES, lambda *given: asked.append(given) or measure(*given))

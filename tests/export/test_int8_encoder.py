@@ -58,9 +58,9 @@ def test_int8_encoder_is_near_the_model_and_keeps_the_contract(cell: str, attent
 
     fed = torch.from_numpy(images[CALIBRATION_IMAGES:])
     with torch.inference_mode():
-        state, memories = model.encode(fed)
+        state, context = model.encode(fed)
     rounded = GraphCaptioner(model, export_step(model.step_module()), content).encode(fed)
-    for said, truth in ((rounded[0], state), (rounded[1], memories)):
+    for said, truth in ((rounded[0], state), (rounded[1], context)):
         assert said.keys() == truth.keys()
         for name, part in truth.items():
             assert 0 < (said[name] - part).std() < 0.1 * part.std()

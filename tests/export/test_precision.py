@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,8 @@ import torch
 
 from carousel.export import making as making_module
 from carousel.export.__main__ import main
-from carousel.export.forward import GraphForward, TorchForward
+from carousel.export.forward import GraphForward
 from carousel.export.measure import MEASURES
-from carousel.export.measures.language import language_figures
-from carousel.export.measures.tracing import tracing_figures
 from carousel.export.onnx_graph import export_step
 from carousel.export.passes.recipe import int8_step
 from carousel.export.precision import WorseInt8, judge
@@ -27,10 +24,9 @@ from carousel.models.bundle import open_bundle
 from carousel.models.errors import CheckpointError
 from carousel.models.figures import CaptioningValidation, TracingValidation
 from carousel.models.nn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from carousel.models.nn.score import TorchForward, answers, predict, score_text
 from carousel.models.nn.validation import ValidationData, read_validation, write_validation
 from carousel.models.tracing_score import score as tracing_score
-from carousel.training.tasks.language.score import score
-from carousel.training.tasks.tracing.score import answers, predict
 from tests.trained import load_language_model, load_tracing_model
 
 CORPUS = "0" * 64
@@ -51,6 +47,15 @@ def tracing_data() -> ValidationData:
     return ValidationData("tracing", CORPUS, [torch.from_numpy(random.integers(0, 10, length)) for length in lengths])
 
 
+def language_figures(forward, data: ValidationData):
+    return score_text(forward, data.sequences[0], data.characters)
+
+
+def tracing_figures(start, data: ValidationData):
+    histories = [sequence.numpy() for sequence in data.sequences]
+    return tracing_score(predict(start, histories), answers(histories))
+
+
 def recorded(path: Path, **validation: float) -> None:
     """Put figures into the checkpoint's header, as training would have."""
     read = read_checkpoint(path)
@@ -64,7 +69,7 @@ def language_run(make_checkpoint, tmp_path: Path) -> Path:
     path = make_checkpoint(tmp_path / "text" / "best.safetensors", layers=1)
     data = language_data()
     model, _ = load_language_model(read_checkpoint(path))
-    recorded(path, **asdict(score(model, data.sequences[0], data.characters)))
+    recorded(path, **score_text(TorchForward(model, 1), data.sequences[0], data.characters).model_dump())
     write_validation(path.parent / "validation.safetensors", data)
     return path.parent
 
@@ -74,9 +79,8 @@ def tracing_run(make_tracing_checkpoint, tmp_path: Path) -> Path:
     (tmp_path / "learners").mkdir()
     path = make_tracing_checkpoint(tmp_path / "learners" / "best.safetensors")
     data = tracing_data()
-    histories = [sequence.numpy() for sequence in data.sequences]
     model, _ = load_tracing_model(read_checkpoint(path))
-    recorded(path, **asdict(tracing_score(predict(model, histories), answers(histories))))
+    recorded(path, **tracing_figures(lambda rows: TorchForward(model, rows), data).model_dump())
     write_validation(path.parent / "validation.safetensors", data)
     return path.parent
 
@@ -113,8 +117,8 @@ def test_int8_export_records_the_figures_before_and_after(language_run: Path, tm
     bundle = open_bundle(done.bundle)
     manifest, trained = bundle.manifest, read_checkpoint(language_run / "best.safetensors").header["validation"]
     assert manifest.precision == "int8"
-    assert manifest.figures.fp32 == done.quantization.fp32.model_dump()
-    assert manifest.figures.worsening == done.quantization.worsening
+    assert manifest.figures.fp32 == done.figures.fp32
+    assert manifest.figures.worsening == done.figures.worsening
     assert manifest.figures.fp32 == pytest.approx(trained, rel=1e-6)
     assert (manifest.figures.measure, manifest.figures.allowed_worsening) == ("relative perplexity", 0.5)
     graph = bundle.files["step.onnx"]
@@ -201,7 +205,7 @@ def test_int8_is_judged_by_perplexity_where_its_own_figure_cannot_fall(before, f
 
     measure = MEASURES["tracing" if before is ANSWERS else "captioning"]
     judged = judge(measure, before, after(0.001), None)
-    assert (judged.measure, judged.allowed) == ("relative perplexity", 0.005)
+    assert (judged.measure, judged.allowed_worsening) == ("relative perplexity", 0.005)
     assert judged.worsening == pytest.approx(math.exp(0.001) - 1)
     with pytest.raises(WorseInt8, match=r"worse by 1\.71828 in relative perplexity; allowed is 0\.005"):
         judge(measure, before, after(1.0), None)

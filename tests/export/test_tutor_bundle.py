@@ -11,11 +11,11 @@ import pytest
 from carousel.models.bundle import Bundle, open_bundle
 from carousel.models.codec.interaction import InteractionCodec
 from carousel.models.graph import next_name
+from carousel.models.nn.score import answers
 from carousel.models.tracing_score import auc
 from carousel.training.corpus.learners import SKILLS, simulate
 from carousel.training.recipe import load_recipe
 from carousel.training.tasks.tracing.baseline import SkillRegression
-from carousel.training.tasks.tracing.score import answers
 
 ROOT = Path(__file__).parents[2]
 

@@ -79,8 +79,8 @@ def test_own_encoder_is_pooled_by_the_maximum_and_a_foreign_one_by_the_mean(atte
     foreign = model_of(attention=attention)
     features = torch.randn(3, 6, 4)
     for model, pooled in ((own, lambda x: x.max(1).values), (foreign, lambda x: x.sum(1) / 6)):
-        state, memories = model.begin(features)
-        first = torch.tanh(model.image(pooled(memories["values"] if memories else features)))
+        state, context = model.begin(features)
+        first = torch.tanh(model.image(pooled(context["values"] if context else features)))
         torch.testing.assert_close(torch.cat([state["h0"], state["c0"]], 1), first)
 
 
@@ -99,9 +99,9 @@ def test_captioning_step_by_step_is_teacher_forcing(cell: str, attention: str) -
     logits, looked = model(features, ids, torch.ones_like(ids, dtype=torch.bool))
     whole = logits.view(3, 2, 4, 11)
     for caption in range(2):
-        state, memories = model.encode(features)
+        state, context = model.encode(features)
         for step in range(4):
-            seen, state, alpha = model.step(ids[:, caption, step], state, memories)
+            seen, state, alpha = model.step(ids[:, caption, step], state, context)
             torch.testing.assert_close(seen, whole[:, caption, step])
             if attention == "none":
                 assert alpha is None
@@ -112,12 +112,12 @@ def test_captioning_step_by_step_is_teacher_forcing(cell: str, attention: str) -
 
 def test_captioning_step_takes_several_rows_of_an_image_side_by_side() -> None:
     model = model_of().eval()
-    state, memories = model.encode(torch.randn(3, 6, 4))
+    state, context = model.encode(torch.randn(3, 6, 4))
     token = torch.tensor([[1, 2], [3, 4], [5, 6]])
     both = {name: part.repeat_interleave(2, 0) for name, part in state.items()}
-    together, _, alpha = model.step(token.flatten(), both, memories)
+    together, _, alpha = model.step(token.flatten(), both, context)
     for row in range(2):
-        alone, _, alone_alpha = model.step(token[:, row], state, memories)
+        alone, _, alone_alpha = model.step(token[:, row], state, context)
         torch.testing.assert_close(together.view(3, 2, 11)[:, row], alone)
         torch.testing.assert_close(alpha.view(3, 2, 2, 3)[:, row], alone_alpha)
 
@@ -143,13 +143,13 @@ def test_captioning_takes_pooled_features_where_it_does_not_attend() -> None:
 def test_captioning_over_pixels_is_its_network_and_the_rest() -> None:
     model = model_of(channels=(8, 4), rows=4, columns=6).eval()
     pixels = torch.randn(3, 3, 13, 22)
-    over_pixels, memories = model.encode(pixels)
+    over_pixels, context = model.encode(pixels)
     features = model.network(pixels)
     assert features.shape == (3, 24, 4)
     over_features, _ = model.begin(features / 2)
     for name in over_pixels:
         assert torch.equal(over_pixels[name], over_features[name])
-    assert {name: part.shape for name, part in memories.items()} == {"values": (3, 24, 6), "keys": (3, 24, 8)}
+    assert {name: part.shape for name, part in context.items()} == {"values": (3, 24, 6), "keys": (3, 24, 8)}
 
 
 def test_scheduled_sampling_reads_its_own_words_alone_where_it_is_certain() -> None:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from carousel.models.nn.captioning import map_shape
-from carousel.models.nn.convolution import ResidualBlock, ResidualNetwork
+from carousel.models.nn.convolution import ResidualBlock, ResidualNetwork, map_shape
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47), (8, 9)])

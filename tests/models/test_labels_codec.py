@@ -39,13 +39,6 @@ def test_probabilities_stay_what_they_are() -> None:
     np.testing.assert_array_equal(codec.probabilities(row), row.astype(np.float64))
 
 
-def test_ranked_are_the_most_probable_of_equals_the_first() -> None:
-    ranked = CODEC.ranked(np.array([1.0, 3.0, 1.0], np.float32))
-    assert [one.label for one in ranked] == ["neutral", "negative", "positive"]
-    assert sum(one.probability for one in ranked) == pytest.approx(1.0)
-    assert [one.label for one in CODEC.ranked(np.array([1.0, 3.0, 2.0]), top=2)] == ["neutral", "positive"]
-
-
 @pytest.mark.parametrize("kind", ["int8", "int32", "int64", "uint16"])
 def test_ids_enter_ports_of_integers(kind: str) -> None:
     port = np.zeros((2, 2), kind)
@@ -120,20 +113,6 @@ def test_scores_that_nobody_knows_are_refused() -> None:
 def test_unknown_kind_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match=f"of kind 'audio9'; known are {', '.join(CODECS)}"):
         codec_spec({"kind": "audio9"})
-
-
-def test_tags_are_a_label_a_step() -> None:
-    scores = np.array([[0.0, 9.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 50.0]], np.float32)
-    told = TAGS.decode_steps(scores)
-    assert [one.label for one in told] == ["VERB", "NOUN", "ADJ"]
-    np.testing.assert_allclose([one.probability for one in told], TAGS.probabilities(scores).max(axis=1))
-    assert TAGS.encode_steps(["ADJ", 0, "VERB"]).tolist() == [3, 0, 1]
-    assert TAGS.decode_steps(np.zeros((0, 4), np.float32)) == []
-
-
-def test_tag_that_is_unknown_is_told_with_its_place() -> None:
-    with pytest.raises(UnknownLabel, match="tag 1: there is no label 'X'"):
-        TAGS.encode_steps(["NOUN", "X"])
 
 
 def test_tags_of_a_whole_input_have_an_axis_of_steps() -> None:

@@ -81,10 +81,10 @@ def nats_alone(task: CaptioningTask, album: Album) -> list[float]:
         image = torch.from_numpy(codec.preprocessing.apply(album.open_picture(picture.name)))[None]
         for caption in picture.captions:
             ids = [*codec.text.encode(caption)[:5], codec.end_id]
-            state, memories = task.module.encode(image)
+            state, context = task.module.encode(image)
             token = codec.begin_id
             for id_ in ids:
-                logits, state, _ = task.module.step(torch.tensor([token]), state, memories)
+                logits, state, _ = task.module.step(torch.tensor([token]), state, context)
                 if id_ != codec.text.unknown_id:
                     losses.append(-torch.log_softmax(logits[0], 0)[id_].item())
                 token = id_
@@ -183,7 +183,7 @@ def test_validation_captions_are_decoded_and_judged_as_captions(make_task) -> No
         follows = torch.zeros(module.config.vocabulary_size, module.config.vocabulary_size)
         for before, after in pairwise(ids):
             follows[before, after] = 50.0
-    module.step = lambda token, state, memories: (follows[token], state, None)
+    module.step = lambda token, state, context: (follows[token], state, None)
     seen = task.evaluate()
     # 4 + 1 of 8 words are right, 3 of 6 pairs, 2 of 4 triples, 1 of 2 runs of four; each as long as its reference.
     assert seen.figures["bleu_1"] == pytest.approx(100 * 5 / 8)

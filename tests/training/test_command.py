@@ -11,10 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from carousel.models.figures import LanguageValidation
 from carousel.models.manifest import Provenance
 from carousel.models.nn.checkpoint import read_checkpoint
+from carousel.models.nn.score import TorchForward, score_text
 from carousel.models.nn.validation import read_validation
 from carousel.training.__main__ import main
 from carousel.training.corpus.encoding import encode_text
-from carousel.training.tasks.language.score import score
 from tests.trained import load_language_model
 
 
@@ -37,7 +37,7 @@ def test_command_trains_a_model_that_the_next_room_can_load(
     assert provenance.cell == "lstm"
     assert provenance.parameters == model.parameter_count
     text = (recipe_path.parent / "valid.txt").read_text()
-    assert validation.perplexity == score(model, encode_text(codec, text), len(text)).perplexity
+    assert validation.perplexity == score_text(TorchForward(model, 1), encode_text(codec, text), len(text)).perplexity
 
     held_out = read_validation(output / "validation.safetensors")
     assert (held_out.task, held_out.corpus_sha256) == ("language", provenance.corpus_sha256)
@@ -57,7 +57,9 @@ def test_command_learns(recipe_path: Path, tmp_path: Path) -> None:
     model, codec = load_language_model(read_checkpoint(tmp_path / "run" / "best.safetensors"))
     text = (recipe_path.parent / "valid.txt").read_text()
     guess = torch.log(torch.tensor(codec.vocabulary_size)).item()
-    assert score(model, encode_text(codec, text), len(text)).nats_per_token < 0.8 * guess  # letters alone give 0.93
+    assert (
+        score_text(TorchForward(model, 1), encode_text(codec, text), len(text)).nats_per_token < 0.8 * guess
+    )  # letters alone give 0.93
 
 
 def test_command_resumes_and_then_has_nothing_to_do(

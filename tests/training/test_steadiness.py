@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from carousel.models.nn import score as scoring
+from carousel.models.nn.score import TorchForward
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig
-from carousel.training.tasks.tracing import score as tracing_score
 from carousel.training.tasks.tracing.steadiness import Steadiness, steadiness
 
 
 def test_steadiness_is_that_of_a_walk_attempt_by_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing_score, "LEARNERS_AT_ONCE", 3)
-    monkeypatch.setattr(tracing_score, "CHUNK_STEPS", 4)
+    monkeypatch.setattr(scoring, "LEARNERS_AT_ONCE", 3)
+    monkeypatch.setattr(scoring, "CHUNK_STEPS", 4)
     torch.manual_seed(0)
-    model = TracingModel(TracingModelConfig(skill_count=5, embedding_size=6, hidden_size=7)).train()
+    model = TracingModel(TracingModelConfig(skill_count=5, embedding_size=6, hidden_size=7)).eval()
     torch.nn.init.normal_(model.embedding.weight)
     random = np.random.default_rng(0)
     histories = [random.integers(0, 10, length) for length in (9, 1, 2, 13, 4, 3, 5, 10)]
-    seen = steadiness(model, histories)
-    assert model.training
-    model.eval()
+    seen = steadiness(partial(TorchForward, model), histories)
     moves, own = [], []
     with torch.inference_mode():
         for history in histories:
@@ -42,4 +43,4 @@ def test_steadiness_is_that_of_a_walk_attempt_by_attempt(monkeypatch: pytest.Mon
 
 def test_steadiness_of_learners_of_two_attempts_is_zero() -> None:
     model = TracingModel(TracingModelConfig(skill_count=5, embedding_size=6, hidden_size=7))
-    assert steadiness(model, [np.array([3, 4]), np.array([1])]) == Steadiness(0.0, 0.0, 0.0, 0.0)
+    assert steadiness(partial(TorchForward, model), [np.array([3, 4]), np.array([1])]) == Steadiness(0.0, 0.0, 0.0, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from carousel.models.figures import TracingValidation
 from carousel.models.manifest import Provenance
 from carousel.models.nn.checkpoint import read_checkpoint
+from carousel.models.nn.score import TorchForward, answers, predict
 from carousel.models.tracing_score import auc, score
 from carousel.training.__main__ import main
 from carousel.training.corpus.answers import read_answers
@@ -18,7 +20,6 @@ from carousel.training.corpus.learners import simulate
 from carousel.training.errors import RunError
 from carousel.training.recipe import load_recipe
 from carousel.training.run import TrainingRun
-from carousel.training.tasks.tracing.score import answers, predict
 from carousel.training.trainer import BEST, LAST, Progress
 from tests.trained import load_tracing_model
 
@@ -74,7 +75,7 @@ def test_command_traces_and_leaves_what_export_needs(
     model, codec = load_tracing_model(best)
     recipe = load_recipe(recipe_path)
     validation = read_answers(recipe.corpus, recipe.run.seed).validation
-    seen = score(predict(model, validation), answers(validation))
+    seen = score(predict(partial(TorchForward, model), validation), answers(validation))
     assert TracingValidation(**best.header["validation"]) == TracingValidation(
         attempts=seen.attempts, auc=seen.auc, accuracy=seen.accuracy, log_loss=seen.log_loss
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from carousel.models.nn import score as scoring
+from carousel.models.nn.score import TorchForward, answers, predict
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig
 from carousel.models.tracing_score import auc, score
-from carousel.training.tasks.tracing import score as tracing_score
-from carousel.training.tasks.tracing.score import answers, predict
 
 
 @pytest.mark.parametrize(
@@ -61,15 +62,13 @@ def test_answers_leave_out_each_learners_first() -> None:
 
 
 def test_predictions_are_those_of_a_walk_attempt_by_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing_score, "LEARNERS_AT_ONCE", 3)
-    monkeypatch.setattr(tracing_score, "CHUNK_STEPS", 4)
+    monkeypatch.setattr(scoring, "LEARNERS_AT_ONCE", 3)
+    monkeypatch.setattr(scoring, "CHUNK_STEPS", 4)
     torch.manual_seed(0)
-    model = TracingModel(TracingModelConfig(skill_count=5, embedding_size=6, hidden_size=7, output_dropout=0.5)).train()
+    model = TracingModel(TracingModelConfig(skill_count=5, embedding_size=6, hidden_size=7, output_dropout=0.5)).eval()
     random = np.random.default_rng(0)
     histories = [random.integers(0, 10, length) for length in (9, 1, 2, 13, 4, 1, 5)]
-    seen = predict(model, histories)
-    assert model.training
-    model.eval()
+    seen = predict(partial(TorchForward, model), histories)
     expected = []
     with torch.inference_mode():
         for history in histories:

@@ -66,7 +66,7 @@ def test_bundle_of_three_inputs_and_three_outputs_is_run(tmp_path):
         }
     told = bundle.codecs["vitals"].told(right["next"][0])
     assert told.keys() == {"pulse", "fever", "lead"}
-    assert sum(one.probability for one in bundle.codecs["risks"].ranked(right["risk"][0])) == pytest.approx(1)
+    assert bundle.codecs["risks"].probabilities(right["risk"][0]).sum() == pytest.approx(1)
 
 
 def logits_by_hand(ids):

@@ -46,7 +46,7 @@ class Captions:
     """A rectangle of captions."""
 
     ids: Tensor
-    """What each step eats, the begin token first. <int64>[N, K, T]"""
+    """What each step consumes, the begin token first. <int64>[N, K, T]"""
     targets: Tensor
     """What it should say, the end token last, or IGNORED. <int64>[N, K, T]"""
     present: Tensor

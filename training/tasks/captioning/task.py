@@ -18,8 +18,9 @@ from carousel.models.codec.image import ImageCodecSpec, Preprocessing
 from carousel.models.codec.text import UNKNOWN_TOKEN, TextCodec, TextCodecSpec
 from carousel.models.features import FrozenEncoder
 from carousel.models.head import GenerateHead
-from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig, CaptioningModelShape, map_shape
+from carousel.models.nn.captioning import CaptioningModel, CaptioningModelConfig, CaptioningModelShape
 from carousel.models.nn.checkpoint import Checkpoint
+from carousel.models.nn.convolution import map_shape
 from carousel.models.nn.recurrent import RecurrentState
 from carousel.models.nn.validation import CaptioningValidationData
 from carousel.models.step import ATTENTION, IMAGE

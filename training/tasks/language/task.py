@@ -6,7 +6,6 @@ Axes: B lanes, T steps, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from carousel.models.head import GenerateHead
 from carousel.models.nn.checkpoint import Checkpoint
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig, LanguageModelShape
 from carousel.models.nn.recurrent import RecurrentState, detach
+from carousel.models.nn.score import TorchForward, score_text
 from carousel.models.nn.validation import ValidationData
 from carousel.training.corpus.encoding import encode_text
 from carousel.training.corpus.text import CorpusFiles, TextCorpus, read_corpus
@@ -26,7 +26,6 @@ from carousel.training.errors import CorpusError
 from carousel.training.sections import Recipe
 from carousel.training.task import TASKS, Evaluation, Task, require_same_corpus
 from carousel.training.tasks.language.batches import Batches, Lanes, Window
-from carousel.training.tasks.language.score import score
 
 
 class LanguageRecipe(Recipe):
@@ -113,10 +112,11 @@ class LanguageTask(Task[LanguageRecipe, Window]):
 
     def evaluate(self) -> Evaluation:
         """Score the validation text with the module's present weights."""
-        figures = score(self.module, self._validation_ids, len(self._corpus.validation))
+        self.module.eval()
+        figures = score_text(TorchForward(self.module, 1), self._validation_ids, len(self._corpus.validation))
         return Evaluation(
             criterion=figures.nats_per_token,
-            figures=asdict(figures),
+            figures=figures.model_dump(),
             summary=f"{figures.nats_per_token:.4f} nats/token, perplexity {figures.perplexity:.3f}, "
             f"{figures.bits_per_character:.4f} bits/character",
         )

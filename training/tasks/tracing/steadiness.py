@@ -5,13 +5,12 @@ Axes: B learners, T attempts, S skills.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from carousel.models.nn.tracing import TracingModel
-from carousel.training.tasks.tracing.score import History, read
+from carousel.models.nn.score import Forward, History, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +31,22 @@ class Steadiness:
     """Mean move of the answer's own skill, counted downwards where the answer was wrong."""
 
 
-def steadiness(model: TracingModel, histories: Sequence[History]) -> Steadiness:
+def steadiness(start: Callable[[int], Forward], histories: Sequence[History]) -> Steadiness:
     """Measure the validation learners' moves.
 
     Args:
-        model: put into evaluation mode for the time being.
+        start: what reads so many learners (models.nn.score.read).
         histories: attempts, 2 * skill + correct.
     """
     count, sums = 0, torch.zeros(4, dtype=torch.float64)
     before = torch.empty(0)  # the probabilities that the chunk before ended with <float32>[B, 1, S]
-    for chunk in read(model, histories):
-        probability = torch.sigmoid(chunk.logits).cpu()  # [B, T, S]
+    for chunk in read(start, histories):
+        probability = chunk.probability
         first = 1 if chunk.at == 0 else 0
         if not first:
             probability = torch.cat([before, probability], dim=1)
         before = probability[:, -1:]
-        ids = chunk.ids[:, first:-1].cpu()  # [B, T]: the attempts that were moved by
+        ids = chunk.ids[:, first:-1]  # [B, T]: the attempts that were moved by
         move = probability.diff(dim=1)  # [B, T, S]
         own = move.gather(2, (ids >> 1)[..., None])[..., 0] * (2 * (ids & 1) - 1)  # [B, T]
         ends = torch.tensor([len(histories[index]) - 1 for index in chunk.learners])

@@ -6,19 +6,21 @@ Axes: B learners, T attempts, S skills.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from carousel.models.codec.interaction import InteractionCodecSpec
+from carousel.models.figures import TracingValidation
 from carousel.models.head import ReadHead
 from carousel.models.nn.checkpoint import Checkpoint
 from carousel.models.nn.recurrent import RecurrentState, detach
+from carousel.models.nn.score import TorchForward, answers, predict
 from carousel.models.nn.tracing import TracingModel, TracingModelConfig, TracingModelShape
 from carousel.models.nn.validation import ValidationData
-from carousel.models.tracing_score import TracingScore, score
+from carousel.models.tracing_score import score
 from carousel.training.corpus.answers import AnswerCorpus, AnswerFiles, read_answers
 from carousel.training.errors import CorpusError
 from carousel.training.sections import Recipe
@@ -26,7 +28,6 @@ from carousel.training.task import TASKS, Evaluation, Task, require_same_corpus
 from carousel.training.tasks.tracing.baseline import SkillRegression
 from carousel.training.tasks.tracing.histories import Batches, Histories, HistoryWindow
 from carousel.training.tasks.tracing.losses import Loss, tracing_loss
-from carousel.training.tasks.tracing.score import answers, predict
 from carousel.training.tasks.tracing.steadiness import steadiness
 
 
@@ -109,11 +110,12 @@ class TracingTask(Task[TracingRecipe, HistoryWindow]):
 
     def evaluate(self) -> Evaluation:
         """Predict the validation learners with the module's present weights."""
-        figures = score(predict(self.module, self._corpus.validation), self._answers)
-        moves = steadiness(self.module, self._corpus.validation)
+        self.module.eval()
+        start, learners = partial(TorchForward, self.module), self._corpus.validation
+        figures, moves = score(predict(start, learners), self._answers), steadiness(start, learners)
         summary = f"{_summary(figures)}, w1 {moves.w1:.4f}, w2 {moves.w2:.4f}, m1 {moves.m1:.3f}, m2 {moves.m2:.4f}"
         criterion = figures.log_loss if self._one_sided else 1.0 - figures.auc
-        return Evaluation(criterion, asdict(figures), summary, figures.log_loss)
+        return Evaluation(criterion, figures.model_dump(), summary, figures.log_loss)
 
     def validation_data(self) -> ValidationData:
         """The validation learners' attempts."""
@@ -132,5 +134,5 @@ class TracingTask(Task[TracingRecipe, HistoryWindow]):
         }
 
 
-def _summary(figures: TracingScore) -> str:
+def _summary(figures: TracingValidation) -> str:
     return f"AUC {figures.auc:.4f}, accuracy {figures.accuracy:.4f}, log loss {figures.log_loss:.4f}"

@@ -103,7 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
             gc.freeze()  # what lives as long as the server need not be looked through for garbage again and again
             reloads.start()
             lag.start()
-            await memories.check()
+            await memories.sessions.check()
             context.started = True
             yield
         finally:
@@ -111,7 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
             lag.close()
             await reloads.close()
             await repository.close()
-            await memories.close()
+            await memories.sessions.close()
             context.images.close()
             if spans is not None:
                 await asyncio.to_thread(spans.close)

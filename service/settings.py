@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=0,
-            description="Memory for the states of prompts, so that a beginning that was sent before is not eaten "
+            description="Memory for the states of prompts, so that a beginning that was sent before is not consumed "
             "again; 0 turns it off.",
         ),
     ] = 64 * 1024 * 1024

@@ -67,7 +67,7 @@ class Metrics:
         )
         self.step_seconds = self._frequent_histogram(
             "carousel_step_seconds",
-            "One step of all active rows, and what long prompts eat before it where nobody is in steps, by phase: "
+            "One step of all active rows, and what long prompts consume before it where nobody is in steps, by phase: "
             "prefill, decode or mixed.",
             "phase",
         )
@@ -81,7 +81,7 @@ class Metrics:
         self.queue_depth = Gauge("carousel_queue_depth", "Requests waiting for a row.", _MODEL, registry=registry)
         self.tokens = Counter(
             "carousel_tokens_total",
-            "Tokens (tracing: attempts) by kind: prompt (eaten), cached (not eaten again) or generated.",
+            "Tokens (tracing: attempts) by kind: prompt (consumed), cached (not consumed again) or generated.",
             (*_MODEL, "kind"),
             registry=registry,
         )

@@ -137,16 +137,10 @@ class RequestLine:
         self._seconds = seconds
 
     def __str__(self) -> str:
-        record, caller = self._record, self._record.caller
-        path = "" if (told := self._path) is None else f" path={told}"
-        trace = f" trace_id={record.trace_id}" if record.trace_id else ""
-        key = "" if caller.name is None else f" tenant={caller.tenant} key={caller.name}"
-        status = self._status
-        return (
-            f"{record.method or '-'} {self._endpoint}{path} status={'-' if status is None else status} "
-            f"client={record.client or '-'} model={record.model} version={record.version} outcome={record.outcome} "
-            f"seconds={self._seconds:.4f} request_id={record.request_id}{trace}{key}"
-        )
+        told = self.fields() | {"seconds": f"{self._seconds:.4f}"}
+        method, endpoint = told.pop("method"), told.pop("endpoint")
+        named = (f"{name}={'-' if value is None else value}" for name, value in told.items())
+        return " ".join((f"{method or '-'} {endpoint}", *named))
 
     def fields(self) -> dict[str, object]:
         """The same for programs. `key` is the key's name."""

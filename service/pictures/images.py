@@ -22,6 +22,7 @@ from carousel.models.errors import ImageRejected, ImageTooLarge
 from carousel.service.engine.encoder.encoding import EncoderStopped, Encoding, EncodingFailed
 from carousel.service.errors import ErrorCode, RequestError, ServiceError, Unavailable
 from carousel.service.served.repository import ServedModel
+from carousel.service.work.turns import in_turns
 
 PIECE = 1 << 18
 """Characters of base64 decoded at a time: other threads have their turn in between."""
@@ -80,20 +81,11 @@ class ImageReader:
         Raises:
             ServiceError: of the first that fails, as `encode`.
         """
-        results: dict[int, Encoding] = {}
-        waiting = iter(range(len(files)))
 
-        async def work() -> None:
-            for place in waiting:
-                results[place] = await self.encode(model, files[place], f"{where}.{place}", batch=batch)
+        async def encode(_: int, place: int) -> Encoding:
+            return await self.encode(model, files[place], f"{where}.{place}", batch=batch)
 
-        tasks = [asyncio.ensure_future(work()) for _ in range(min(self.count, len(files)))]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-        return [results[place] for place in range(len(files))]
+        return await in_turns(range(min(self.count, len(files))), len(files), encode)
 
     async def use(self, file: ImageFile, make: Callable[[Image], Result], *, batch: bool = False) -> Result:
         """What a function makes of a decoded image, on a thread; on one apart for `batch`, so that nobody waits for it.

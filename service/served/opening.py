@@ -33,7 +33,7 @@ Part = TypeVar("Part")
 
 ENCODER_THREADS = 1
 """Of one call. Cores are used by as many calls side by side: more threads in a call cost more than they bring, and the
-last bits of some operators depend on how a batch is split among threads (service/README.md has figures)."""
+last bits of some operators depend on how a batch is split among threads."""
 
 
 @dataclass(frozen=True, slots=True)

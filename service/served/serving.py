@@ -9,7 +9,7 @@ from typing import Literal
 from carousel.service.engine.probe import Company
 
 Prefilled = Literal["graphs", "steps", "none"]
-"""How long prompts are eaten: many ids a call; one a step, though the bundle has graphs for more; or it has none."""
+"""How long prompts are consumed: many ids a call; one a step, though the bundle has graphs for more; or it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Serving:
     Args:
         rows: how rows share calls of the step graph.
         provider: where steps run, as CAROUSEL_PROVIDERS calls it.
-        prefill: how long prompts are eaten.
+        prefill: how long prompts are consumed.
         encoder: how inputs share calls of the encoder graph.
         encoder_provider: where that runs.
         max_rows: sequences that run at once.

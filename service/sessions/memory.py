@@ -16,7 +16,7 @@ from carousel.service.sessions.errors import ModelMismatch
 NO_IDS: Ids = np.zeros(0, np.int64)
 
 OUTPUT = "output"
-"""A row that a memory may hold beside the model's states: what the model said after the last id it ate."""
+"""A row that a memory may hold beside the model's states: what the model said after the last id it consumed."""
 
 
 @dataclass(frozen=True, slots=True)

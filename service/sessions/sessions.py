@@ -89,6 +89,8 @@ class Sessions:
             LeaseLost, MemoryTooLarge, StoreUnavailable: after the last, whether they were written is unknown.
         """
         assert not any(change.session.committed for change in changes)
+        if not changes:
+            return
         await self._store.commit(
             [Writing(change.session.lease, encode(change.memory), change.marks) for change in changes]
         )

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from carousel.service.engine.parameters import Ids
 from carousel.service.engine.port import Snapshot
-from carousel.service.errors import ServiceError
 from carousel.service.keys.caller import current_caller
 from carousel.service.observability.metrics import Metrics
-from carousel.service.sessions.errors import SessionError
 from carousel.service.sessions.key import SessionKey
 from carousel.service.sessions.memory import NO_IDS, Memory, ModelIdentity, check_fit, remember
 from carousel.service.sessions.process_store import ProcessSessionStore
@@ -103,12 +101,11 @@ class Recall:
             signed: what a token holds, where that is not `snapshot`.
 
         Raises:
-            ServiceError: any of the sessions' codes.
+            SessionError
         """
         change = self.note(snapshot, consumed=consumed, context=context, marks=marks, signed=signed)
         if change is not None:
-            with _as_service_errors():
-                await self._sessions.commit(change)
+            await self._sessions.commit(change)
 
     def note(
         self,
@@ -119,15 +116,14 @@ class Recall:
         marks: Sequence[bytes] = (),
         signed: Snapshot | None = None,
     ) -> Change | None:
-        """As `keep`, but what is to be written to the session is for `Memories.commit`, with that of other learners."""
-        with _as_service_errors():
-            memory = remember(
-                self._model, snapshot, consumed=consumed, now=time.time(), before=self.before, context=context
-            )
-            if self.choice.return_state:
-                portable = memory if signed is None else replace(memory, snapshot=signed)
-                self._state = self._signer.sign(portable, current_caller().tenant)
-            return None if self._held is None else Change(self._held, memory, marks)
+        """As `keep`, but what is to be written to the session is for `Sessions.commit`, with that of other learners."""
+        memory = remember(
+            self._model, snapshot, consumed=consumed, now=time.time(), before=self.before, context=context
+        )
+        if self.choice.return_state:
+            portable = memory if signed is None else replace(memory, snapshot=signed)
+            self._state = self._signer.sign(portable, current_caller().tenant)
+        return None if self._held is None else Change(self._held, memory, marks)
 
     @property
     def told(self) -> dict[str, str]:
@@ -145,7 +141,7 @@ class Memories:
     """
 
     def __init__(self, sessions: Sessions, signer: TokenSigner) -> None:
-        self._sessions = sessions
+        self.sessions = sessions
         self._signer = signer
 
     @asynccontextmanager
@@ -153,62 +149,41 @@ class Memories:
         """Hold a request's memory for the time of a `with` block; leaving it without `keep` changes nothing.
 
         Raises:
-            ServiceError: any of the sessions' codes.
+            SessionError
         """
         tenant = current_caller().tenant
-        with _as_service_errors():
-            # What cannot be kept is not computed either. How much it is to the byte shows when it is encoded.
-            if choice.return_state:
-                self._signer.check_size(model.state_bytes)
-            if choice.session is not None:
-                self._sessions.check_size(model.state_bytes)
-            before = None if choice.state is None else self._signer.open(choice.state, tenant, model)
-            if choice.session is None:
-                yield Recall(model, choice, self._sessions, self._signer, before, None)
-                return
-            async with self._sessions.open(SessionKey(tenant, model.name, choice.session), model) as held:
-                yield Recall(model, choice, self._sessions, self._signer, held.memory, held)
-
-    async def commit(self, changes: Sequence[Change]) -> None:
-        """Write what the recalls of one request have noted, and let the sessions go: all, or none is written.
-
-        Raises:
-            ServiceError: any of the sessions' codes.
-        """
-        if changes:
-            with _as_service_errors():
-                await self._sessions.commit(*changes)
+        # What cannot be kept is not computed either. How much it is to the byte shows when it is encoded.
+        if choice.return_state:
+            self._signer.check_size(model.state_bytes)
+        if choice.session is not None:
+            self.sessions.check_size(model.state_bytes)
+        before = None if choice.state is None else self._signer.open(choice.state, tenant, model)
+        if choice.session is None:
+            yield Recall(model, choice, self.sessions, self._signer, before, None)
+            return
+        async with self.sessions.open(SessionKey(tenant, model.name, choice.session), model) as held:
+            yield Recall(model, choice, self.sessions, self._signer, held.memory, held)
 
     async def look(
         self, model: str, session: str, *, trail: bool = False, fits: ModelIdentity | None = None
     ) -> SessionView:
-        """What a session holds; where `fits` is given, refused unless that model can go on from it.
+        """What a session of the caller's holds; where `fits` is given, refused unless that model can go on from it.
 
         Raises:
-            ServiceError: any of the sessions' codes.
+            SessionError
         """
-        with _as_service_errors():
-            view = await self._sessions.look(SessionKey(current_caller().tenant, model, session), trail=trail)
-            if fits is not None:
-                check_fit(view.memory, fits)
-            return view
+        view = await self.sessions.look(SessionKey(current_caller().tenant, model, session), trail=trail)
+        if fits is not None:
+            check_fit(view.memory, fits)
+        return view
 
     async def delete(self, model: str, session: str) -> None:
-        """Forget a session.
+        """Forget a session of the caller's.
 
         Raises:
-            ServiceError: any of the sessions' codes.
+            SessionError
         """
-        with _as_service_errors():
-            await self._sessions.delete(SessionKey(current_caller().tenant, model, session))
-
-    async def check(self) -> None:
-        """Tell the log now, and not with the first session, whether the store can be used."""
-        await self._sessions.check()
-
-    async def close(self) -> None:
-        """Let go of the store."""
-        await self._sessions.close()
+        await self.sessions.delete(SessionKey(current_caller().tenant, model, session))
 
 
 def open_memories(settings: Settings, metrics: Metrics) -> Memories:
@@ -250,11 +225,3 @@ def _keys(settings: Settings) -> list[bytes]:
         )
         return [secrets.token_bytes(MIN_KEY_BYTES)]
     return [key.encode() for key in settings.state_key.get_secret_value().split(",")]
-
-
-@contextmanager
-def _as_service_errors() -> Iterator[None]:
-    try:
-        yield
-    except SessionError as error:
-        raise ServiceError(error.code, str(error), error.retry_after_seconds) from None

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from carousel.service.api.routes.disconnect import in_turns
+from carousel.service.work.turns import in_turns
 
 
 @pytest.mark.parametrize("places", [1, 2, 5])

@@ -1,15 +1,13 @@
-"""Ends work that nobody waits for any more: a plain POST's whose client has gone, or the rest of what has failed."""
+"""Ends work that nobody waits for any more: a plain POST's whose client has gone."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive
-
-from carousel.service.engine.port import Place
 
 Result = TypeVar("Result")
 
@@ -63,40 +61,6 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         raise ClientGone from None
     finally:
         leaves.cancel()
-
-
-async def all_or_none(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Run all; the first failure ends the rest."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-async def in_turns(
-    places: Sequence[Place], count: int, work: Callable[[Place, int], Awaitable[Result]]
-) -> list[Result]:
-    """Do so many pieces of work, as many at once as there are places; the first failure ends the rest.
-
-    Args:
-        places: taken for them, at least one.
-        count: how many.
-        work: what is done in a place for the piece of an index.
-    """
-    results: dict[int, Result] = {}
-    waiting = iter(range(count))
-
-    async def take(place: Place) -> None:
-        for index in waiting:
-            results[index] = await work(place, index)
-
-    if len(places) == 1:
-        await take(places[0])
-    else:
-        await all_or_none(map(take, places))
-    return [results[index] for index in range(count)]
 
 
 async def disconnected(receive: Receive) -> None:

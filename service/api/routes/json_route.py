@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from inspect import signature
 from typing import Any, get_type_hints
 
@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from carousel.service.api.routes.context import Context, context_of, note_model
+from carousel.service.api.routes.context import context_of, note_model
 from carousel.service.api.routes.disconnect import ClientGone
 from carousel.service.api.routes.head_route import HeadRoute
 from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
@@ -52,18 +52,14 @@ class JsonRoute(HeadRoute):
         await response(scope, receive, send)
 
     async def _message(self, request: Request, content: bytes) -> Any:
-        """The message that a body holds; of a large one, on a thread, in slices. Raises RequestError."""
+        """The message that a body holds. Raises RequestError."""
         assert self._body is not None
-        large = len(content) >= LARGE
-        value = await asyncio.to_thread(_value, content, loads) if large else _value(content, json.loads)
+        value = await read_json(content)
         if isinstance(value, dict) and "model" not in request.path_params:
             note_model(request, value.get("model"))
         if value is None and self._optional:
             return None
-        context = context_of(request)
-        if large:
-            return await asyncio.to_thread(_validated, self._body, value, context)
-        return _validated(self._body, value, context)
+        return await validated(self._body, value, content, context_of(request).settings.ignored_fields)
 
 
 async def _content(request: Request, *, optional: bool) -> bytes:
@@ -95,6 +91,18 @@ def refuse_compressed(request: Request) -> None:
         )
 
 
+async def read_json(content: bytes) -> Any:
+    """What the JSON of a body says; of a large one, on a thread, in slices. Raises RequestError."""
+    return await asyncio.to_thread(_value, content, loads) if len(content) >= LARGE else _value(content, json.loads)
+
+
+async def validated(adapter: TypeAdapter[Any], value: Any, content: bytes, ignored: Collection[str] = ()) -> Any:
+    """The message that `value` is, which was read from `content`; of a large one, on a thread. Raises RequestError."""
+    if len(content) >= LARGE:
+        return await asyncio.to_thread(_validated, adapter, value, ignored)
+    return _validated(adapter, value, ignored)
+
+
 def _value(content: bytes, parse: Callable[[bytes], Any]) -> Any:
     """What the JSON of a body says. Raises RequestError."""
     try:
@@ -107,11 +115,10 @@ def _value(content: bytes, parse: Callable[[bytes], Any]) -> Any:
         raise RequestError("malformed_json", "the body could not be parsed as JSON") from None
 
 
-def _validated(adapter: TypeAdapter[Any], value: Any, context: Context) -> Any:
-    """The message. Raises RequestError."""
+def _validated(adapter: TypeAdapter[Any], value: Any, ignored: Collection[str]) -> Any:
     if not isinstance(value, dict):
         raise RequestError("invalid_request", NO_OBJECT)
     try:
-        return adapter.validate_python(value, context={"ignored": context.settings.ignored_fields})
+        return adapter.validate_python(value, context={"ignored": ignored})
     except ValidationError as error:
         raise invalid(error.errors(include_url=False), value) from None

@@ -28,7 +28,7 @@ class ServingInfo(BaseModel):
     provider: Annotated[str, Field(description="Where steps run: `cpu` or `cuda`.")]
     prefill: Annotated[
         Literal["graphs", "steps", "none"],
-        Field(description="How long prompts are eaten: many tokens a call, or one a step; `none`: it has no graph."),
+        Field(description="How long prompts are consumed: many tokens a call, or one a step; `none`: it has no graph."),
     ]
     encoder: Annotated[
         Literal["together", "alone", "none"], Field(description="Whether images share a call of the encoder.")

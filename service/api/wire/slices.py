@@ -125,10 +125,10 @@ def _whole(text: str, start: int) -> tuple[Any, int]:
 def _object(text: str, start: int, depth: int, lists: _Lists) -> tuple[dict[str, Any], int]:
     """The object whose brace has come."""
     found: dict[str, Any] = {}
-    at = _skip(text, start)
+    at, more = _skip(text, start), True
     if text[at : at + 1] == "}":
         return found, at + 1
-    while True:
+    while more:
         if text[at : at + 1] != '"':
             raise JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
         key, at = _string(text, at + 1)
@@ -136,34 +136,35 @@ def _object(text: str, start: int, depth: int, lists: _Lists) -> tuple[dict[str,
         if text[at : at + 1] != ":":
             raise JSONDecodeError("Expecting ':' delimiter", text, at)
         found[key], at = _value(text, _skip(text, at + 1), depth, lists)
-        at = _skip(text, at)
-        mark = text[at : at + 1]
-        if mark == "}":
-            return found, at + 1
-        if mark != ",":
-            raise JSONDecodeError("Expecting ',' delimiter", text, at)
-        at = _skip(text, at + 1)
+        at, more = _behind(text, at, "}")
+    return found, at
 
 
 def _array(text: str, start: int, depth: int, lists: _Lists) -> tuple[list[Any], int]:
     """The array whose bracket has come."""
     found: list[Any] = []
-    at = _skip(text, start)
+    at, more = _skip(text, start), True
     if text[at : at + 1] == "]":
         return found, at + 1
-    while True:
+    while more:
         entries, at = _entries(text, at, lists)
         if not entries:
             entry, at = _value(text, at, depth, lists)
             entries = [entry]
         found += entries
-        at = _skip(text, at)
-        mark = text[at : at + 1]
-        if mark == "]":
-            return found, at + 1
-        if mark != ",":
-            raise JSONDecodeError("Expecting ',' delimiter", text, at)
-        at = _skip(text, at + 1)
+        at, more = _behind(text, at, "]")
+    return found, at
+
+
+def _behind(text: str, start: int, close: str) -> tuple[int, bool]:
+    """Behind an entry that ends here: where the next one begins, or what holds them ends; and whether there is one."""
+    at = _skip(text, start)
+    mark = text[at : at + 1]
+    if mark == close:
+        return at + 1, False
+    if mark != ",":
+        raise JSONDecodeError("Expecting ',' delimiter", text, at)
+    return _skip(text, at + 1), True
 
 
 def _entries(text: str, start: int, lists: _Lists) -> tuple[list[Any], int]:

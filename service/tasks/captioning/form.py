@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from carousel.service.api.routes.disconnect import ClientGone
-from carousel.service.api.routes.json_route import refuse_compressed
+from carousel.service.api.routes.json_route import read_json, refuse_compressed, validated
 from carousel.service.api.routes.multipart import read_form
-from carousel.service.api.wire.slices import LARGE, TooManyLists, loads
-from carousel.service.api.wire.validation import invalid, parsed, printable
+from carousel.service.api.wire.validation import invalid, printable
 from carousel.service.errors import RequestError
 from carousel.service.pictures.images import ImageFile
 from carousel.service.tasks.captioning.messages import MAX_IMAGES, CaptionFields, CaptionsRequest
@@ -23,6 +20,7 @@ from carousel.service.tasks.captioning.messages import MAX_IMAGES, CaptionFields
 MAX_PARTS = 1000
 MAX_FIELD_BYTES = 1000
 
+_MESSAGE = TypeAdapter(CaptionsRequest)
 _SEND_A_FORM = "send multipart/form-data with each file as image, or application/json"
 
 
@@ -50,51 +48,12 @@ async def read_asked(request: Request) -> Asked:
             return await _from_form(request)
         if kind == "application/json" or kind.endswith("+json"):
             content = await request.body()
-            if len(content) < LARGE:
-                return _from_json(content)
-            return await asyncio.to_thread(_from_large_json, content)
+            body = await validated(_MESSAGE, await read_json(content), content)
+            return Asked(body.images or [body.image or ""], body.images is not None, body)
     except ClientDisconnect:
         raise ClientGone from None
     seen = f"the content-type is {kind[:100]!a}" if kind else "there is no content-type"
     raise RequestError("invalid_request", f"{seen}; {_SEND_A_FORM}")
-
-
-def _from_json(content: bytes) -> Asked:
-    try:
-        return _asked(CaptionsRequest.model_validate_json(content))
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-        if errors[0]["type"] == "json_invalid":
-            raise _malformed(errors[0]["ctx"]["error"]) from None
-        raise _refused(errors, parsed(content)) from None
-
-
-def _from_large_json(content: bytes) -> Asked:
-    """The same in slices."""
-    try:
-        value = loads(content)
-    except TooManyLists as error:
-        raise RequestError("invalid_request", f"the body holds {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise _malformed(getattr(error, "msg", "it could not be parsed")) from None
-    try:
-        return _asked(CaptionsRequest.model_validate(value))
-    except ValidationError as error:
-        raise _refused(error.errors(include_url=False), value) from None
-
-
-def _asked(body: CaptionsRequest) -> Asked:
-    return Asked(body.images or [body.image or ""], body.images is not None, body)
-
-
-def _malformed(why: str) -> RequestError:
-    return RequestError("malformed_json", f"the body is not JSON: {why}")
-
-
-def _refused(errors: Sequence[Any], value: Any) -> RequestError:
-    if errors[0]["type"] == "model_type":
-        return RequestError("invalid_request", "the body must be a JSON object")
-    return invalid(errors, value)
 
 
 async def _from_form(request: Request) -> Asked:

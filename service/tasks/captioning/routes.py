@@ -15,7 +15,7 @@ from starlette.responses import Response
 from carousel.models.codec.caption import caption_codec
 from carousel.models.codec.image import ImageCodec
 from carousel.service.api.routes.context import context_of, find_model
-from carousel.service.api.routes.disconnect import in_turns, while_connected
+from carousel.service.api.routes.disconnect import while_connected
 from carousel.service.api.routes.event_stream import EventStream, LastEvents, note, sse
 from carousel.service.api.routes.plain_route import PlainRoute
 from carousel.service.api.routes.responses import EVENTS, SvgResponse
@@ -41,6 +41,7 @@ from carousel.service.tasks.captioning.form import Asked, read_asked
 from carousel.service.tasks.captioning.frames import attention_map, token_json
 from carousel.service.tasks.captioning.messages import CaptionFields, CaptionsResponse
 from carousel.service.work.generation import Finished, admit, admit_many
+from carousel.service.work.turns import in_turns
 
 router = APIRouter(prefix="/v1/models/{model}/captions", tags=["captions"], route_class=PlainRoute)
 

@@ -34,7 +34,7 @@ class CompletionChoice(BaseModel):
 class CachedTokens(BaseModel):
     """Of a prompt."""
 
-    cached_tokens: Annotated[int, Field(description="Those that were not eaten again.")]
+    cached_tokens: Annotated[int, Field(description="Those that were not consumed again.")]
 
 
 class CompletionUsage(BaseModel):

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from carousel.models.codec.text import TextCodec
 from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.direct_frames import token_frames
-from carousel.service.api.routes.disconnect import all_or_none, while_connected
+from carousel.service.api.routes.disconnect import while_connected
 from carousel.service.api.routes.event_stream import EventStream, LastEvents, note, sse
 from carousel.service.api.routes.json_route import JsonRoute
 from carousel.service.api.routes.responses import EVENTS
@@ -40,6 +40,7 @@ from carousel.service.work.choices import ChoiceParameters, Choices, Event, choi
 from carousel.service.work.generation import Collector, Finished, Token, TokenTaker, Usage, admit_many
 from carousel.service.work.memories import Memories, Recall
 from carousel.service.work.prompt import check_unconsumed, prompt_ids, unknown_tokens
+from carousel.service.work.turns import all_or_none
 from carousel.service.work.weighing import Weighed
 
 TEXT, LOGPROBS = "\0the text\0", "\0the logprobs\0"

@@ -6,28 +6,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from carousel.service.api.wire.messages import CacheFields, MemoryFields, MemoryTold, Message, TokenIds, UrgencyFields
+from carousel.service.api.wire.messages import CacheFields, MemoryFields, MemoryTold, TokenIds, UrgencyFields
 
 MAX_ALTERNATIVES = 100
 UNKNOWN = "Those of the prompt that stand for what the vocabulary lacks."
-
-
-class TextOrTokens(Message):
-    """A prompt, as text or as ids."""
-
-    text: str | None = None
-    tokens: TokenIds | None = None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> TextOrTokens:
-        if (self.text is None) == (self.tokens is None):
-            raise ValueError("give either text or tokens")
-        return self
-
-    @property
-    def prompt(self) -> str | list[int]:
-        """Whichever was given."""
-        return self.text if self.text is not None else self.tokens or []
 
 
 class NextTokenRequest(MemoryFields, CacheFields, UrgencyFields):
@@ -49,8 +31,22 @@ class NextTokenRequest(MemoryFields, CacheFields, UrgencyFields):
         return self.text if self.text is not None else self.tokens
 
 
-class ScoreRequest(TextOrTokens, MemoryFields, UrgencyFields):
+class ScoreRequest(MemoryFields, UrgencyFields):
     """Ask how probable a text is."""
+
+    text: str | None = None
+    tokens: TokenIds | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.text is None) == (self.tokens is None):
+            raise ValueError("give either text or tokens")
+        return self
+
+    @property
+    def prompt(self) -> str | list[int]:
+        """Whichever was given."""
+        return self.text if self.text is not None else self.tokens or []
 
 
 class Candidate(BaseModel):
@@ -68,7 +64,7 @@ class NextTokenResponse(MemoryTold):
     model: str
     version: int
     prompt_tokens: int
-    cached_tokens: Annotated[int, Field(description="Those of the prompt that were not eaten again.")]
+    cached_tokens: Annotated[int, Field(description="Those of the prompt that were not consumed again.")]
     unknown_tokens: Annotated[int, Field(description=UNKNOWN)]
     candidates: list[Candidate]
 

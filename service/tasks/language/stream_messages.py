@@ -37,7 +37,7 @@ class Start(StreamPrompt, MemoryFields, CacheFields):
 
 
 class Feed(StreamPrompt):
-    """Go on from where this socket's last generation ended, after eating the prompt given here."""
+    """Go on from where this socket's last generation ended, after consuming the prompt given here."""
 
     type: Literal["feed"]
 

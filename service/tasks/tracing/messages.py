@@ -110,7 +110,7 @@ class LearnerAnswer(MemoryTold):
 
     id: str | int | None = None
     attempts: Annotated[int, Field(description="How many were taken in.")]
-    cached_tokens: Annotated[int, Field(description="Those of them that were not eaten again.")]
+    cached_tokens: Annotated[int, Field(description="Those of them that were not consumed again.")]
     ignored: Annotated[int | None, Field(description="How many were not, where that was allowed.")] = None
     predictions: list[Prediction]
     each: list[EachAttempt] | None = None

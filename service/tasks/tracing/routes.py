@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from carousel.models.codec.interaction import InteractionCodec
 from carousel.service.api.routes.context import context_of, find_model
-from carousel.service.api.routes.disconnect import in_turns, while_connected
+from carousel.service.api.routes.disconnect import while_connected
 from carousel.service.api.routes.json_route import JsonRoute
 from carousel.service.api.routes.responses import SvgResponse
 from carousel.service.api.wire.error_messages import ERRORS
@@ -48,6 +48,7 @@ from carousel.service.tasks.tracing.messages import (
 from carousel.service.tasks.tracing.trail import marks_of, read_marks
 from carousel.service.work.generation import admit_many, run_to_end
 from carousel.service.work.memories import MAX_MARKS, Memories, Recall
+from carousel.service.work.turns import in_turns
 
 LONG_HISTORY = 256
 """Attempts from which on they are looked at on a thread, not to hold the event loop up."""
@@ -130,7 +131,7 @@ async def _trace(model: ServedModel, memories: Memories, body: TraceBody) -> byt
 
             results = await in_turns(admissions, len(asked), run)
             ends = (_note(*each) for each in zip(asked, recalls, results, strict=True))
-            await memories.commit([change for change in ends if change is not None])
+            await memories.sessions.commit(*(change for change in ends if change is not None))
         told = [recall.told for recall in recalls]
         if sum(map(_values, asked, results)) < LARGE_ANSWER:
             return _json(model, asked, results, told, many)

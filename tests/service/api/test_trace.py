@@ -247,7 +247,7 @@ def test_a_learner_with_a_bad_token_keeps_the_others_from_being_applied(client, 
 def test_a_session_that_is_lost_while_all_are_written_keeps_the_others_from_being_applied(
     client, server, monkeypatch, refused, failing
 ):
-    store = server.context.memories._sessions._store
+    store = server.context.memories.sessions._store
     commit = store.commit
 
     async def lose_one(writings):

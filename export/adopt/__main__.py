@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from carousel.export.adopt.adopted import Graph
 from carousel.export.adopt.child import MAX_MEMORY_BYTES, MAX_SECONDS, Request, run
+from carousel.export.adopt.head import generates
 from carousel.export.adopt.publish import publish_adopted
 from carousel.export.adopt.said import Said
 from carousel.models.bundle import require_publishable
@@ -21,7 +22,8 @@ Number = TypeVar("Number", int, float)
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.adopt") -> int:
     """Adopt, say what was found and why, and return the exit status: 0, or 1 with one sentence on stderr."""
-    options = _parser(prog).parse_args(arguments)
+    parser = _parser(prog)
+    options = parser.parse_args(arguments)
     said = Said(
         fixed=dict(options.fix),
         shapes=dict(options.shape),
@@ -31,7 +33,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.a
         dequantize=options.dequantize,
         products=options.products,
     )
+    samples = options.head == "generate"
+    if samples and (options.feeds is None or options.reads is None or options.encoder_only):
+        parser.error("--head generate is of a step, and needs --feeds, --from and --codec")
+    if not samples and (options.feeds is not None or options.reads is not None or options.codec):
+        parser.error("--feeds, --from and --codec are of --head generate")
     try:
+        sampled = generates(options.feeds, options.reads, dict(options.codec)) if samples else None
         require_publishable(options.repository, options.name)
         found = run(
             Request(options.model, said, options.encoder, options.encoder_only, options.lengths),
@@ -39,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.a
             max_seconds=options.seconds,
             max_memory_bytes=options.memory << 30,
         )
-        bundle = publish_adopted(options.repository, options.name, found)
+        bundle = publish_adopted(options.repository, options.name, found, sampled)
     except (CarouselError, OSError) as error:
         print(f"adopt: {error}", file=sys.stderr)
         return 1
@@ -87,6 +95,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="INPUT",
         help="the encoder's input whose rows may be of unequal lengths, which its nodes are told",
     )
+    parser.add_argument(
+        "--head", choices=("tensors", "generate"), default="tensors",
+        help="outputs are given as they are, or ids are sampled and fed back (default: tensors)",
+    )  # fmt: skip
+    parser.add_argument("--feeds", metavar="PORT", help="the port that sampled ids are fed to")
+    parser.add_argument("--from", dest="reads", metavar="PORT", help="the port of logits that they are sampled from")
+    parser.add_argument(
+        "--codec", type=_pair(Path), metavar="PORT=FILE", action="append", default=[],
+        help="what a port's ids are: a tokenizer.json, or a JSON list of tokens",
+    )  # fmt: skip
     parser.add_argument("--dequantize", action="store_true", help="give dynamically quantised products float weights")
     parser.add_argument(
         "--products",

@@ -10,22 +10,25 @@ from typing import Any, Literal
 import numpy as np
 
 from carousel.export.adopt.adopted import Graph, Result
+from carousel.export.adopt.head import Generates
 from carousel.export.adopt.trial import Array
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish
-from carousel.models.head import TensorsHead
+from carousel.models.codec.text import TextCodecSpec
+from carousel.models.head import GenerateHead, TensorsHead
 from carousel.models.manifest import EncoderSpec, Manifest, Parity, StateSpec, StepSpec, StoredRow
 
-TASK = "prediction"
-"""Of a network of which nothing is known but its ports."""
+TASK, TEXT_TASK = "prediction", "language"
+"""Of a network of which nothing is known but its ports; and of one that goes on from a text."""
 
 
-def publish_adopted(repository: Path, name: str, found: Result) -> Path:
-    """Publish a step, an encoder or both as the next version of a model; its head gives all outputs as they are.
+def publish_adopted(repository: Path, name: str, found: Result, generates: Generates | None = None) -> Path:
+    """Publish a step, an encoder or both as the next version of a model.
 
     Args:
         repository: the model repository, made where there is none.
         name: of the model.
         found: what was adopted. Beside a step an encoder gives a sequence its context and first states.
+        generates: what is sampled, if anything is; else the head gives all outputs as they are.
 
     Returns:
         The bundle's directory.
@@ -46,10 +49,17 @@ def publish_adopted(repository: Path, name: str, found: Result) -> Path:
         files[STEP_GRAPH] = found.step.content
         parts["step"] = _step(found.step, given, files)
     outputs = given if found.step is None else found.step.outputs
+    parts["head"] = TensorsHead(from_=tuple(outputs))
+    if generates is not None:
+        read, written = generates.tokens
+        codecs = {"tokens": read} if read == written else {"tokens": read, "written": written}
+        parts["head"] = GenerateHead(feeds=generates.feeds, from_=generates.reads)
+        parts["ports"] = {generates.feeds: "tokens", generates.reads: [*codecs][-1]}
+        parts["codecs"] = {name: TextCodecSpec(file=f"{name}.json") for name in codecs}
+        files |= {f"{name}.json": content for name, content in codecs.items()}
     manifest = Manifest(
-        task=TASK,
+        task=TASK if generates is None or found.encoder is not None else TEXT_TASK,
         **parts,
-        head=TensorsHead(from_=tuple(outputs)),
         parity=Parity(
             steps=found.steps,
             rows=found.rows,

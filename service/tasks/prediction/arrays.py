@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from carousel.service.engine.parameters import Array
+from carousel.service.engine.parameters import Array, Ids
 from carousel.service.engine.states.pool import StateSpec
 
 PIECE = 4096
@@ -37,6 +37,19 @@ def array_of(name: str, rows: list[Any], spec: StateSpec | None) -> Array:
             raise ValueError(f"input {name!r} is {piece.dtype}; allowed is {spec.dtype}")
         pieces.append(piece)
     return np.concatenate(pieces)
+
+
+def ids_of(name: str, given: Array, count: int) -> Ids:
+    """Rows of a port that takes ids below `count`. <int64>[N]
+
+    Raises:
+        ValueError: one is none of them.
+    """
+    ids: Ids = given.astype(np.int64)
+    wrong = ids[(ids < 0) | (ids >= count)]
+    if len(wrong):
+        raise ValueError(f"input {name!r} holds {wrong[0]}; allowed are ids from 0 to {count - 1:,}")
+    return ids
 
 
 def as_json(head: Mapping[str, Any], outputs: Mapping[str, Array]) -> bytes:

@@ -16,11 +16,12 @@ from carousel.service.api.wire.error_messages import ERRORS
 from carousel.service.engine.feed import as_port, fed_steps, steps_as_bytes
 from carousel.service.engine.parameters import Array, Ids, TensorParameters, Tensors
 from carousel.service.engine.port import Request as EngineRequest
+from carousel.service.engine.states.pool import StateSpec
 from carousel.service.errors import RequestError
 from carousel.service.prefixes.prefixes import Beginning
 from carousel.service.served.ports import row_spec, step_ports
 from carousel.service.served.repository import ServedModel
-from carousel.service.tasks.prediction.arrays import array_of, as_json
+from carousel.service.tasks.prediction.arrays import array_of, as_json, ids_of
 from carousel.service.tasks.prediction.encoding import encode, encoder_ports
 from carousel.service.tasks.prediction.messages import PredictRequest, PredictResponse
 from carousel.service.work.generation import admit, run_to_end
@@ -102,7 +103,9 @@ def _outputs(model: ServedModel, asked: list[str] | None) -> tuple[str, ...]:
 
 
 def _inputs(model: ServedModel, body: PredictRequest) -> tuple[Ids, Mapping[str, Array]]:
-    specs = step_ports(model.bundle).inputs
+    ports = step_ports(model.bundle)
+    feeds = ports.head.feeds
+    specs = ports.inputs if feeds is None else {feeds: StateSpec((), "int64")}
     longest = model.bundle.manifest.limits.max_prompt_tokens
     if specs and body.steps is not None:
         raise RequestError("invalid_request", "steps: the model has inputs, and takes as many steps as they have rows")
@@ -115,7 +118,8 @@ def _inputs(model: ServedModel, body: PredictRequest) -> tuple[Ids, Mapping[str,
             )
     try:
         given = {name: array_of(name, rows, specs.get(name)) for name, rows in body.inputs.items()}
-        return fed_steps(specs, given, body.steps)
+        prompt, fed = fed_steps(specs, given, body.steps)
+        return (prompt, fed) if feeds is None else (ids_of(feeds, fed[feeds], ports.id_count), {})
     except ValueError as error:
         raise RequestError("invalid_request", f"inputs: {error}") from None
 

@@ -40,10 +40,10 @@ def _ports(specs: Sequence[TensorSpec], names: Container[str]) -> list[dict[str,
 
 
 def _require(bundle: Bundle) -> None:
-    """Rows are fed, and outputs are given as they are."""
+    """Rows are fed, or ids, and outputs are given as they are."""
     head = bundle.manifest.head
-    if head.fed_port is not None or head.read_port is not None:
-        raise BundleError(f"{MANIFEST}: the head is not of tensors; of prediction it gives outputs as they are")
+    if head.read_port is not None and head.fed_port is None:
+        raise BundleError(f"{MANIFEST}: the head reads an output; of prediction it gives outputs as they are")
 
 
 def _predict(model: ServedModel) -> Mapping[str, Any]:
@@ -56,6 +56,8 @@ def _predict(model: ServedModel) -> Mapping[str, Any]:
         return {"A whole input": {"inputs": whole}}
     body: dict[str, Any] = {"session": SESSION, "each": True}
     rows = {name: np.zeros((2, *spec.shape), spec.dtype).tolist() for name, spec in ports.inputs.items()}
+    if ports.head.feeds is not None:
+        rows = {ports.head.feeds: [0, 0]}
     if whole or rows:
         body["inputs"] = {**whole, **rows}
     if not rows:

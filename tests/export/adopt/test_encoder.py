@@ -64,7 +64,7 @@ def reader(*, true_is: str = "padded", attends: bool = False) -> bytes:
     return net.content()
 
 
-def writer(*, masks: bool = True) -> bytes:
+def writer(*, masks: bool = True, classes: int = CLASSES) -> bytes:
     """A number, what was read and where it is padded, and a state -> scores: attention, then a cell."""
     net = Stranger(1)
     net.takes("token", ["batch", "steps"], TensorProto.INT64)
@@ -87,8 +87,8 @@ def writer(*, masks: bool = True) -> bytes:
     net.node("MatMul", ["h", net.weight("R", UNITS, UNITS)], ["rh"])
     net.node("Sum", ["x", "lx", "rh"], ["sum"])
     net.node("Tanh", ["sum"], ["h_next"])
-    net.node("MatMul", ["h_next", net.weight("V", UNITS, CLASSES)], ["scores"])
-    net.gives("scores", ["batch", CLASSES])
+    net.node("MatMul", ["h_next", net.weight("V", UNITS, classes)], ["scores"])
+    net.gives("scores", ["batch", classes])
     net.gives("h_next", ["batch", UNITS])
     return net.content()
 

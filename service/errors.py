@@ -107,7 +107,7 @@ ERRORS: Final[dict[ErrorCode, tuple[int, bool, str]]] = {
     "foreign_origin": (403, False, "A page of another site asks, and the server is not told to let it."),
     "foreign_host": (403, False, "The Host header names another server than one that listens on this machine only."),
     "method_not_allowed": (405, False, "The path exists, the method does not."),
-    "unsupported_frame": (415, False, "A binary WebSocket frame came where text is due."),
+    "unsupported_frame": (415, False, "A binary WebSocket frame came where text is due, or the reverse."),
     "out_of_order": (409, False, "A WebSocket frame came when it makes no sense."),
     "slow_reader": (408, True, "The client read its stream too slowly and was ended."),
     "capacity_exceeded": (503, True, "As many requests run and wait as the model takes, or for as long."),

@@ -37,7 +37,8 @@ class Settings(BaseSettings):
         Field(
             ge=1024 * 1024,
             description="Memory for the rows of one model, each with its states twice; where they are so large that "
-            "`CAROUSEL_MAX_ROWS` would take more, it runs fewer.",
+            "`CAROUSEL_MAX_ROWS` would take more, it runs fewer. Raw streams may take as much again for rows, and for "
+            "their states between steps.",
         ),
     ] = 1024 * 1024 * 1024
     max_waiting: Annotated[

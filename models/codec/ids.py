@@ -23,3 +23,15 @@ def enter_ids(ids: Ids, port: Array) -> None:
     else:
         port[...] = 0
         np.put_along_axis(port, ids[..., None], 1, axis=-1)
+
+
+def below(numbers: Ids, count: int, what: str) -> Ids:
+    """The same numbers, held to be at least 0 and below a count.
+
+    Raises:
+        ValueError: one is not.
+    """
+    wrong = numbers[(numbers < 0) | (numbers >= count)]
+    if wrong.size:
+        raise ValueError(f"{what} {wrong.flat[0]} is out of range; allowed are 0 to {count - 1:,}")
+    return numbers

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from carousel.models.codec.ids import below
 from carousel.models.codec.names import MAX_NAME_CHARACTERS, check_names, names_of, to_json
 from carousel.models.codec.spec import CODECS, Array, FileCodecSpec, Ids, text_of
 from carousel.models.codec.spelling import one_id
@@ -78,6 +79,11 @@ class InteractionCodec:
         if (port.dtype, port.shape[1:]) != allowed:
             kind = "an int64 id of them or of an answer" if fed else "a float32 row of them"
             raise ValueError(f"{self.skill_count:,} skills; {port} is not {kind}")
+
+    def join(self, columns: Sequence[Ids]) -> Ids:
+        """Attempts of skills and answers."""
+        skill, correct = columns
+        return 2 * below(skill, self.skill_count, "skill") + below(correct, 2, "answer")
 
     def enter(self, ids: Ids, ports: Mapping[str, Array]) -> None:
         """Write attempts into the ports of a step in their order: the skill, and whether it was right."""

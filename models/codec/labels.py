@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from carousel.models.codec.ids import enter_ids, takes_ids
+from carousel.models.codec.ids import below, enter_ids, takes_ids
 from carousel.models.codec.names import check_names, names_of, to_json
 from carousel.models.codec.spec import CODECS, Array, FileCodecSpec, Ids, text_of
 from carousel.models.errors import UnknownLabel
@@ -82,6 +82,10 @@ class LabelsCodec:
         if not (takes_ids(port, count) if fed else _is_row(port, count)):
             kinds = "an id or a one-hot row" if fed else "a row of floats"
             raise ValueError(f"{count:,} labels; {port} is not {kinds} of them")
+
+    def join(self, columns: Sequence[Ids]) -> Ids:
+        """See IdCodec."""
+        return below(columns[0], self.id_count, "id")
 
     def enter(self, ids: Ids, ports: Mapping[str, Array]) -> None:
         """Write ids into the port of a step: as they are, or as one-hot rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -44,6 +44,17 @@ class IdCodec(Codec, Protocol):
     @property
     def id_count(self) -> int:
         """An id is below it."""
+        ...
+
+    def join(self, columns: Sequence[Ids]) -> Ids:
+        """Ids of what whole numbers say in each port: of one port they are it themselves.
+
+        Args:
+            columns: in the manifest's order of the ports. <int64>[...] each
+
+        Raises:
+            ValueError: a number is out of range; what was seen, and what is allowed.
+        """
         ...
 
     def enter(self, ids: Ids, ports: Mapping[str, Array]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from tokenizers import Encoding, Tokenizer, decoders
 
-from carousel.models.codec.ids import enter_ids, takes_ids
+from carousel.models.codec.ids import below, enter_ids, takes_ids
 from carousel.models.codec.spec import CODECS, Array, FileCodecSpec, Ids, text_of
 from carousel.models.errors import TextTooLong, UnencodableText
 from carousel.models.graph import TensorSpec
@@ -112,6 +112,10 @@ class TextCodec:
         if not (takes_ids(port, size) if fed else (port.dtype, port.shape[1:]) == ("float32", (size,))):
             kinds = "an id or a one-hot row" if fed else "a float32 row"
             raise ValueError(f"{self.vocabulary_size:,} tokens; {port} is not {kinds} of them")
+
+    def join(self, columns: Sequence[Ids]) -> Ids:
+        """See IdCodec."""
+        return below(columns[0], self.id_count, "id")
 
     def enter(self, ids: Ids, ports: Mapping[str, Array]) -> None:
         """Write ids into the port of a step: as they are, or as one-hot rows."""

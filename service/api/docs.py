@@ -6,6 +6,7 @@ The page is Swagger UI, whose files come with the package fastapi-swagger (MIT; 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ from carousel.service.api.routes.context import Context
 from carousel.service.api.routes.head_route import HeadRoute
 from carousel.service.api.task import TASKS
 from carousel.service.api.wire.examples import add_examples
+from carousel.service.api.wire.rows import FRAMES
 from carousel.service.errors import RequestError
 
 EVENTS = {
@@ -30,6 +32,19 @@ EVENTS = {
     "error": "code, message, retryable; it is the last, and the socket closes with 4000 + the code's HTTP status",
 }
 """What a server sends over a WebSocket, by `type`: the other fields."""
+
+RAW_EVENTS = {
+    "accepted": "request_id, model, version, inputs, outputs (each name, dtype, shape), max_steps (of a frame)",
+    "outputs": "index (of the frame's first step), outputs (by port a row for each step; one row without each)",
+    "finished": "reason (stop or cancelled), steps; session and state, where there are any",
+    "error": "code, message, retryable, index; of a frame that was refused: the stream is as before it, and goes on",
+}
+"""The same of a raw stream; a failure without `index` is as everywhere."""
+
+
+def _table(events: Mapping[str, str]) -> str:
+    return "".join(f"| `{kind}` | {fields} |\n" for kind, fields in events.items())
+
 
 DESCRIPTION = f"""
 Errors have one shape everywhere, `ErrorBody`; its `code` is stable. Any request may also get 400 (`malformed_http`),
@@ -43,8 +58,13 @@ Errors have one shape everywhere, `ErrorBody`; its `code` is stable. Any request
 
 | type | fields |
 |---|---|
-{"".join(f"| `{kind}` | {fields} |{chr(10)}" for kind, fields in EVENTS.items())}
-"""
+{_table(EVENTS)}
+**Raw steps**, on any model: `RawStart`, then `Steps` (with `binary`: rows as bytes, little-endian, and one binary
+frame back for each), `Finish` or `Cancel`:
+
+| type | fields |
+|---|---|
+{_table(RAW_EVENTS)}"""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -105,7 +125,7 @@ async def part(file: str) -> Response:
 def frames() -> list[type[BaseModel]]:
     """What a client sends over a WebSocket, which OpenAPI has no place for but among the schemas."""
     streams = (TASKS[name].stream for name in TASKS)
-    return [frame for stream in streams if stream is not None for frame in stream.frames]
+    return [*(frame for stream in streams if stream is not None for frame in stream.frames), *FRAMES]
 
 
 class Described(FastAPI):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, WebSocket
 from starlette.responses import Response
 
-from carousel.service.api.routes.context import context_of, find_model, wrong_task
+from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.head_route import HeadRoute
 from carousel.service.api.stream.connection import ENDPOINT, say_goodbye
 from carousel.service.api.stream.handshake import accept
 from carousel.service.api.stream.message_limit import allow_messages_of
+from carousel.service.api.stream.raw import RawConnection
 from carousel.service.api.task import TASKS
 from carousel.service.errors import RequestError, ServiceError
 from carousel.service.observability.requests import finish, socket_record
@@ -33,21 +34,15 @@ async def stream(websocket: WebSocket, model: str) -> None:
     context = context_of(websocket)
     try:
         served = find_model(websocket, model)
-        task = served.bundle.manifest.task
-        talk = TASKS[task].stream if task in TASKS else None
-        if talk is None:
-            raise wrong_task(served, _refusing())
     except ServiceError as error:
         await accept(websocket)
         finish(context.metrics, socket_record(websocket.scope, error.code, ENDPOINT))
         await say_goodbye(websocket, error)
         return
-    if talk.images:
+    task = served.bundle.manifest.task
+    talk = TASKS[task].stream if task in TASKS else None
+    if talk is not None and talk.images:
         allow_messages_of(websocket, context.settings.max_image_body_bytes)
     await accept(websocket)
-    await talk.connection(websocket, model, task, context).run()
-
-
-def _refusing() -> str:
-    """The task in whose name a model without a stream is refused."""
-    return next(name for name in TASKS if (talk := TASKS[name].stream) is not None and talk.first)
+    connection = RawConnection if talk is None else talk.connection
+    await connection(websocket, model, task, context).run()

@@ -50,13 +50,11 @@ class Stream:
         connection: what serves one.
         frames: that a client sends, for the API's description.
         images: whether a frame may be as long as an image.
-        first: whether a model that has no stream is refused in this task's name.
     """
 
     connection: type[Connection]
     frames: tuple[type[BaseModel], ...]
     images: bool = False
-    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ class ServedTask:
     Args:
         routers: of its routes. One that is posted to runs a model, one that is got looks at what a model left.
         catalogue: fields of its models' `ModelInfo`, beside those that all have.
-        stream: how its sockets talk; None where there are none.
+        stream: how its sockets talk; None where they stream raw steps alone, as those of any model do.
         bodies: that the API's description needs and no endpoint declares.
         examples: by operation; these, and no others, are shown for a model of this task.
         commands: words of the command line.
@@ -106,8 +104,7 @@ class ServedTask:
     @property
     def endpoints(self) -> Endpoints:
         """The routes, as requests are counted."""
-        runs = self.posted if self.stream is None else self.posted | {ENDPOINT}
-        return Endpoints(runs, self._paths("GET"))
+        return Endpoints(self.posted | {ENDPOINT}, self._paths("GET"))
 
     def _paths(self, method: str) -> frozenset[str]:
         routes = (route for router in self.routers for route in router.routes if isinstance(route, APIRoute))

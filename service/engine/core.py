@@ -11,10 +11,12 @@ from typing import cast
 
 import numpy as np
 
+from carousel.service.engine.fed import Answer, Fed
 from carousel.service.engine.feed import Feed
 from carousel.service.engine.heads.head import Stepped
 from carousel.service.engine.heads.registry import open_heads
-from carousel.service.engine.parameters import FinishReason, Ids
+from carousel.service.engine.live import LiveSequences
+from carousel.service.engine.parameters import FinishReason, Ids, LiveParameters
 from carousel.service.engine.port import Counts, Ended, Request, Snapshot, StepReport
 from carousel.service.engine.prefill.prefill import Arrival, Prefill
 from carousel.service.engine.rows.table import RowTable
@@ -30,10 +32,10 @@ class EngineCore:
 
     Args:
         runner: runs the step graph.
-        max_rows: rows that may run at once.
+        max_rows: rows that may run at once; and as many again of live sequences, in turns.
         clock: seconds, monotonic.
         prefill: runs the prefill graph; None where there is none, and every id is fed to a step.
-        pool: holds the runner's states, max_rows of them; None for arrays on the host.
+        pool: holds the runner's states, twice max_rows of them; None for arrays on the host.
     """
 
     def __init__(
@@ -50,15 +52,16 @@ class EngineCore:
         self.prefill = Prefill(prefill, ports)
         self._runner = runner
         self._clock = clock
-        self._pool: StatePool = pool or HostPool(ports.states, ports.context, max_rows)
+        self._pool: StatePool = pool or HostPool(ports.states, ports.context, 2 * max_rows)
         self._table = RowTable(max_rows)
-        self._steps = Steps(runner, self._pool, max_rows)
+        self._steps = Steps(runner, self._pool, 2 * max_rows)
         self._blank = ports.blank if ports.initial else None
         """What sequences begin with, where that is not zeros."""
         fed = np.zeros(max_rows, np.int64) if ports.head.feeds is None else self._steps.inputs[ports.head.feeds]
         self._fed = cast(Ids, fed)
         self._feed = Feed(self._steps.inputs, max_rows) if ports.head.feeds is None and ports.inputs else None
         self._heads = open_heads(ports, self._table, self._pool, max_rows)
+        self._live = LiveSequences(ports, self._steps, self._pool, max_rows, self._end)
         self._sequences: dict[int, Sequence] = {}
         """All that wait or run, by id."""
         self._joined: list[Joined] = []
@@ -75,15 +78,24 @@ class EngineCore:
         Raises:
             ValueError: its beam is wider than the engine.
         """
+        if isinstance(request.head, LiveParameters):
+            self._live.open(id, request, request.head)
+            self._joined.append(Joined(id, self._clock(), 0))
+            return
         sequence = Sequence(id, request, batch)
         self.scheduler.add(sequence)
         self._sequences[id] = sequence
         sequence.ahead = self.prefill.begin(id, request, batch=batch)
 
+    def feed(self, id: int, fed: Fed | None) -> None:
+        """Queue steps of a live sequence; None ends it behind them. Nothing happens if it has ended already."""
+        self._live.feed(id, fed)
+
     def cancel(self, id: int) -> None:
         """End a request before the next step; nothing happens if it has ended already."""
         sequence = self._sequences.get(id)
         if sequence is None:
+            self._live.cancel(id)
             return
         if self.scheduler.withdraw(sequence):
             self._withdrawn(sequence, FinishReason.CANCELLED)
@@ -93,12 +105,12 @@ class EngineCore:
     @property
     def in_steps(self) -> bool:
         """Whether rows are in use."""
-        return bool(self.scheduler.running)
+        return bool(self.scheduler.running) or self._live.ready
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to run and nothing to tell."""
-        return not (self._sequences or self._finished)
+        return not (self._sequences or self._finished or self._joined or self._live.ready)
 
     def step(self) -> StepOutput:
         """Let waiting requests join, take every row one id forward, and tell what came of it.
@@ -109,23 +121,25 @@ class EngineCore:
         started = self._clock()
         prefill_seconds = self._schedule(started)
         n, batch, report = len(self.scheduler.running), None, None
-        if n:
-            prompt_rows = int(np.count_nonzero(self._table.added[:n] == 0))
-            stepped, runner_seconds = self._run(n)
+        live, answers = self._live.enter(n), list[tuple[int, Answer]]()
+        if n + live:
+            prompt_rows = int(np.count_nonzero(self._table.added[:n] == 0)) + live
+            stepped, runner_seconds = self._run(n, live)
+            answers = self._live.leave(n, stepped.ends)
             for head in self._heads.values():
                 if head.count:
                     head.after_step(stepped)
             self._let_go(stepped)
             batch = stepped.batch
             report = StepReport(
-                rows=n,
+                rows=n + live,
                 prompt_tokens=prompt_rows,
                 consumed_ahead=self.prefill.take_consumed(),
                 generated_tokens=stepped.added,
                 step_seconds=self._clock() - started,
                 runner_seconds=runner_seconds + prefill_seconds,
             )
-        return self._told(batch, report)
+        return self._told(batch, report, answers)
 
     def fail_all(self, detail: str) -> StepOutput:
         """End every request, running and waiting."""
@@ -133,7 +147,8 @@ class EngineCore:
             self._finish(len(self.scheduler.running) - 1, FinishReason.FAILED, detail)
         for sequence in self.scheduler.withdraw_all():
             self._withdrawn(sequence, FinishReason.FAILED, detail)
-        return self._told(None, None)
+        self._live.fail_all(detail)
+        return self._told(None, None, [])
 
     def _schedule(self, now: float) -> float:
         """Let waiting sequences into free rows. Returns for how many seconds prompts were consumed meanwhile."""
@@ -162,14 +177,14 @@ class EngineCore:
             self._table.acquire(rows[0], sequence)
             self._heads[type(request.head)].acquire(rows, sequence)
 
-    def _run(self, n: int) -> tuple[Stepped, float]:
-        """One step of all rows, and how many seconds the runner took."""
+    def _run(self, n: int, live: int) -> tuple[Stepped, float]:
+        """One step of n rows and of those of live sequences behind, and how many seconds the runner took."""
         table, ids = self._table, self._fed[:n]
         ids[:] = table.next_ids(n)
-        if self._feed is not None:
+        if self._feed is not None and n:
             self._feed.write(ids, self.scheduler.running)
         started = self._clock()
-        failures = self._steps.run(n)
+        failures = self._steps.run(n + live)
         seconds = self._clock() - started
         table.advance(n)
         done = table.empty(n)
@@ -212,7 +227,7 @@ class EngineCore:
             for head in self._heads.values():
                 if head.count:
                     head.release(each, last)
-        self._end(sequence, Ended(reason, detail, snapshot, result, counts, sequence.checkpoints))
+        self._forget(sequence, Ended(reason, detail, snapshot, result, counts, sequence.checkpoints))
 
     def _withdrawn(self, sequence: Sequence, reason: FinishReason, detail: str = "") -> None:
         """End a sequence that waited."""
@@ -225,16 +240,21 @@ class EngineCore:
                 sequence.state or self._blank or self._pool.blank(), request.prompt[sequence.consumed :]
             )
         counts = Counts(_prompt_count(sequence, 0))
-        self._end(sequence, Ended(reason, detail, snapshot, None, counts, sequence.checkpoints))
+        self._forget(sequence, Ended(reason, detail, snapshot, None, counts, sequence.checkpoints))
 
-    def _end(self, sequence: Sequence, ended: Ended) -> None:
+    def _forget(self, sequence: Sequence, ended: Ended) -> None:
         del self._sequences[sequence.id]
-        self._finished.append((sequence.id, ended))
+        self._end(sequence.id, ended)
 
-    def _told(self, batch: TokenBatch | None, report: StepReport | None) -> StepOutput:
+    def _end(self, id: int, ended: Ended) -> None:
+        self._finished.append((id, ended))
+
+    def _told(
+        self, batch: TokenBatch | None, report: StepReport | None, answers: list[tuple[int, Answer]]
+    ) -> StepOutput:
         joined, self._joined = self._joined, []
         finished, self._finished = self._finished, []
-        return StepOutput(joined, batch, finished, report)
+        return StepOutput(joined, batch, finished, report, answers)
 
 
 def _prompt_count(sequence: Sequence, pending: int) -> int:

@@ -200,6 +200,29 @@ class TensorParameters(HeadParameters):
 
 
 @dataclass(frozen=True, slots=True)
+class LiveParameters(HeadParameters):
+    """Of a live sequence (engine/live.py): it has no prompt, is fed while it lives, and has no row between its steps.
+
+    Args:
+        outputs: names of those to give, at least one, each once.
+        each: whether those of each step are wanted, or of the last that is fed at a time.
+    """
+
+    outputs: tuple[str, ...]
+    each: bool = True
+
+    @property
+    def rows(self) -> int:
+        """See HeadParameters."""
+        return 0
+
+    @property
+    def streams(self) -> bool:
+        """See HeadParameters."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """What a buffered request sampled: tokens, their log-probabilities, and where the steps that chose them looked."""
 

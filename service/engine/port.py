@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from carousel.service.engine.errors import DeadlineExceeded, EngineFull
+from carousel.service.engine.fed import Answer, Fed
 from carousel.service.engine.parameters import (
     Alternative,
     Array,
@@ -136,11 +137,11 @@ class Ended:
     checkpoints: Checkpoints = field(default_factory=lambda: NOTHING)
 
 
-Event = Told | Ended
+Event = Told | Answer | Ended
 
-TokenSink = Callable[[Told], bool]
-"""Takes a token the moment it comes, without waiting; False where it cannot: then the token queues up for the reader.
-What it raises, the reader gets."""
+TokenSink = Callable[[Any], bool]
+"""Takes a Told or an Answer the moment it comes, without waiting; False where it cannot: then that queues up for the
+reader. What it raises, the reader gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +319,11 @@ class Engine(Protocol):
 
     def submit(self, request: Request, place: Place, on_overflow: Callable[[], None], sink: TokenSink | None) -> Events:
         """Start a request in its place (`Place.start` does it)."""
+        ...
+
+    def feed(self, id: int, fed: Fed | None) -> None:
+        """Steps for a live sequence, by the id of its events: each Fed is told as an Answer, in order. None ends it
+        behind them. Nothing happens if it has ended."""
         ...
 
     def cancel(self, id: int) -> None:

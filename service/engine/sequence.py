@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from carousel.service.engine.fed import Answer
 from carousel.service.engine.parameters import Alternative, Floats, State
 from carousel.service.engine.port import Ended, Request, Snapshot, StepReport
 
@@ -91,14 +92,16 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Everything one step has to tell: who joined, its tokens, who ended; the report is None when nothing was run."""
+    """Everything one step has to tell: who joined, its tokens, what live sequences were answered, who ended; the report
+    is None when nothing was run."""
 
     joined: list[Joined]
     batch: TokenBatch | None
     finished: list[tuple[int, Ended]]
     report: StepReport | None
+    answers: list[tuple[int, Answer]] = field(default_factory=list)
 
     @property
     def tells(self) -> bool:
         """Whether somebody waits for it."""
-        return self.batch is not None or bool(self.finished) or bool(self.joined)
+        return self.batch is not None or bool(self.answers or self.finished or self.joined)

@@ -85,20 +85,29 @@ class Caller:
                 wait,
             )
         if runs_model:
-            wait, slowest = 0.0, ""
-            for period, tokens in self._tokens.items():
-                longer = tokens.wait_seconds(min(1, tokens.capacity), now)
-                if longer > wait:
-                    wait, slowest = longer, period
-            if wait:
-                most = self._tokens[slowest].capacity
-                raise self._refused(
-                    "quota_exceeded",
-                    f"has used its tokens; allowed are {most:,.12g} a {slowest}, which come back evenly",
-                    wait,
-                )
+            self.check_quota()
         if requests is not None:
             requests.take(1, now)
+
+    def check_quota(self) -> None:
+        """Hold that there is a token left to spend.
+
+        Raises:
+            RequestError: quota_exceeded.
+        """
+        now = self._clock()
+        wait, slowest = 0.0, ""
+        for period, tokens in self._tokens.items():
+            longer = tokens.wait_seconds(min(1, tokens.capacity), now)
+            if longer > wait:
+                wait, slowest = longer, period
+        if wait:
+            most = self._tokens[slowest].capacity
+            raise self._refused(
+                "quota_exceeded",
+                f"has used its tokens; allowed are {most:,.12g} a {slowest}, which come back evenly",
+                wait,
+            )
 
     @property
     def metered(self) -> bool:

@@ -193,10 +193,10 @@ def _open_steps(
     runner = _fed_ids(bundle, graph)
     pool = None
     if device is None:
-        found = check_rows(runner, max_rows)
+        found = check_rows(runner, 2 * max_rows)  # of requests and of live sequences
     else:
-        found = require_company(runner, max_rows)
-        pool = DevicePool(device, runner.ports.states, runner.ports.context, max_rows)
+        found = require_company(runner, 2 * max_rows)
+        pool = DevicePool(device, runner.ports.states, runner.ports.context, 2 * max_rows)
     core = EngineCore(found.runner, max_rows, prefill=open_prefill(bundle, device), pool=pool)
     core.prefill.check(found.runner)
     if device is None:

@@ -10,7 +10,7 @@ import numpy as np
 from carousel.models.bundle import Bundle
 from carousel.models.codec.spec import Array, IdCodec, Ids
 from carousel.models.graph import TensorSpec
-from carousel.service.engine.runner import HeadPorts, StepPorts
+from carousel.service.engine.runner import IDS, HeadPorts, StepPorts
 from carousel.service.engine.states.pool import StateSpec
 
 
@@ -42,6 +42,26 @@ def id_codec(bundle: Bundle) -> IdCodec | None:
     named = {bundle.manifest.ports.get(name) for name in inputs}
     codec = bundle.codecs.get(next(iter(named)) or "") if len(named) == 1 else None
     return codec if isinstance(codec, IdCodec) and codec.id_ports == len(inputs) else None
+
+
+def live_ports(bundle: Bundle) -> Mapping[str, StateSpec]:
+    """What clients feed at each step, by port: a row as the graph has it, or a number where the codec has ids."""
+    if id_codec(bundle) is None:
+        return step_ports(bundle).inputs
+    return dict.fromkeys(bundle.manifest.step.inputs, StateSpec((), "int64"))
+
+
+def as_fed(bundle: Bundle, given: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The same as the engine feeds it. [m, ...] each
+
+    Raises:
+        ValueError: a number is none of the codec's; what was seen, and what is allowed.
+    """
+    codec = id_codec(bundle)
+    if codec is None:
+        return given
+    name = bundle.manifest.step.inputs[0] if takes_ids(bundle) else IDS
+    return {name: codec.join(cast(list[Ids], [*given.values()]))}
 
 
 def takes_ids(bundle: Bundle) -> bool:

@@ -24,6 +24,7 @@ from carousel.service.prefixes.cache import PrefixCache
 from carousel.service.prefixes.prefixes import Prefixes
 from carousel.service.served.heap import give_back_freed
 from carousel.service.served.opening import find_place, open_parts, step_threads
+from carousel.service.served.ports import step_ports
 from carousel.service.served.serving import Serving
 from carousel.service.sessions.memory import ModelIdentity
 from carousel.service.settings import Settings
@@ -208,6 +209,7 @@ class Repository:
         engine = AsyncEngine(
             opened.core,
             max_waiting=self._settings.max_waiting,
+            max_live=_most_live(bundle, self._settings.max_rows_bytes),
             on_steps=metrics.steps,
             name=f"engine-{bundle.model}",
             max_wait_seconds=self._settings.max_wait_seconds,
@@ -222,6 +224,12 @@ class Repository:
         return ServedModel(
             bundle.model, bundle, engine, opened.encoder, opened.serving, metrics, identity, prefixes, seconds
         )
+
+
+def _most_live(bundle: Bundle, max_bytes: int) -> int:
+    """Live sequences whose states take so much memory, at least one."""
+    ports = step_ports(bundle)
+    return max_bytes // max(1, sum(spec.row_bytes for spec in (*ports.states.values(), *ports.context.values()))) or 1
 
 
 def _nothing_served(root: Path, refusals: dict[str, Refusal]) -> BundleError:

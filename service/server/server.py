@@ -64,15 +64,22 @@ class StreamProtocol(WebSocketsSansIOProtocol):
         return self.writable.is_set() and self.conn.state is State.OPEN and not self.disconnected
 
     def write_text(self, text: str) -> None:
-        """Send a text frame (RFC 6455, section 5.2: final, not masked; no extension is ever agreed on)."""
-        payload = text.encode()
+        """Send a text frame."""
+        self._write(0x81, text.encode())
+
+    def write_bytes(self, payload: bytes) -> None:
+        """Send a binary frame."""
+        self._write(0x82, payload)
+
+    def _write(self, first: int, payload: bytes) -> None:
+        """Send a frame (RFC 6455, section 5.2: final, not masked; no extension is ever agreed on)."""
         size = len(payload)
         if size < 126:
-            head = bytes((0x81, size))
+            head = bytes((first, size))
         elif size < 1 << 16:
-            head = b"\x81\x7e" + size.to_bytes(2, "big")
+            head = bytes((first, 126)) + size.to_bytes(2, "big")
         else:
-            head = b"\x81\x7f" + size.to_bytes(8, "big")
+            head = bytes((first, 127)) + size.to_bytes(8, "big")
         self.transport.write(head + payload)
 
     def _allow_messages_of(self, max_bytes: int) -> None:

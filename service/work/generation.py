@@ -246,6 +246,7 @@ class Generation:
         while isinstance(event := await stream.get(), Told):
             end = stream.ended_with
             yield self._token(event, cut_off=end is not None and end.reason is FinishReason.LENGTH)
+        assert isinstance(event, Ended)
         usage = Usage(self._prompt_tokens, len(self._texts), self.cached_tokens)
         raise_for(self._model, event)
         if not self._texts:

@@ -26,6 +26,14 @@ class FrameWriter(Protocol):
         ...
 
 
+class SocketWriter(FrameWriter, Protocol):
+    """Of a WebSocket, whose frames may be bytes."""
+
+    def write_bytes(self, payload: bytes) -> None:
+        """Send a binary frame."""
+        ...
+
+
 class TokenFrames:
     """Sends what is told of a token (a service.work.generation.TokenTaker).
 

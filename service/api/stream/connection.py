@@ -67,6 +67,8 @@ class Connection(ABC):
         """Only while a generation runs: an idle socket must not keep a version in memory that is served no more."""
         self.urgency = INTERACTIVE
         """Of the generation that a frame asks for; `begin` sets it."""
+        self.rows = 1
+        """Of the place that is taken for it."""
         self._task: asyncio.Task[None] | None = None
         self._generation: Cancellable | None = None
         self._started = False
@@ -98,14 +100,11 @@ class Connection(ABC):
             with self.context.drain.listening(self._drain):
                 while True:
                     waiting = {frame, alarm} | ({self._task} if self._task is not None else set())
-                    idle_seconds = self.context.settings.socket_idle_seconds if self._task is None else None
-                    done, _ = await asyncio.wait(waiting, timeout=idle_seconds, return_when=asyncio.FIRST_COMPLETED)
+                    done, _ = await asyncio.wait(
+                        waiting, timeout=self.idle_seconds(), return_when=asyncio.FIRST_COMPLETED
+                    )
                     if not done:
-                        raise ServiceError(
-                            "request_timeout",
-                            f"nothing came for {idle_seconds:,.12g} s (CAROUSEL_SOCKET_IDLE_SECONDS); "
-                            "open another socket when there is something to say",
-                        )
+                        await self.fall_idle()
                     if alarm.done():
                         self._alarm.clear()
                         alarm = asyncio.ensure_future(self._alarm.wait())
@@ -140,9 +139,24 @@ class Connection(ABC):
                 waiter.cancel()
             await asyncio.gather(frame, alarm, return_exceptions=True)
 
+    def idle_seconds(self) -> float | None:
+        """How long the socket may say nothing from now on; None for as long as it likes."""
+        return self.context.settings.socket_idle_seconds if self._task is None else None
+
+    async def fall_idle(self) -> None:
+        """End a socket that has said nothing for so long."""
+        raise ServiceError(
+            "request_timeout",
+            f"nothing came for {self.context.settings.socket_idle_seconds:,.12g} s (CAROUSEL_SOCKET_IDLE_SECONDS); "
+            "open another socket when there is something to say",
+        )
+
     async def _handle(self, message: Any) -> None:
         """Act on one frame."""
-        request = await self.parse(message)
+        await self.act(await self.parse(message), self.begin)
+
+    async def act(self, request: Any, begin: Callable[[Any], Work | None]) -> None:
+        """Do what a frame says; what begins a generation is asked for one while none runs."""
         if isinstance(request, Cancel):
             if not self._started:
                 self.refuse("out_of_order", "cancel came before any start")
@@ -161,28 +175,18 @@ class Connection(ABC):
             task.result()
         if self.context.drain.begun:
             raise self.context.drain.refusal()
-        work = self.begin(request)
+        self.rows = 1
+        work = begin(request)
         if work is not None:
             self._started, self._cancelled = True, False
             self._task = asyncio.create_task(self._generate(work))
 
     async def parse_json(self, text: str, messages: TypeAdapter[Message]) -> Message:
         """The message that a text frame holds."""
-        value = None
         try:
-            if len(text) < LARGE:
-                return messages.validate_json(text)
-            value = await asyncio.to_thread(loads, text)
-            return await asyncio.to_thread(messages.validate_python, value)
-        except ValidationError as error:
-            errors = error.errors(include_url=False)
-            if errors[0]["type"] == "json_invalid":
-                self.refuse("malformed_json", f"the frame is not JSON: {errors[0]['ctx']['error']}")
-            self.refuse("invalid_request", invalid(errors, parsed(text) if value is None else value).message)
-        except TooManyLists as error:
-            self.refuse("invalid_request", f"the frame holds {error}")
-        except (ValueError, RecursionError) as error:
-            self.refuse("malformed_json", f"the frame is not JSON: {getattr(error, 'msg', 'it could not be parsed')}")
+            return await read_json(text, messages)
+        except RequestError as error:
+            self.refuse(error.code, error.message)
 
     def refuse(self, code: ErrorCode, message: str) -> NoReturn:
         """End the socket for a frame that asks for no generation."""
@@ -250,7 +254,7 @@ class Connection(ABC):
         try:
             current_caller().admit()  # a socket's generations count as requests, each when it begins
             self._model = model = self._find_model()
-            with admit(model, urgency=self.urgency) as admission:
+            with admit(model, self.rows, self.urgency) as admission:
                 await work(admission, record)
         except ServiceError as error:
             record.outcome = error.code
@@ -269,6 +273,32 @@ class Connection(ABC):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+
+
+async def read_json(text: str, messages: TypeAdapter[Message]) -> Message:
+    """The message that a text frame holds.
+
+    Raises:
+        RequestError: malformed_json or invalid_request.
+    """
+    value = None
+    try:
+        if len(text) < LARGE:
+            return messages.validate_json(text)
+        value = await asyncio.to_thread(loads, text)
+        return await asyncio.to_thread(messages.validate_python, value)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        if errors[0]["type"] == "json_invalid":
+            message = f"the frame is not JSON: {errors[0]['ctx']['error']}"
+            raise RequestError("malformed_json", message) from None
+        message = invalid(errors, parsed(text) if value is None else value).message
+        raise RequestError("invalid_request", message) from None
+    except TooManyLists as error:
+        raise RequestError("invalid_request", f"the frame holds {error}") from None
+    except (ValueError, RecursionError) as error:
+        message = f"the frame is not JSON: {getattr(error, 'msg', 'it could not be parsed')}"
+        raise RequestError("malformed_json", message) from None
 
 
 async def say_goodbye(websocket: WebSocket, error: ServiceError) -> None:

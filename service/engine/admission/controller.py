@@ -96,7 +96,7 @@ class AdmissionController:
         """A request needs its rows no more, whether it ever had them or not."""
         self._asked[batch] -= rows
         held = self._held.pop(id, None)
-        if held is not None:
+        if held is not None and rows:  # a live sequence has none
             self._running[batch] -= rows
             self.queue_time.ended(self._clock() - held.joined_at, held.asked)
 

@@ -91,6 +91,17 @@ class DevicePool(Buffers[DeviceArray]):
         for array in self._before.values():
             self._move(array, rows, array, parents)
 
+    def load(self, rows: slice, states: Mapping[str, Array], context: Mapping[str, Array], places: Rows) -> None:
+        """See StatePool."""
+        to, taken = np.arange(rows.start, rows.stop), np.arange(len(places))
+        for arrays, source in ((self._before, states), (self._context, context)):
+            for name, array in arrays.items():
+                self._move(array, to, source[name][places], taken)
+
+    def host(self, rows: slice) -> Mapping[str, Array]:
+        """See StatePool."""
+        return {name: np.asarray(array) for name, array in self.before(rows).items()}
+
     def release(self, row: int, last: int) -> None:
         """See StatePool."""
         to = _places(last) if row == last else _places(row, last)

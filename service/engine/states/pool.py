@@ -72,6 +72,20 @@ class StatePool(Protocol):
         """
         ...
 
+    def load(
+        self,
+        rows: slice,
+        states: Mapping[str, Array],
+        context: Mapping[str, Array],
+        places: npt.NDArray[np.intp],
+    ) -> None:
+        """Let rows behind the active ones begin the next step, and no other, with rows of these arrays. [k]"""
+        ...
+
+    def host(self, rows: slice) -> Mapping[str, Array]:
+        """What the next step of these rows would read, on the host, until there is one. [k, ...] each"""
+        ...
+
     def release(self, row: int, last: int) -> None:
         """Take a row back: the last active row moves into its place, and what is free holds zeros again."""
         ...
@@ -131,6 +145,22 @@ class HostPool(Buffers[Array]):
         """See StatePool."""
         for array in self._before.values():
             array[rows] = array[parents]  # the right side is copied first: rows may trade places
+
+    def load(
+        self,
+        rows: slice,
+        states: Mapping[str, Array],
+        context: Mapping[str, Array],
+        places: npt.NDArray[np.intp],
+    ) -> None:
+        """See StatePool."""
+        for arrays, source in ((self._before, states), (self._context, context)):
+            for name, array in arrays.items():
+                source[name].take(places, 0, array[rows], "clip")  # which copies them straight to where they go
+
+    def host(self, rows: slice) -> Mapping[str, Array]:
+        """See StatePool."""
+        return self.before(rows)
 
     def release(self, row: int, last: int) -> None:
         """See StatePool."""

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from carousel.service.engine.fed import Answer
 from carousel.service.engine.parameters import FinishReason
 from carousel.service.engine.port import Ended, Event, TokenSink, Told
 from carousel.service.engine.streams.lock_turns import LOCK_TURNS
@@ -58,7 +59,7 @@ class TokenStream:
         if not silent:
             LOCK_TURNS.enter()
 
-    def put_token(self, event: Told, last: bool) -> None:
+    def put_token(self, event: Told | Answer, last: bool) -> None:
         """Add a token, past the queue if that can be.
 
         Args:

@@ -14,6 +14,7 @@ from carousel.service.engine.admission.controller import AdmissionController
 from carousel.service.engine.admission.queue_time import Held
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.errors import BeamTooWide, EngineFull, EngineStopped, WaitTooLong
+from carousel.service.engine.fed import Fed
 from carousel.service.engine.parameters import FinishReason
 from carousel.service.engine.port import (
     INTERACTIVE,
@@ -30,7 +31,7 @@ from carousel.service.engine.port import (
 )
 from carousel.service.engine.sequence import StepOutput, TokenBatch
 from carousel.service.engine.streams.token_stream import TokenStream
-from carousel.service.engine.threads.engine_thread import SHUTTING_DOWN, Add, Cancel, EngineThread
+from carousel.service.engine.threads.engine_thread import SHUTTING_DOWN, Add, Cancel, Command, EngineThread, Feed
 from carousel.service.engine.timeline import Moment
 
 logger = logging.getLogger("carousel.engine")
@@ -51,6 +52,7 @@ class AsyncEngine:
         name: of the thread.
         max_wait_seconds: nobody is let in who is to wait longer for a row, by the pace of those who ended last.
         deadline_seconds: from a place's taking on, after which what is done in it is ended.
+        max_live: live sequences that there may be.
         clock: seconds, monotonic.
     """
 
@@ -59,6 +61,7 @@ class AsyncEngine:
         core: EngineCore,
         *,
         max_waiting: int,
+        max_live: int = 1024,
         on_steps: Callable[[list[StepReport]], None],
         name: str = "engine",
         max_wait_seconds: float = math.inf,
@@ -70,6 +73,8 @@ class AsyncEngine:
             core.scheduler.max_rows, max_waiting, min(max_wait_seconds, deadline_seconds), clock
         )
         self._deadline_seconds = deadline_seconds
+        self._max_live = max_live
+        self._live = 0
         self._on_steps = on_steps
         self._steps = self._step_rows = 0
         self._vacant = asyncio.Event()
@@ -79,7 +84,7 @@ class AsyncEngine:
         self._streams: dict[int, TokenStream] = {}
         self._places: dict[int, tuple[Place, Request]] = {}
         """Of each stream: the place that its request has, and that."""
-        self._outbox: list[Add | Cancel] = []
+        self._outbox: list[Command] = []
         """Commands of this iteration of the event loop, which go to the thread together."""
         self._failure: str | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,12 +128,26 @@ class AsyncEngine:
         """See Engine."""
         if rows > self._controller.max_rows:
             raise BeamTooWide(f"the beam is {rows:,} rows wide; allowed are {self._controller.max_rows:,}")
-        self.check_room(rows, urgency, queued=queued)
-        self._came(urgency)
-        place = Admission(self, rows, urgency, self._deadline_seconds, self._clock())
+        if rows:
+            self.check_room(rows, urgency, queued=queued)
+            self._came(urgency)
+        else:
+            self._check_live()
+            self._live += 1
+        deadline_seconds = self._deadline_seconds if rows else math.inf  # a live sequence lives as long as its client
+        place = Admission(self, rows, urgency, deadline_seconds, self._clock())
         self._controller.take(rows, batch=urgency.batch)
         self._admitted[place] = None
         return place
+
+    def _check_live(self) -> None:
+        """Hold that there may be one more live sequence, which has no row."""
+        if self.failure is not None:
+            raise EngineStopped(self.failure)
+        if self._live >= self._max_live:
+            raise EngineFull(
+                f"{self._live:,} live sequences keep their states here; allowed are {self._max_live:,}", 0.0
+            )
 
     def check_room(self, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> None:
         """See Engine."""
@@ -181,13 +200,14 @@ class AsyncEngine:
     def leave(self, place: Admission) -> None:
         """Take a place back (Admission does it)."""
         self._admitted.pop(place, None)
+        self._live -= not place.rows
         self._controller.leave(place.rows, batch=place.batch, started=place.started)
-        if not self._controller.taken:
+        if not self._admitted:
             self._vacant.set()
 
     async def vacated(self) -> None:
         """See Engine."""
-        while self._controller.taken:
+        while self._admitted:
             self._vacant.clear()
             await self._vacant.wait()
 
@@ -209,6 +229,11 @@ class AsyncEngine:
         self._command(Add(id, request, place.batch))
         return stream
 
+    def feed(self, id: int, fed: Fed | None) -> None:
+        """See Engine."""
+        if id in self._streams:
+            self._command(Feed(id, fed))
+
     def cancel(self, id: int) -> None:
         """See Engine."""
         if id in self._streams:
@@ -224,7 +249,7 @@ class AsyncEngine:
             stream.timeline.reason = ended.reason
         self._command(Cancel(id))
 
-    def _command(self, command: Add | Cancel) -> None:
+    def _command(self, command: Command) -> None:
         """Note a command, and hand all of them over at the end of the event loop's iteration.
 
         Requests that arrive together so join in one step, instead of the first running ahead alone.
@@ -253,6 +278,8 @@ class AsyncEngine:
                     streams[id].put_token(Told(token, logprob), id in last)
             else:
                 self._deliver_more(batch, last)
+        for id, answer in output.answers:
+            streams[id].put_token(answer, False)
         for id, ended in output.finished:
             self._finish(id, ended)
         self._on_steps(reports)

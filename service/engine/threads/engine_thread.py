@@ -17,6 +17,7 @@ import numpy as np
 
 from carousel.models.cores import usable_cores
 from carousel.service.engine.core import EngineCore
+from carousel.service.engine.fed import Fed
 from carousel.service.engine.port import Request, StepReport
 from carousel.service.engine.prefill.thread import PrefillThread
 from carousel.service.engine.sequence import StepOutput
@@ -50,6 +51,17 @@ class Cancel:
     id: int
 
 
+@dataclass(slots=True)
+class Feed:
+    """Steps of a live sequence. (Not frozen: one is made per frame.)"""
+
+    id: int
+    fed: Fed | None
+
+
+Command = Add | Cancel | Feed
+
+
 class EngineThread:
     """Runs a core. `start`, `hand_over`, `delivered` and `close` are the event loop's.
 
@@ -78,7 +90,7 @@ class EngineThread:
         self._forgotten = forgotten
         self._wake = threading.Condition()
         """Of what both sides write: the three that follow."""
-        self._commands: list[Add | Cancel] = []
+        self._commands: list[Command] = []
         self._undelivered = 0
         self._closing = False
         self._reports: list[StepReport] = []
@@ -109,7 +121,7 @@ class EngineThread:
         """Whether it has been started, and does not run any more."""
         return self._loop is not None and not self._thread.is_alive()
 
-    def hand_over(self, commands: Sequence[Add | Cancel]) -> None:
+    def hand_over(self, commands: Sequence[Command]) -> None:
         """Commands, to be obeyed before the next step."""
         if self._prefill_thread is not None:  # at once, not before the next step
             for command in commands:
@@ -165,7 +177,9 @@ class EngineThread:
             )
             commands, self._commands = self._commands, []
         for command in commands:
-            if isinstance(command, Add):
+            if isinstance(command, Feed):
+                core.feed(command.id, command.fed)
+            elif isinstance(command, Add):
                 core.add(command.id, command.request, batch=command.batch)
             else:
                 core.cancel(command.id)

@@ -19,7 +19,7 @@ from carousel.service.engine.parameters import (
     Sampled,
     SamplingParameters,
 )
-from carousel.service.engine.port import Events, Place, Request, Told
+from carousel.service.engine.port import Ended, Events, Place, Request, Told
 from carousel.service.errors import RequestError
 from carousel.service.served.repository import ServedModel
 from carousel.service.work.generation import Finished, Usage, measure_token, raise_for, run_to_end
@@ -153,6 +153,7 @@ class CaptionStream:
             text += piece
             yield CaptionToken(shown, event.token, piece, event.logprob, event.attention)
             shown += 1
+        assert isinstance(event, Ended)
         raise_for(self._model, event)
         yield Finished(event.reason, text, Usage(0, shown), None)
 

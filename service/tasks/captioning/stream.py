@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from carousel.service.api.stream.connection import Connection, Work
+from carousel.service.api.stream.connection import Work
+from carousel.service.api.stream.raw import RawConnection
 from carousel.service.api.wire import frames
 from carousel.service.api.wire.messages import Cancel
 from carousel.service.engine.port import Place
@@ -20,7 +21,7 @@ from carousel.service.work.generation import Finished
 GREEDY = CaptionStart(type="start")
 
 
-class CaptionConnection(Connection):
+class CaptionConnection(RawConnection):
     """One socket of a captioning model. A start without an image says how the next binary frame is captioned."""
 
     _next = GREEDY

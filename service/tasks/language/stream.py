@@ -10,7 +10,8 @@ from fastapi import WebSocket
 from carousel.models.codec.text import TextCodec
 from carousel.service.api.routes.context import Context
 from carousel.service.api.routes.direct_frames import token_frames
-from carousel.service.api.stream.connection import Connection, Work
+from carousel.service.api.stream.connection import Work
+from carousel.service.api.stream.raw import RawConnection
 from carousel.service.api.wire import frames
 from carousel.service.api.wire.messages import Cancel
 from carousel.service.api.wire.sampling import check_top_k
@@ -27,7 +28,7 @@ from carousel.service.work.prompt import check_unconsumed, prompt_ids, unknown_t
 DEFAULT_MAX_TOKENS = 256
 
 
-class TextConnection(Connection):
+class TextConnection(RawConnection):
     """One socket of a language model. It keeps the memory of its last generation, which a `feed` goes on from."""
 
     def __init__(self, websocket: WebSocket, name: str, task: str, context: Context) -> None:

@@ -52,7 +52,7 @@ TASKS.register("language")(
         routers=(probability.router, completions.router),
         catalogue=_catalogue,
         require=_require,
-        stream=Stream(TextConnection, (Start, Feed, Cancel), first=True),
+        stream=Stream(TextConnection, (Start, Feed, Cancel)),
         examples={
             "next_token": lambda model: {"The three most probable": {**_known_text(model), "top": 3}},
             "score": lambda model: {"A text": _known_text(model)},

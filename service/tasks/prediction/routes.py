@@ -13,19 +13,19 @@ from carousel.service.api.routes.context import context_of, find_model
 from carousel.service.api.routes.disconnect import while_connected
 from carousel.service.api.routes.json_route import JsonRoute
 from carousel.service.api.wire.error_messages import ERRORS
-from carousel.service.engine.feed import as_port, fed_steps, steps_as_bytes
+from carousel.service.engine.feed import fed_steps, steps_as_bytes
 from carousel.service.engine.parameters import Array, Ids, TensorParameters, Tensors
 from carousel.service.engine.port import Request as EngineRequest
 from carousel.service.engine.states.pool import StateSpec
 from carousel.service.errors import RequestError
 from carousel.service.prefixes.prefixes import Beginning
-from carousel.service.served.ports import row_spec, step_ports
+from carousel.service.served.ports import step_ports
 from carousel.service.served.repository import ServedModel
-from carousel.service.tasks.prediction.arrays import array_of, as_json, ids_of
-from carousel.service.tasks.prediction.encoding import encode, encoder_ports
 from carousel.service.tasks.prediction.messages import PredictRequest, PredictResponse
+from carousel.service.work.encoding import encode, encoder_ports
 from carousel.service.work.generation import admit, run_to_end
 from carousel.service.work.memories import Memories
+from carousel.service.work.rows import NO_STEPS, array_of, as_json, asked_outputs, context_rows, ids_of
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["prediction"], route_class=JsonRoute)
 
@@ -39,7 +39,7 @@ async def predict(request: Request, model: str, body: PredictRequest) -> Respons
 
 
 async def _predict(model: ServedModel, memories: Memories, body: PredictRequest) -> bytes:
-    asked = _outputs(model, body.outputs)
+    asked = asked_outputs(model, body.outputs)
     whole = {name: body.inputs.pop(name) for name in encoder_ports(model) if name in body.inputs}
     head: dict[str, Any] = {"model": model.name, "version": model.bundle.version}
     with admit(model, urgency=body.urgency) as place:
@@ -49,7 +49,7 @@ async def _predict(model: ServedModel, memories: Memories, body: PredictRequest)
             told = {name: encoding.context[name] for name in asked}
             return await asyncio.to_thread(as_json, {**head, "steps": 0, "cached_steps": 0}, told)
         prompt, inputs = await asyncio.to_thread(_inputs, model, body)
-        context, begun = _context(model, body.context), None
+        context, begun = context_rows(model, body.context), None
         if model.encoder is not None:
             encoding = await encode(model, whole, batch=body.urgency.batch)
             context, begun = encoding.context, encoding.snapshot
@@ -92,23 +92,13 @@ def _require_nothing_of_steps(body: PredictRequest) -> None:
             )
 
 
-def _outputs(model: ServedModel, asked: list[str] | None) -> tuple[str, ...]:
-    known = model.bundle.manifest.head.outputs
-    for place, name in enumerate(asked or ()):
-        if name not in known:
-            raise RequestError(
-                "invalid_request", f"outputs.{place}: there is no output {name[:100]!r}; outputs are {', '.join(known)}"
-            )
-    return known if asked is None else tuple(dict.fromkeys(asked))
-
-
 def _inputs(model: ServedModel, body: PredictRequest) -> tuple[Ids, Mapping[str, Array]]:
     ports = step_ports(model.bundle)
     feeds = ports.head.feeds
     specs = ports.inputs if feeds is None else {feeds: StateSpec((), "int64")}
     longest = model.bundle.manifest.limits.max_prompt_tokens
     if specs and body.steps is not None:
-        raise RequestError("invalid_request", "steps: the model has inputs, and takes as many steps as they have rows")
+        raise RequestError("invalid_request", NO_STEPS)
     for name, rows in body.inputs.items():
         if len(rows) > longest:
             raise RequestError(
@@ -122,24 +112,3 @@ def _inputs(model: ServedModel, body: PredictRequest) -> tuple[Ids, Mapping[str,
         return (prompt, fed) if feeds is None else (ids_of(feeds, fed[feeds], ports.id_count), {})
     except ValueError as error:
         raise RequestError("invalid_request", f"inputs: {error}") from None
-
-
-def _context(model: ServedModel, given: Mapping[str, Any]) -> Mapping[str, Array] | None:
-    encoder = model.bundle.manifest.encoder
-    made = () if encoder is None else encoder.gives
-    specs = {spec.name: row_spec(spec) for spec in model.bundle.context if spec.name not in made}
-    names = ", ".join(specs) or "none"
-    rows = {}
-    for name in [*given, *specs]:
-        if name not in specs:
-            raise RequestError("invalid_request", f"context: there is no port {name[:100]!r}; ports are {names}")
-        if name not in given:
-            raise RequestError("invalid_request", f"context: port {name!r} is missing; ports are {names}")
-        try:
-            row = array_of(name, [given[name]], specs[name])[0]
-            if row.shape != specs[name].shape:
-                raise ValueError(f"input {name!r} is {list(row.shape)}; allowed is {list(specs[name].shape)}")
-            rows[name] = as_port(name, row, specs[name].dtype)
-        except ValueError as error:
-            raise RequestError("invalid_request", f"context: {error}") from None
-    return rows or None

@@ -17,7 +17,7 @@ from carousel.service.api.wire.examples import SESSION
 from carousel.service.served.ports import step_ports
 from carousel.service.served.repository import ServedModel
 from carousel.service.tasks.prediction import routes
-from carousel.service.tasks.prediction.encoding import encoder_ports
+from carousel.service.work.encoding import encoder_ports
 
 
 def _catalogue(model: ServedModel) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from carousel.service.api.docs import EVENTS, frames
+from carousel.service.api.docs import EVENTS, RAW_EVENTS, frames
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LINK = re.compile(r'(?:src|href)="([^"]+)"')
@@ -48,11 +48,18 @@ def test_frames_and_events_are_described(client, connect):
     stream.start("", max_tokens=1)
     refused = stream.refusal()[0]
     seen["error"] = set(refused) - {"type"}
-    assert set(seen) == set(EVENTS)
-    for kind, fields in seen.items():
-        told = re.sub(r"\(.*?\)|;.*", "", EVENTS[kind])
-        assert {name.strip() for name in told.split(",")} == fields, kind
-        assert f"| `{kind}` | {EVENTS[kind]} |" in text
+    raw = connect()
+    raw.send(type="start", raw=True)
+    raw.send(type="steps", inputs={"token": [1]})
+    raw.send(type="steps", inputs={"token": [-1]})
+    raw.send(type="finish")
+    seen_raw = {event["type"]: set(event) - {"type"} for event in (raw.receive() for _ in range(4))}
+    for kinds, events in ((seen, EVENTS), (seen_raw, RAW_EVENTS)):
+        assert set(kinds) == set(events)
+        for kind, fields in kinds.items():
+            told = re.sub(r"\(.*?\)|;.*", "", events[kind])
+            assert {name.strip() for name in told.split(",")} == fields, kind
+            assert f"| `{kind}` | {events[kind]} |" in text
 
 
 @pytest.mark.browser

@@ -59,9 +59,27 @@ def test_no_route_of_another_task_takes_it(client: TestClient, path: str, body: 
     assert answer.json()["error"]["code"] == "wrong_task"
 
 
-def test_its_socket_is_refused(client: TestClient) -> None:
+def test_its_socket_streams_raw_steps_alone(client: TestClient) -> None:
+    """Three ports of two types, a number among them; two outputs of three."""
+    rows = {"vitals": [[1, 2, 3], [0, 0, 1]], "ward": [[1, 0, 0, 0]] * 2, "dose": [2, 3]}
     with client.websocket_connect("/v1/models/vitals/stream") as socket:
-        assert socket.receive_json()["code"] == "wrong_task"
+        socket.send_json({"type": "start", "raw": True, "outputs": ["total", "risk"]})
+        accepted = socket.receive_json()
+        assert [port["name"] for port in accepted["inputs"]] == ["vitals", "ward", "dose"]
+        assert [(port["name"], port["dtype"], port["shape"]) for port in accepted["outputs"]] == [
+            ("risk", "float32", [4]),
+            ("total", "int64", [1]),
+        ]
+        socket.send_json({"type": "steps", "inputs": rows})
+        told = socket.receive_json()["outputs"]
+        assert (list(told), told["total"], len(told["risk"])) == (["risk", "total"], [[9], [12]], 2)
+        socket.send_json({"type": "steps", "inputs": {**rows, "dose": [1]}})
+        assert "has 1 steps; the others have 2" in socket.receive_json()["message"]
+        socket.send_json({"type": "steps", "inputs": {**rows, "dose": [1.5, 2]}})
+        assert "input 'dose' is float64; allowed is int32" in socket.receive_json()["message"]
+    with client.websocket_connect("/v1/models/vitals/stream") as socket:
+        socket.send_json({"type": "start", "raw": True, "binary": True})
+        assert "binary: is for models with one port of numbers" in socket.receive_json()["message"]
 
 
 def test_description_of_the_api_is_there(client: TestClient) -> None:

@@ -13,7 +13,7 @@ from carousel.service.engine.states.pool import StateSpec
 from carousel.service.errors import RequestError, ServiceError, Unavailable
 from carousel.service.keys.caller import current_caller
 from carousel.service.served.repository import ServedModel
-from carousel.service.tasks.prediction.arrays import array_of
+from carousel.service.work.rows import array_of
 
 
 def encoder_ports(model: ServedModel) -> dict[str, TensorSpec]:

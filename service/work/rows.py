@@ -1,4 +1,4 @@
-"""Rows of JSON as arrays, and arrays as JSON."""
+"""Rows of ports as JSON has them, as arrays, and back: for whoever is asked in terms of a model's ports."""
 
 from __future__ import annotations
 
@@ -8,11 +8,50 @@ from typing import Any
 
 import numpy as np
 
+from carousel.service.engine.feed import as_port
 from carousel.service.engine.parameters import Array, Ids
 from carousel.service.engine.states.pool import StateSpec
+from carousel.service.errors import RequestError
+from carousel.service.served.ports import row_spec
+from carousel.service.served.repository import ServedModel
 
 PIECE = 4096
 """Rows that are made an array, or lists, at a time: another thread has the interpreter's lock in between."""
+
+NO_STEPS = "steps: the model has inputs, and takes as many steps as they have rows"
+
+
+def asked_outputs(model: ServedModel, asked: list[str] | None) -> tuple[str, ...]:
+    """The names that were asked for, each once; all where nothing was."""
+    known = model.bundle.manifest.head.outputs
+    for place, name in enumerate(asked or ()):
+        if name not in known:
+            raise RequestError(
+                "invalid_request", f"outputs.{place}: there is no output {name[:100]!r}; outputs are {', '.join(known)}"
+            )
+    return known if asked is None else tuple(dict.fromkeys(asked))
+
+
+def context_rows(model: ServedModel, given: Mapping[str, Any]) -> Mapping[str, Array] | None:
+    """One row of each part of the context that no encoder gives; None where there is none."""
+    encoder = model.bundle.manifest.encoder
+    made = () if encoder is None else encoder.gives
+    specs = {spec.name: row_spec(spec) for spec in model.bundle.context if spec.name not in made}
+    names = ", ".join(specs) or "none"
+    rows = {}
+    for name in [*given, *specs]:
+        if name not in specs:
+            raise RequestError("invalid_request", f"context: there is no port {name[:100]!r}; ports are {names}")
+        if name not in given:
+            raise RequestError("invalid_request", f"context: port {name!r} is missing; ports are {names}")
+        try:
+            row = array_of(name, [given[name]], specs[name])[0]
+            if row.shape != specs[name].shape:
+                raise ValueError(f"input {name!r} is {list(row.shape)}; allowed is {list(specs[name].shape)}")
+            rows[name] = as_port(name, row, specs[name].dtype)
+        except ValueError as error:
+            raise RequestError("invalid_request", f"context: {error}") from None
+    return rows or None
 
 
 def array_of(name: str, rows: list[Any], spec: StateSpec | None) -> Array:
@@ -53,7 +92,7 @@ def ids_of(name: str, given: Array, count: int) -> Ids:
 
 
 def as_json(head: Mapping[str, Any], outputs: Mapping[str, Array]) -> bytes:
-    """A PredictResponse: each output a row, or rows."""
+    """An object with `outputs`, each a row or rows."""
     told = []
     for name, rows in outputs.items():
         if rows.ndim:

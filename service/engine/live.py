@@ -1,0 +1,257 @@
+"""Sequences that are fed while they live, and park their states while they have nothing to consume.
+
+A request has its row until it ends. A live sequence has a place in arrays of its own and comes to the batch for the
+steps that it is fed: a step gathers those who have any behind the rows of requests, and scatters what it leaves. So
+idle ones cost memory and no row, and more than there are rows take turns, one step each.
+
+Axes: n rows of requests, k live sequences in a step, m steps that are fed together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from carousel.service.engine.fed import Answer, Fed
+from carousel.service.engine.parameters import Array, FinishReason, LiveParameters, State
+from carousel.service.engine.port import Ended, Request, Snapshot
+from carousel.service.engine.rows.plan import Rows
+from carousel.service.engine.rows.table import NOT_FINITE, RowEnds
+from carousel.service.engine.runner import StepPorts
+from carousel.service.engine.states.pool import StatePool, StateSpec, zeros
+from carousel.service.engine.steps import Steps
+
+NO_IDS = np.zeros(0, np.int64)
+FEW = 16
+"""Places that are there at first; as many again whenever they are taken."""
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class _Live:
+    id: int
+    place: int
+    outputs: tuple[str, ...]
+    each: bool
+    keeps: bool
+    fed: deque[Fed] = field(default_factory=deque)
+    """What is to be consumed; the first of it perhaps in part."""
+    cursor: int = 0
+    """Steps of the first that are taken."""
+    before: State | None = None
+    """The state before the first, where that has several steps: if one of them fails, none was taken."""
+    told: list[Array] = field(default_factory=list)
+    """What its steps have said so far, where each is to be told. [m, ...] each"""
+    ends: bool = False
+    """Whether nothing more is fed."""
+
+
+class LiveSequences:
+    """All of an engine's.
+
+    Args:
+        ports: what a step takes and gives.
+        steps: runs them.
+        pool: holds the rows of a step.
+        turns: how many may share one, in rows behind those of requests.
+        end: is told who has ended.
+    """
+
+    def __init__(
+        self, ports: StepPorts, steps: Steps, pool: StatePool, turns: int, end: Callable[[int, Ended], None]
+    ) -> None:
+        self._steps = steps
+        self._pool = pool
+        self._turns = turns
+        self._end = end
+        self._blank = ports.blank
+        self._parked = _Parked(ports.states), _Parked(ports.context)
+        self._free: list[int] = []
+        self._lives: dict[int, _Live] = {}
+        self._ready: deque[_Live] = deque()
+        """Who has something to consume, in turn."""
+        self._taken: list[_Live] = []
+        """Who is in the step. [k]"""
+        self._places: Rows = np.zeros(0, np.intp)
+        self._floats = {name for name, spec in ports.outputs.items() if np.issubdtype(spec.dtype, np.inexact)}
+
+    @property
+    def ready(self) -> bool:
+        """Whether anybody has something to consume."""
+        return bool(self._ready)
+
+    def open(self, id: int, request: Request, head: LiveParameters) -> None:
+        """Begin a sequence."""
+        states, context = self._parked
+        if not self._free:
+            self._free = [*reversed(states.grow())]
+            context.grow()
+        place = self._free.pop()
+        states.write(place, self._blank if request.snapshot is None else request.snapshot.state)
+        context.write(place, request.context)
+        self._lives[id] = _Live(id, place, head.outputs, head.each, request.keep_state)
+
+    def feed(self, id: int, fed: Fed | None) -> None:
+        """Queue steps; None ends the sequence behind them. Nothing happens if it has ended."""
+        live = self._lives.get(id)
+        if live is None:
+            return
+        if fed is None:
+            live.ends = True
+            if not live.fed:
+                self._close(live, FinishReason.STOP)
+            return
+        live.fed.append(fed)
+        if len(live.fed) == 1:
+            self._ready.append(live)
+
+    def cancel(self, id: int) -> None:
+        """End a sequence, as it is after the last that was answered."""
+        live = self._lives.get(id)
+        if live is not None:
+            if live.fed:
+                self._ready.remove(live)
+                self._undo(live)
+            self._close(live, FinishReason.CANCELLED)
+
+    def fail_all(self, detail: str) -> None:
+        """End all."""
+        self._ready.clear()
+        for live in list(self._lives.values()):
+            self._close(live, FinishReason.FAILED, detail)
+
+    def enter(self, n: int) -> int:
+        """Before a step: the next in turn get the rows from n on. Returns how many."""
+        k = min(len(self._ready), self._turns)
+        taken = self._taken = [self._ready.popleft() for _ in range(k)]
+        if k:
+            rows = slice(n, n + k)
+            self._places = np.array([live.place for live in taken])
+            states, context = self._parked
+            self._pool.load(rows, states.arrays, context.arrays, self._places)
+            for name, array in self._steps.inputs.items():
+                pieces = [
+                    fed.inputs[name] if (fed := live.fed[0]).steps == 1 else _step(fed.inputs[name], live.cursor)
+                    for live in taken
+                ]
+                np.concatenate(pieces, out=array[rows])
+            for live in taken:
+                if live.fed[0].steps > 1 and not live.cursor:
+                    self._begin(live)
+        return k
+
+    def leave(self, n: int, failures: RowEnds) -> list[tuple[int, Answer]]:
+        """After a step: park the states, and tell what came of what has been consumed."""
+        taken, answers = self._taken, list[tuple[int, Answer]]()
+        if not taken:
+            return answers
+        rows = slice(n, n + len(taken))
+        said = {
+            name: self._steps.outputs[name][rows].copy() for name in {name for live in taken for name in live.outputs}
+        }
+        wrong = {row - n: detail for row, (_, detail) in failures.items() if row >= n} | self._not_finite(said)
+        left = self._pool.host(rows)
+        if wrong:
+            sound = np.array([row for row in range(len(taken)) if row not in wrong], np.intp)
+            self._parked[0].put(self._places[sound], {name: array[sound] for name, array in left.items()})
+        else:
+            self._parked[0].put(self._places, left)
+        for row, live in enumerate(taken):
+            answer = self._answer(live, row, said, wrong.get(row))
+            if answer is not None:
+                answers.append((live.id, answer))
+                live.fed.popleft()
+            if live.fed:
+                self._ready.append(live)
+            elif live.ends:
+                self._close(live, FinishReason.STOP)
+        self._taken = []
+        return answers
+
+    def _answer(self, live: _Live, row: int, said: Mapping[str, Array], wrong: str | None) -> Answer | None:
+        """What came of the first that it was fed; None while that has more steps."""
+        steps = live.fed[0].steps
+        if wrong is not None:
+            self._undo(live)
+            return Answer((), wrong)
+        if steps > 1:
+            for array, name in zip(live.told, live.outputs, strict=False):
+                array[live.cursor] = said[name][row]
+            live.cursor += 1
+            if live.cursor < steps:
+                return None
+            live.cursor, live.before = 0, None
+            if live.each:
+                told, live.told = live.told, []
+                return Answer(tuple(told))
+        return Answer(tuple([said[name][row : row + 1] for name in live.outputs]))
+
+    def _not_finite(self, said: Mapping[str, Array]) -> dict[int, str]:
+        """Whose asked outputs are not, by place in the step."""
+        wrong = {}
+        for name in self._floats & said.keys():
+            finite = np.isfinite(said[name])
+            if not finite.all():
+                for row in np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1)).tolist():
+                    if name in self._taken[row].outputs:
+                        wrong[row] = NOT_FINITE
+        return wrong
+
+    def _begin(self, live: _Live) -> None:
+        """The first of several steps."""
+        live.before = self._parked[0].copy(live.place)
+        outputs, steps = self._steps.outputs, live.fed[0].steps
+        if live.each:
+            live.told = [np.zeros((steps, *outputs[name].shape[1:]), outputs[name].dtype) for name in live.outputs]
+
+    def _undo(self, live: _Live) -> None:
+        """Take back what was consumed of the first that it was fed."""
+        if live.before is not None:
+            self._parked[0].write(live.place, live.before)
+        live.cursor, live.before, live.told = 0, None, []
+
+    def _close(self, live: _Live, reason: FinishReason, detail: str = "") -> None:
+        snapshot = None
+        if live.keeps and reason is not FinishReason.FAILED:
+            snapshot = Snapshot(self._parked[0].copy(live.place), NO_IDS)
+        self._free.append(live.place)
+        del self._lives[live.id]
+        self._end(live.id, Ended(reason, detail, snapshot))
+
+
+class _Parked:
+    """Arrays of one row a live sequence, which grow."""
+
+    def __init__(self, specs: Mapping[str, StateSpec]) -> None:
+        self._specs = specs
+        self.arrays = zeros(specs, 0)
+        self._count = 0
+
+    def grow(self) -> range:
+        """Twice as many rows; which are new."""
+        old, self._count = self._count, max(FEW, 2 * self._count)
+        before, self.arrays = self.arrays, zeros(self._specs, self._count)
+        for name, array in before.items():
+            self.arrays[name][:old] = array
+        return range(old, self._count)
+
+    def write(self, place: int, row: Mapping[str, Array] | None) -> None:
+        """A row; None is zeros."""
+        for name, array in self.arrays.items():
+            array[place] = 0 if row is None else row[name]
+
+    def put(self, places: Rows, rows: Mapping[str, Array]) -> None:
+        """Rows, each in its place. [k, ...] each"""
+        for name, array in self.arrays.items():
+            array[places] = rows[name]
+
+    def copy(self, place: int) -> dict[str, Array]:
+        """Of a row."""
+        return {name: np.array(array[place]) for name, array in self.arrays.items()}
+
+
+def _step(steps: Array, place: int) -> Array:
+    """One of them, with its axis. [1, ...]"""
+    return steps[place : place + 1]

@@ -1,18 +1,21 @@
-"""`python -m benchmarks.plots runs.json [prefill.json] [prefix.json]`: the figures, from what other commands wrote.
+"""`python -m benchmarks.plots runs.json [prefill.json] [...]`: the figures, from what other commands wrote.
 
     open_loop.png    latency against offered load
     throughput.png   tokens per second against streams, the service and every peer
     prefill.png      a long history: eaten step by step, eaten with prefill, resumed
     prefix.png       a prompt that nobody has sent, and the same one again
+    frames.png       how late answers are, against streams in real time
 
 A file is told by what it holds: `python -m benchmarks --output` writes `closed` and `open`, `python -m
-benchmarks.prefill --output` and `benchmarks.prefix --output` write `lengths` with seconds for each.
+benchmarks.prefill --output` and `benchmarks.prefix --output` write `lengths` with seconds for each, `python -m
+benchmarks.frames --output` writes `real_time`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +28,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from carousel.benchmarks.frame_report import LIMIT_SECONDS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 8.0, 4.4, 150
@@ -141,6 +146,32 @@ def prefix(measured: Json, path: Path) -> None:
     _against_length(measured, path, f"A prompt's first token ({measured['model']})", curves)
 
 
+def frames(runs: Sequence[Json], path: Path) -> None:
+    """The 99th percentile of an answer against the number of streams in real time."""
+    title = f"Streams in real time, {runs[0]['hertz']:g} frames a second each ({runs[0]['network']})"
+    figure, axes = _figure("streams (log)", "99th percentile of an answer, milliseconds (log)", title)
+    axes.set_xscale("log", base=2)
+    theirs, ours = iter(THEIRS), iter((OURS_FAINT, OURS))
+    labels = []
+    for side in dict.fromkeys(run["side"] for run in runs):
+        latest: dict[int, float] = {}
+        for run in sorted(runs, key=lambda run: run["streams"]):
+            p99 = run["result"]["first_token"]["p99_seconds"]
+            if run["side"] == side and p99 is not None:  # of several tries, the one that counted
+                latest[run["streams"]] = min(1000 * p99, latest.get(run["streams"], math.inf))
+        colour = next(ours if side.startswith("carousel") else theirs)
+        axes.plot(list(latest), list(latest.values()), "o-", color=colour)
+        labels.append((*list(latest.items())[-1], side, colour))
+    limit = 1000 * LIMIT_SECONDS
+    axes.axhline(limit, color="#b0b0b0", linewidth=1, linestyle=":")
+    counts = sorted({run["streams"] for run in runs})
+    note = f"{limit:g} ms"
+    axes.annotate(note, (counts[0], limit), (0, 4), textcoords="offset points", color=GREY, fontsize=9, bbox=FAINT_BOX)
+    _ticks(axes, [count for count in counts if count & (count - 1) == 0])
+    _label_ends(axes, labels)
+    _save(figure, path)
+
+
 def _against_length(measured: Json, path: Path, title: str, curves: Sequence[tuple[str, str, str]]) -> None:
     figure, axes = _figure("tokens (log)", "milliseconds (log)", title)
     axes.set_xscale("log", base=2)
@@ -222,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prefill(content, options.output / "prefill.png")
         elif "warm_seconds" in content:
             prefix(content, options.output / "prefix.png")
+        elif content.get("real_time"):
+            frames(content["real_time"], options.output / "frames.png")
         elif not (content.get("closed") or content.get("open")):
             print(f"plots: {file} holds no measurement; give what a benchmark's --output wrote", file=sys.stderr)
             return 1

@@ -143,7 +143,7 @@ class LiveSequences:
         return k
 
     def leave(self, n: int, failures: RowEnds) -> list[tuple[int, Answer]]:
-        """After a step: park the states, and tell what came of what has been consumed."""
+        """After a step: park the states, and tell what came of what was consumed. Failures lose the rows behind n."""
         taken, answers = self._taken, list[tuple[int, Answer]]()
         if not taken:
             return answers
@@ -151,7 +151,8 @@ class LiveSequences:
         said = {
             name: self._steps.outputs[name][rows].copy() for name in {name for live in taken for name in live.outputs}
         }
-        wrong = {row - n: detail for row, (_, detail) in failures.items() if row >= n} | self._not_finite(said)
+        failed = [row for row in failures if row >= n]
+        wrong = {row - n: failures.pop(row)[1] for row in failed} | self._not_finite(said)
         left = self._pool.host(rows)
         if wrong:
             sound = np.array([row for row in range(len(taken)) if row not in wrong], np.intp)

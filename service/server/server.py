@@ -13,15 +13,11 @@ from types import FrameType
 from typing import cast
 
 import uvicorn
-from starlette.types import Scope
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.protocol import State
 
-from carousel.service.api.routes.direct_frames import FRAME_WRITER
-from carousel.service.api.stream.message_limit import MESSAGE_LIMIT
 from carousel.service.app import create_app
 from carousel.service.observability.requests import finish
 from carousel.service.server.http_protocol import Bounds, bounded
+from carousel.service.server.stream_protocol import StreamProtocol
 from carousel.service.settings import Settings
 from carousel.service.work.drain import Drain
 
@@ -31,59 +27,12 @@ HEADERS = [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), (
 """Of every response: what is sent as JSON or a picture is nothing else, belongs in nobody's frame, and tells no other
 site its URL, which may name a session. (HSTS is for whoever speaks TLS.)"""
 
-LINGER_SECONDS = 5.0
-"""How long a socket whose application has ended may take to send what is buffered."""
-
-
 ACCEPTS = 16
 """Times that each address is listened on: libuv accepts one connection for each in a turn of the event loop, and turns
 are long while tokens go out. Whoever came behind more would wait for many, before anybody could refuse it."""
 
 FAREWELL_SECONDS = 3.0
 """How long those who are ended when the grace is over may take to be told."""
-
-
-class StreamProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol, which would wait for ever for a client that never reads its last bytes.
-
-    The application may change how long a message may be (`allow_messages_of`), before it accepts the connection.
-    """
-
-    async def run_asgi(self) -> None:
-        """Run the application; soon after its end, drop the connection whatever is still unsent."""
-        scope = cast(Scope, self.scope)  # as ASGI has it: servers may add keys
-        scope[MESSAGE_LIMIT] = self._allow_messages_of
-        scope[FRAME_WRITER] = self
-        await super().run_asgi()
-        del scope[MESSAGE_LIMIT], scope[FRAME_WRITER]  # lest only a search for garbage free this protocol
-        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
-
-    @property
-    def ready(self) -> bool:
-        """Whether `write_text` may be called: the connection is open, and not too much is unsent."""
-        return self.writable.is_set() and self.conn.state is State.OPEN and not self.disconnected
-
-    def write_text(self, text: str) -> None:
-        """Send a text frame."""
-        self._write(0x81, text.encode())
-
-    def write_bytes(self, payload: bytes) -> None:
-        """Send a binary frame."""
-        self._write(0x82, payload)
-
-    def _write(self, first: int, payload: bytes) -> None:
-        """Send a frame (RFC 6455, section 5.2: final, not masked; no extension is ever agreed on)."""
-        size = len(payload)
-        if size < 126:
-            head = bytes((first, size))
-        elif size < 1 << 16:
-            head = bytes((first, 126)) + size.to_bytes(2, "big")
-        else:
-            head = bytes((first, 127)) + size.to_bytes(8, "big")
-        self.transport.write(head + payload)
-
-    def _allow_messages_of(self, max_bytes: int) -> None:
-        self.conn.max_message_size = max_bytes
 
 
 class Server(uvicorn.Server):

@@ -11,7 +11,7 @@ import pytest
 from websockets.protocol import CLIENT, Protocol
 
 from carousel.service.server.http_protocol import HttpProtocol
-from carousel.service.server.server import StreamProtocol
+from carousel.service.server.stream_protocol import StreamProtocol
 
 
 class Transport:

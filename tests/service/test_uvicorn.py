@@ -18,7 +18,8 @@ from uvicorn.server import ServerState
 
 from carousel.service.server.chunks import ChunkProtocol, ChunkWriter
 from carousel.service.server.http_protocol import HttpProtocol, _until_the_end
-from carousel.service.server.server import Server, StreamProtocol
+from carousel.service.server.server import Server
+from carousel.service.server.stream_protocol import StreamProtocol
 
 ROOT = Path(__file__).parents[2]
 HEAD = b"Host: test\r\n"
@@ -35,7 +36,10 @@ USED = {
         "chunked_encoding", "disconnected", "expected_content_length", "flow", "message_event", "response_complete",
         "response_started", "scope", "transport",
     },
-    "WebSocketsSansIOProtocol": {"conn", "disconnected", "loop", "run_asgi", "scope", "transport", "writable"},
+    "WebSocketsSansIOProtocol": {
+        "conn", "data_received", "disconnected", "handshake_complete", "handshake_initiated", "loop", "run_asgi",
+        "scope", "send_receive_event_to_app", "transport", "writable",
+    },
     "Server": {
         "config", "handle_exit", "lifespan", "server_state", "servers", "should_exit", "shutdown", "started", "startup",
     },

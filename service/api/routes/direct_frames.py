@@ -1,4 +1,4 @@
-"""Tokens past ASGI: straight into the socket, when it can take them, without a task of its own being woken."""
+"""Messages past ASGI: straight into the socket, when it can take them, or out of it, and no task is woken for them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from carousel.service.work.generation import Token
 
 FRAME_WRITER = "carousel.frame_writer"
 """Where the server leaves, in a connection's or request's scope, what writes frames; another server leaves nothing."""
+
+
+FRAME_READER = "carousel.frame_reader"
+"""Where it leaves what hands over binary messages before they are queued."""
+
+
+class FrameReader(Protocol):
+    """What an accepted WebSocket connection is read through."""
+
+    take: Callable[[bytes], bool] | None
+    """Is given each binary message as it comes; one that it does not take is queued for `receive`."""
+    queued: int
+    """Messages that were, so far."""
 
 
 class FrameWriter(Protocol):

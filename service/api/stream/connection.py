@@ -69,6 +69,8 @@ class Connection(ABC):
         """Of the generation that a frame asks for; `begin` sets it."""
         self.rows = 1
         """Of the place that is taken for it."""
+        self.handled = 0
+        """Messages of the socket's queue."""
         self._task: asyncio.Task[None] | None = None
         self._generation: Cancellable | None = None
         self._started = False
@@ -122,6 +124,7 @@ class Connection(ABC):
                         if message["type"] == "websocket.disconnect":
                             return
                         await self._handle(message)
+                        self.handled += 1
         except ServiceError as error:
             await self._stop_generation()
             await say_goodbye(self.websocket, error)

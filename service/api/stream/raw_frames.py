@@ -5,10 +5,12 @@ Axes: m steps of a frame.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from carousel.service.api.wire import frames
 from carousel.service.api.wire.rows import RawStart, Steps
@@ -20,6 +22,9 @@ from carousel.service.errors import RequestError, ServiceError
 from carousel.service.served.ports import as_fed, id_codec, live_ports, step_ports
 from carousel.service.served.repository import ServedModel
 from carousel.service.work.rows import NO_STEPS, array_of, as_json, asked_outputs
+
+FEW = 4096
+"""Numbers, whose sum of squares is no work for several threads."""
 
 
 class RawFrames:
@@ -62,7 +67,7 @@ class RawFrames:
             )
         self._check_steps(steps)
         rows = np.frombuffer(content, self._row_type).reshape(steps, *self._row.shape)
-        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        if rows.dtype.kind == "f" and not _all_finite(rows.ravel()):
             raise RequestError("invalid_request", f"{self._port}: holds a number that is not finite")
         return self._fed(steps, {self._port: rows})
 
@@ -102,6 +107,13 @@ class RawFrames:
             return Fed(steps, as_fed(self._bundle, rows) if self.ids else rows)
         except ValueError as error:
             raise RequestError("token_out_of_range", f"inputs: {error}") from None
+
+
+def _all_finite(numbers: npt.NDArray[np.floating[Any]]) -> bool:
+    """Whether all are. A sum of squares is, if they are and not very large, and costs a fifth. [n]"""
+    if len(numbers) <= FEW and math.isfinite(numbers.dot(numbers)):
+        return True
+    return bool(np.isfinite(numbers).all())
 
 
 def refused(error: ServiceError, index: int) -> str:

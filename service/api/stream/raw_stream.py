@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from carousel.models.codec.text import CONTEXT_TOKENS
-from carousel.service.api.routes.direct_frames import FRAME_WRITER, SocketWriter
+from carousel.service.api.routes.direct_frames import FRAME_READER, FRAME_WRITER, FrameReader, SocketWriter
 from carousel.service.api.stream.connection import Connection, read_json
 from carousel.service.api.stream.raw_frames import RawFrames, refused, told_ports
 from carousel.service.api.wire.messages import Cancel
@@ -65,6 +65,7 @@ class RawStream:
         self._caller = current_caller()
         self._loop = asyncio.get_running_loop()
         self._writer: SocketWriter | None = connection.websocket.scope.get(FRAME_WRITER)
+        self._reader: FrameReader | None = connection.websocket.scope.get(FRAME_READER) if start.binary else None
         self.active_at = self._loop.time()
         """When a frame was last taken or answered."""
         self.over = False
@@ -101,6 +102,8 @@ class RawStream:
             await self._run(place, record)
         finally:
             self.over = True
+            if self._reader is not None:
+                self._reader.take = None
             self._changed.set()
 
     async def _run(self, place: Place, record: RequestRecord) -> None:
@@ -137,6 +140,8 @@ class RawStream:
             if frames.ids:
                 self._feed_owed()
             self._changed.set()
+            if self._reader is not None:
+                self._reader.take = self._take_now
             while isinstance(event := await events.get(), Answer):
                 await self._send(event)
             assert isinstance(event, Ended)
@@ -167,6 +172,18 @@ class RawStream:
                 await self._change()
             if not self.over:
                 await self._connection.websocket.send_text(refused(error, self._taken))
+
+    def _take_now(self, content: bytes) -> bool:
+        """Take a binary frame before it is queued, if all before it are taken, there is room, and it is a good one."""
+        assert self._frames is not None
+        assert self._reader is not None
+        if self._reader.queued != self._connection.handled or self._finishing or not self._has_room:
+            return False
+        try:
+            self._feed(self._frames.of_bytes(content), len(content))
+        except RequestError:
+            return False  # it is refused in its turn
+        return True
 
     async def _change(self) -> None:
         self._changed.clear()

@@ -18,7 +18,7 @@ from carousel.service.engine.parameters import Floats, Ids
 from carousel.service.engine.rows.plan import Doubles, Mask, MassOnly
 from carousel.service.engine.sampling.candidates import Candidates
 from carousel.service.engine.sampling.draw import bucket_width
-from carousel.service.engine.sampling.truncation import goal_of, place_of
+from carousel.service.engine.sampling.truncation import ALMOST_ONE, FEW_ROWS, goal_of, place_of
 
 SPARSE = 8
 """A nucleus is small where fewer than one in so many tokens are in it: it is taken out of the others first."""
@@ -94,9 +94,16 @@ class NucleusDraw:
         self, weights: Floats, top_p: Doubles, cut: Floats, least: Floats, uniforms: Doubles
     ) -> tuple[Ids, Mask]:
         """The same, where few weights of a row are not below its cut; and which rows' thresholds are known so."""
-        chosen, size = weights >= cut[:, None], weights.shape[1]
+        size = weights.shape[1]
+        most = size // SPARSE if size > SAMPLE else size
+        if len(weights) <= FEW_ROWS:
+            rows = zip(weights, top_p, cut, least, uniforms, strict=True)
+            tokens, thresholds = map(np.array, zip(*(_draw_one_from_few(*row, most) for row in rows), strict=True))
+            self._small.append(thresholds)
+            return tokens, thresholds > 0.0
+        chosen = weights >= cut[:, None]
         found = Candidates(chosen)
-        many = found.counts > (size // SPARSE if size > SAMPLE else size)
+        many = found.counts > most
         if many.any():
             chosen[many] = False
             found = Candidates(chosen)
@@ -190,6 +197,25 @@ class NucleusDraw:
         self._cuts = [CAUTION * small[len(small) // 4], lowest]
 
 
+def _draw_one_from_few(
+    weights: Floats, top_p: float, cut: np.float32, least: np.float32, uniform: float, most: int
+) -> tuple[np.int64, np.float32]:
+    """The same of one row, bit for bit, in a third of numpy's calls: a token, and the threshold, which is 0 where it is
+    not known from `most` weights."""
+    tokens = (weights >= cut).nonzero()[0]
+    if not 0 < len(tokens) <= most:
+        return np.int64(0), np.float32(0.0)
+    values = weights[tokens]
+    ordered = np.sort(values)[::-1]
+    place = _exact(ordered, cut).cumsum().searchsorted(top_p)
+    if place == len(ordered) and cut != least:
+        return np.int64(0), np.float32(0.0)
+    threshold = ordered[place] if place < len(ordered) else cut
+    mass = _exact(values * (values >= threshold), cut).cumsum()
+    goal = min(uniform * mass[-1], ALMOST_ONE * mass[-1])
+    return tokens[mass.searchsorted(goal, side="right")], threshold
+
+
 def _threshold(values: Floats, top_p: Doubles, above: Doubles | float, least: Floats) -> tuple[Floats, Mask]:
     """The smallest weight of each row's nucleus, `least` where there is none so small, and whether there is.
 
@@ -212,12 +238,12 @@ def _first(ascending: Floats, goals: Doubles) -> Ids:
     return np.asarray(np.where(reached[:, -1], reached.argmax(axis=1), ascending.shape[1] - 1))
 
 
-def _exact(weights: Floats, least: Floats) -> Doubles:
+def _exact(weights: Floats, least: Floats | np.float32) -> Doubles:
     """Weights as multiples of 2^-52, whose sums are exact.
 
     Args:
         weights: at most 1.
-        least: below it their last bits need not be right. <float32>[r]
+        least: below it their last bits need not be right. <float32>[r], or of one row <float32>[]
     """
     result: Doubles = weights.astype(np.float64)
     if not least.min() >= EXACT:

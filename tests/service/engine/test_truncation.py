@@ -100,6 +100,24 @@ def test_few_rows_are_drawn_as_many_are(size, top_p, min_p):
         assert np.concatenate(drawn).tolist() == together[: 12 - 12 % few].tolist()
 
 
+@pytest.mark.parametrize("size", [3, 300, 5157, 10_000])
+@pytest.mark.parametrize(("top_p", "min_p"), [(0.05, 0.0), (0.95, 0.0), (0.9, 0.05)])
+def test_a_nucleus_of_few_rows_is_drawn_from_as_of_many(size, top_p, min_p):
+    logits = logits_of(*[0.1, 2.0, 4.0, 9.0] * 3, size=size)
+    logits[2, :-3] = -np.inf
+    logits[5] = np.round(logits[5], 1)  # ties
+    weights, uniforms = softmax(logits), np.random.default_rng(size).random(12)
+    weights[8] = np.nan
+    together = NucleusDraw(size)(weights, of_mass(12, top_p, min_p), uniforms)
+    for few in range(1, FEW_ROWS + 1):
+        draw = NucleusDraw(size)
+        for start in [*range(0, 13 - few, few)] * 2:  # what was learnt says where to look next
+            part = slice(start, start + few)
+            drawn = draw(weights[part], of_mass(few, top_p, min_p), uniforms[part])
+            told = np.arange(start, start + few) != 8  # a row of NaN gets some token
+            assert drawn[told].tolist() == together[part][told].tolist()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

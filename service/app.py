@@ -19,9 +19,11 @@ from carousel import __version__
 from carousel.models.cores import usable_cores
 from carousel.service.api import catalogue, docs, health, sessions, socket
 from carousel.service.api import repository as repository_routes
+from carousel.service.api.oip import repository as oip_repository
+from carousel.service.api.oip import routes as oip
 from carousel.service.api.routes import handlers
 from carousel.service.api.routes.context import Context
-from carousel.service.api.task import TASKS, require_task
+from carousel.service.api.task import TASKS, endpoints_of, require_task
 from carousel.service.engine.streams.lock_turns import LONG_SECONDS
 from carousel.service.gates.body_limit import BodyLimit
 from carousel.service.gates.drain_gate import DrainGate
@@ -80,7 +82,8 @@ def create_app(settings: Settings) -> FastAPI:
         KeyFileError, OSError: API keys cannot be read.
     """
     keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file)
-    metrics = Metrics(Outcomes({name: TASKS[name].endpoints for name in TASKS}))
+    common = endpoints_of(oip.router)
+    metrics = Metrics(Outcomes({name: TASKS[name].endpoints for name in TASKS}, common))
     repository, drain = Repository(settings, metrics, require_task), Drain()
     reloads = Reloads(repository, settings.repository, metrics, settings.watch_seconds)
     memories = open_memories(settings, metrics)
@@ -130,15 +133,15 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.context = context
     # What runs a model is found first. Not include_router: its routes are looked for twice.
     own = [router for name in sorted(TASKS, reverse=True) for router in TASKS[name].routers]
-    for router in (*own, *(part.router for part in (socket, sessions, catalogue, health, docs))):
+    for router in (*own, *(part.router for part in (oip, socket, sessions, catalogue, health, docs))):
         app.router.routes.extend(router.routes)
     if settings.admin_key is not None:
-        app.router.routes.extend(repository_routes.router.routes)
+        app.router.routes.extend([*repository_routes.router.routes, *oip_repository.router.routes])
     handlers.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_image_bytes=settings.max_image_body_bytes)
-    app.add_middleware(LoadGate, repository=context.repository)
+    app.add_middleware(LoadGate, repository=context.repository, common=common.runs)
     if keyring is not None:
-        admin_paths = None if settings.admin_key is None else repository_routes.PREFIX
+        admin_paths = () if settings.admin_key is None else (repository_routes.PREFIX, oip_repository.OIP_REPOSITORY)
         app.add_middleware(KeyGate, keyring=keyring, metrics=metrics, admin_paths=admin_paths)
     app.add_middleware(DrainGate, drain=drain, metrics=metrics)
     app.add_middleware(LastResort)

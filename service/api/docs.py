@@ -17,6 +17,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import FileResponse, HTMLResponse, Response
 
+from carousel.service.api.oip.infer import example
+from carousel.service.api.oip.messages import InferRequest
+from carousel.service.api.oip.repository import OIP_REPOSITORY
 from carousel.service.api.repository import PREFIX as ADMIN_PREFIX
 from carousel.service.api.routes.context import Context
 from carousel.service.api.routes.head_route import HeadRoute
@@ -139,7 +142,11 @@ class Described(FastAPI):
         if self.openapi_schema is None:
             schema = super().openapi()
             # No endpoint has any of these.
-            models = [*frames(), *(body for name in TASKS for body in TASKS[name].bodies)]
+            models: list[type[BaseModel]] = [
+                *frames(),
+                InferRequest,
+                *(body for name in TASKS for body in TASKS[name].bodies),
+            ]
             _, more = models_json_schema(
                 [(model, "validation") for model in models],
                 ref_template="#/components/schemas/{model}",
@@ -152,7 +159,7 @@ class Described(FastAPI):
         context = self.state.context
         assert isinstance(context, Context)
         examples = {name: TASKS[name].examples for name in TASKS}
-        add_examples(document["paths"], context.repository.models.values(), examples)
+        add_examples(document["paths"], context.repository.models.values(), examples, {"infer": example})
         return document
 
     def _secure(self, schema: dict[str, Any]) -> None:
@@ -162,12 +169,12 @@ class Described(FastAPI):
         keys: list[dict[str, list[str]]] = [{"ApiKey": []}]
         schema["components"]["securitySchemes"] = {"ApiKey": _bearer("An API key of this server (README: Keys).")}
         schema["security"] = keys if context.settings.api_keys_file is not None else [{}, *keys]
-        for path in ("/livez", "/readyz"):
+        for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
             schema["paths"][path]["get"]["security"] = []
         if context.settings.admin_key is not None:
             schema["components"]["securitySchemes"]["AdminKey"] = _bearer("The server's CAROUSEL_ADMIN_KEY.")
             for path, operations in schema["paths"].items():
-                if path.startswith(ADMIN_PREFIX):
+                if path.startswith((ADMIN_PREFIX, OIP_REPOSITORY)):
                     for operation in operations.values():
                         operation["security"] = [{"AdminKey": []}]
 

@@ -24,10 +24,15 @@ class AdminRoute(JsonRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request to this route's path."""
-        admin_key = context_of(Request(scope)).settings.admin_key
-        assert admin_key is not None, "the routes are there where the key is"
-        check_admin(key_of(scope), admin_key.get_secret_value())
+        require_admin(scope)
         await super().handle(scope, receive, send)
+
+
+def require_admin(scope: Scope) -> None:
+    """Let nobody pass but who has the admin key. Raises RequestError."""
+    admin_key = context_of(Request(scope)).settings.admin_key
+    assert admin_key is not None, "the routes are there where the key is"
+    check_admin(key_of(scope), admin_key.get_secret_value())
 
 
 router = APIRouter(

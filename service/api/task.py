@@ -25,10 +25,6 @@ from carousel.service.observability.outcomes import Endpoints
 from carousel.service.served.repository import ServedModel
 from carousel.service.settings import Settings
 
-MODEL_PATHS = "/v1/models/"
-MODEL_PREFIX = f"{MODEL_PATHS}{{model}}/"
-"""What paths of routes begin with that name their model."""
-
 Examples = Callable[[ServedModel], Mapping[str, Any]]
 """Bodies for an operation on a model that is served, by what they are for. Each works as it is."""
 
@@ -99,16 +95,23 @@ class ServedTask:
     @property
     def posted(self) -> frozenset[str]:
         """Paths of the routes whose requests have a body, and run a model."""
-        return self._paths("POST")
+        return endpoints_of(*self.routers).runs
 
     @property
     def endpoints(self) -> Endpoints:
         """The routes, as requests are counted."""
-        return Endpoints(self.posted | {ENDPOINT}, self._paths("GET"))
+        own = endpoints_of(*self.routers)
+        return Endpoints(own.runs | {ENDPOINT}, own.looks)
 
-    def _paths(self, method: str) -> frozenset[str]:
-        routes = (route for router in self.routers for route in router.routes if isinstance(route, APIRoute))
+
+def endpoints_of(*routers: APIRouter) -> Endpoints:
+    """The routes of models, as requests are counted: those that are posted to, and those that are got."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+
+    def paths(method: str) -> frozenset[str]:
         return frozenset(route.path for route in routes if method in (route.methods or ()))
+
+    return Endpoints(paths("POST"), frozenset(path for path in paths("GET") if "{model}" in path))
 
 
 TASKS: Registry[ServedTask] = Registry("carousel.service.tasks")

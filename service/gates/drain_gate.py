@@ -14,7 +14,7 @@ from carousel.service.observability.metrics import Metrics
 from carousel.service.observability.requests import finish, record_of, socket_record
 from carousel.service.work.drain import Drain
 
-WATCHING_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
+WATCHING_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"})
 """Answered to the last: they are how a server is watched while it drains."""
 
 

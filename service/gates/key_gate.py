@@ -14,18 +14,18 @@ from carousel.service.keys.keyring import Keyring
 from carousel.service.observability.metrics import Metrics
 from carousel.service.observability.requests import finish, record_of, socket_record
 
-OPEN_PATHS = frozenset({"/livez", "/readyz"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """For orchestrators and load balancers, which have no key. All other paths need one, those that do not exist too."""
 
 
 class KeyGate:
     """ASGI middleware that knows a request's caller and counts the request, before anything of its body is read.
 
-    Paths of admins (`admin_paths` and below, None where there are none) ask for another key themselves.
+    Paths of admins (`admin_paths` and below) ask for another key themselves.
     What runs behind it finds the caller with `current_caller`. Generations on a socket are counted where they run.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, metrics: Metrics, *, admin_paths: str | None = None) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, metrics: Metrics, *, admin_paths: tuple[str, ...] = ()) -> None:
         self._app = app
         self._keyring = keyring
         self._metrics = metrics
@@ -59,8 +59,7 @@ class KeyGate:
         await self._app(scope, receive, send)
 
     def _is_admins(self, path: str) -> bool:
-        first = self._admin_paths
-        return first is not None and (path == first or path.startswith(f"{first}/"))
+        return any(path == first or path.startswith(f"{first}/") for first in self._admin_paths)
 
     def _identify(self, scope: Scope) -> Caller:
         key = key_of(scope)

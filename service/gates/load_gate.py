@@ -5,26 +5,32 @@ What is decided by the body (its priority, its time limit, how many rows it want
 
 from __future__ import annotations
 
+import re
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from carousel.service.api.routes.handlers import error_response
-from carousel.service.api.task import MODEL_PATHS, MODEL_PREFIX, TASKS
+from carousel.service.api.task import TASKS
 from carousel.service.errors import ServiceError
 from carousel.service.observability.requests import record_of
 from carousel.service.served.repository import Repository, ServedModel
 from carousel.service.work.generation import refusals
+
+_OF_A_MODEL = re.compile(r"(?P<root>/v[12]/models/)(?P<model>[^/]+)(?P<version>/versions/[^/]+)?(?P<rest>/.+)")
 
 
 class LoadGate:
     """ASGI middleware that answers 503 to a POST whose model has no place for it.
 
     A path that names no model, as that of completions, is looked at where there is one model of its task to ask.
+    `common` are the paths that run a model of any task.
     """
 
-    def __init__(self, app: ASGIApp, repository: Repository) -> None:
+    def __init__(self, app: ASGIApp, repository: Repository, common: frozenset[str]) -> None:
         self._app = app
         self._repository = repository
         self._task_of = {path: name for name in TASKS for path in TASKS[name].posted}
+        self._posted = common | self._task_of.keys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -43,11 +49,11 @@ class LoadGate:
     def _find(self, path: str) -> tuple[ServedModel, str] | None:
         """The model that a path is for, and the path of its route."""
         models = self._repository.models
-        if path.startswith(MODEL_PATHS):
-            name, _, rest = path.removeprefix(MODEL_PATHS).partition("/")
-            model = models.get(name)
-            endpoint = MODEL_PREFIX + rest
-            return None if model is None or endpoint not in self._task_of else (model, endpoint)
+        if (found := _OF_A_MODEL.match(path)) is not None:
+            model = models.get(found["model"])
+            version = "/versions/{version}" if found["version"] else ""
+            endpoint = f"{found['root']}{{model}}{version}{found['rest']}"
+            return None if model is None or endpoint not in self._posted else (model, endpoint)
         task = self._task_of.get(path)
         able = [] if task is None else [model for model in models.values() if model.bundle.manifest.task == task]
         return (able[0], path) if len(able) == 1 else None

@@ -59,24 +59,27 @@ class Outcomes:
 
     Args:
         tasks: the routes of each task, by its name.
+        common: those of any model.
     """
 
-    def __init__(self, tasks: Mapping[str, Endpoints]) -> None:
+    def __init__(self, tasks: Mapping[str, Endpoints], common: Endpoints = Endpoints()) -> None:
         self._tasks = tasks
+        self._common = common
         self._own = frozenset().union(*(task.runs | task.looks for task in tasks.values()))
 
     @property
     def endpoints(self) -> frozenset[str]:
         """Of all models."""
-        return self._own | frozenset(_LOOKS_AT_ANY) if self._tasks else frozenset()
+        common = self._common.runs | self._common.looks
+        return self._own | common | frozenset(_LOOKS_AT_ANY) if self._tasks else frozenset()
 
     def of(self, task: str) -> Iterator[tuple[str, str]]:
         """Endpoints, each with all the outcomes that it has for a model of that task."""
         own = self._tasks.get(task, Endpoints())
-        for endpoint in own.runs:
+        for endpoint in own.runs | self._common.runs:
             for outcome in (OK, CANCELLED, *(code for code in ERRORS if code not in _NEVER_OF_A_MODEL)):
                 yield endpoint, outcome
-        for endpoint in (*own.looks, *_LOOKS_AT_ANY):
+        for endpoint in (*own.looks, *self._common.looks, *_LOOKS_AT_ANY):
             for outcome in (OK, CANCELLED, *(code for code in ERRORS if code in _OF_A_LOOK)):
                 yield endpoint, outcome
         for endpoint in self._own - own.runs - own.looks:

@@ -1,4 +1,5 @@
-"""How a client is told an error: in the one shape, and on OpenAI's routes with OpenAI's statuses and fields besides.
+"""How a client is told an error: in the one shape; on OpenAI's routes with OpenAI's statuses and fields besides; and on
+those of the Open Inference Protocol as its clients can read it, a text and nothing else.
 
 Clients of OpenAI's choose an exception by the status, look for `type` and `param` in the error, and send anything again
 that comes back with 409 or 5xx, unless the answer says that it is no use (`x-should-retry`).
@@ -14,6 +15,7 @@ from carousel.service.errors import ErrorCode, ServiceError
 
 COMPLETIONS_PATH = "/v1/completions"
 MODELS_PATH = "/v1/models"
+OIP_PATH = "/v2"
 
 _STATUSES: dict[ErrorCode, int] = {
     "invalid_request": 400,
@@ -58,6 +60,8 @@ def answer(error: ServiceError, path: str) -> Answer:
     if path == COMPLETIONS_PATH or _is_of_models(path):
         body = openai_body(error)
         headers["x-should-retry"] = "true" if error.retryable else "false"
+    if path == OIP_PATH or path.startswith(f"{OIP_PATH}/"):
+        body = {"error": error.body()["error"]["message"]}
     if error.retry_after_seconds is not None:
         headers["retry-after"] = str(_spread(error.retry_after_seconds))
     if status == 401:  # RFC 6750, section 3

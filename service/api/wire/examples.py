@@ -5,7 +5,7 @@ A model's name and what it knows are put in when the description is asked for, b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from carousel.models.step import ATTENTION
@@ -15,7 +15,10 @@ SESSION = "ada"
 
 
 def add_examples(
-    paths: dict[str, dict[str, Any]], models: Iterable[ServedModel], examples: Mapping[str, Mapping[str, Any]]
+    paths: dict[str, dict[str, Any]],
+    models: Iterable[ServedModel],
+    examples: Mapping[str, Mapping[str, Any]],
+    common: Mapping[str, Callable[[ServedModel], Mapping[str, Any] | None]],
 ) -> None:
     """Put examples into the operations of a description.
 
@@ -23,6 +26,7 @@ def add_examples(
         paths: of the description.
         models: that are served.
         examples: of each task, by operation; an operation that no task has any for is shown for any model.
+        common: of operations of any model; None of one that cannot do it.
     """
     by_task: dict[str, ServedModel] = {}
     for model in sorted(models, key=_suitability):
@@ -33,7 +37,13 @@ def add_examples(
             name = operation["operationId"]
             task = task_of.get(name)
             served = next(iter(by_task.values()), None) if task is None else by_task.get(task)
-            if served is None:
+            bodies: Mapping[str, Any] | None = {"The newest version": {}}
+            if name in common:
+                able = ((model, common[name](model)) for model in by_task.values())
+                served, bodies = next((found for found in able if found[1] is not None), (None, None))
+            elif task is not None and served is not None:
+                bodies = examples[task][name](served)
+            if served is None or bodies is None:
                 continue
             values = {"model": served.name, "session": SESSION}
             for parameter in operation.get("parameters", ()):
@@ -41,7 +51,6 @@ def add_examples(
                     parameter["example"] = values[parameter["name"]]
             body = operation.get("requestBody", {}).get("content", {}).get("application/json")
             if body is not None:
-                bodies = {"The newest version": {}} if task is None else examples[task][name](served)
                 body["examples"] = {summary: {"summary": summary, "value": value} for summary, value in bodies.items()}
 
 

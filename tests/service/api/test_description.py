@@ -39,7 +39,7 @@ def drawn():
 
 
 EXAMPLES = 60  # of each operation, of each kind
-OPEN = {"GET /livez", "GET /readyz"}
+OPEN = {"GET /livez", "GET /readyz", "GET /v2/health/live", "GET /v2/health/ready"}
 MODELS = {"trace": "tutor", "captions": "scenes"}
 
 

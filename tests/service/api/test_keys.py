@@ -76,13 +76,13 @@ def open_socket(guarded):
 def routes(all_models):
     """Every route of the application, with its path's parameters filled in."""
     app = create_app(Settings(repository=all_models))
-    names = {"model": "tiny", "session": "s", "file": "swagger-ui.css"}
+    names = {"model": "tiny", "session": "s", "version": "1", "file": "swagger-ui.css"}
     found = [(re.sub(r"{(\w+)}", lambda part: names[part[1]], route.path), route) for route in app.routes]
     assert len(found) > 12
     return found
 
 
-def test_every_route_but_two_needs_a_key(routes, visitor, open_socket, refused):
+def test_every_route_but_those_of_health_needs_a_key(routes, visitor, open_socket, refused):
     asked = set()
     for path, route in routes:
         if isinstance(route, APIWebSocketRoute):
@@ -96,7 +96,9 @@ def test_every_route_but_two_needs_a_key(routes, visitor, open_socket, refused):
                 assert response.status_code == (200 if method == "GET" else 405)
                 continue
             assert response.status_code == 401, (method, path)
-            if method != "HEAD":
+            if path.startswith("/v2"):
+                assert method == "HEAD" or "no API key" in response.json()["error"]
+            elif method != "HEAD":
                 refused(response, 401, "missing_key")
             asked.add(path)
     assert {"/docs", "/openapi.json", "/metrics", "/v1/models", "/v1/completions", "/v1/models/tiny/stream"} <= asked

@@ -36,14 +36,14 @@ def test_operations_have_names_of_their_own(document):
     names = [operation["operationId"] for _, _, operation in _operations(document)]
     assert sorted(names) == [
         "attention_picture", "captions", "completions", "delete_session", "get_model", "get_repository", "get_session",
-        "list_models", "livez", "load_model", "mastery_picture", "metrics", "next_token", "predict", "readyz", "score",
-        "trace",
-        "unload_model",
+        "infer", "list_models", "livez", "load_model", "mastery_picture", "metrics", "model_metadata", "model_ready",
+        "next_token", "oip_live", "oip_load", "oip_ready", "oip_unload", "predict", "readyz", "repository_index",
+        "score", "server_metadata", "trace", "unload_model",
     ]  # fmt: skip
 
 
 def test_answers_have_a_schema_and_one_media_type_where_one_comes(document):
-    two = {"completions", "captions"}
+    two = {"completions", "captions", "infer"}
     for _, path, operation in _operations(document):
         name = operation["operationId"]
         for status, response in operation["responses"].items():
@@ -84,8 +84,9 @@ def test_keys_are_described(document, run_server, tmp_path):
     assert set(document["components"]["securitySchemes"]) == {"ApiKey", "AdminKey"}
     assert document["security"] == [{}, {"ApiKey": []}]
     for _, path, operation in _operations(document):
-        expected = [] if path in ("/livez", "/readyz") else None
-        assert operation.get("security") == ([{"AdminKey": []}] if path.startswith("/v1/repository") else expected)
+        expected = [] if path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready") else None
+        admins = path.startswith(("/v1/repository", "/v2/repository"))
+        assert operation.get("security") == ([{"AdminKey": []}] if admins else expected)
     keys = tmp_path / "api_keys"
     keys.write_text("# nobody has one\n")
     with run_server(api_keys_file=keys) as server:
@@ -128,7 +129,7 @@ def test_every_example_works_on_the_models_that_are_served(run_server):
         httpx.Client(base_url=server.url, headers=headers, trust_env=False, timeout=60) as client,
     ):
         statuses = _execute(client, client.get("/openapi.json").json())
-    assert len(statuses) == 17
+    assert len(statuses) == 26
     assert len(statuses["completions"]) == len(statuses["trace"]) == 2
     assert len(statuses["captions"]) == 3
 
@@ -141,7 +142,7 @@ def test_every_example_works_on_the_shipped_models(run_server):
     ):
         document = client.get("/openapi.json").json()
         statuses = _execute(client, document)
-    assert len(statuses) == 17
+    assert len(statuses) == 26
     told = str(document["paths"])
     for example in ("shakespeare", "tutor", "scenes", "To be, or not to b", "Counting"):
         assert f"'{example}'" in told

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import httpx
 
-from carousel.service.api.task import TASKS
+from carousel.service.api.oip import routes as oip
+from carousel.service.api.task import TASKS, endpoints_of
 from carousel.service.errors import ERRORS
 from carousel.service.observability.metrics import UNKNOWN
 from carousel.service.observability.outcomes import BEFORE_A_MODEL, Outcomes
 
-OUTCOMES = Outcomes({name: TASKS[name].endpoints for name in TASKS})
+OUTCOMES = Outcomes({name: TASKS[name].endpoints for name in TASKS}, endpoints_of(oip.router))
 MODELS = {"tiny": "language", "tutor": "tracing", "scenes": "captioning"}
 
 
@@ -26,7 +27,8 @@ def _counts(server):
 def test_endpoints_are_the_routes_of_models(client):
     document = client.get("/openapi.json").json()
     described = {path for path in document["paths"] if "{model}" in path or path == "/v1/completions"}
-    assert OUTCOMES.endpoints == described | {"/v1/models/{model}/stream"}
+    versions = {f"/v2/models/{{model}}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer")}
+    assert OUTCOMES.endpoints == described | versions | {"/v1/models/{model}/stream"}
 
 
 def test_outcomes_of_every_served_model_begin_at_zero(run_server):

@@ -62,6 +62,8 @@ class StepSpec(Part):
     states: Annotated[tuple[StateSpec, ...], Field(min_length=1)]
     context: tuple[PortName, ...] = ()
     """What every step of a sequence reads and none rewrites."""
+    non_finite: tuple[PortName, ...] = ()
+    """Inputs that may hold NaN and infinity, as for what was not measured; all others refuse them."""
 
 
 NO_STEP = StepSpec.model_construct(graph="", inputs=(), outputs=(), states=(), context=())

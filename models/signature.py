@@ -28,6 +28,9 @@ def check_step(graph: GraphSpec, step: StepSpec) -> None:
     _require_once(declared, "inputs")
     given = [*step.outputs, *(state.after for state in step.states)]
     _require_once(given, "outputs")
+    for name in step.non_finite:
+        if name not in step.inputs:
+            raise GraphRejected(f"{MANIFEST}: step.non_finite names {name!r}; inputs are {', '.join(step.inputs)}")
     for name in declared:
         _require_row(step.graph, "input", name, graph.input(name))
     for spec in graph.inputs:

@@ -8,7 +8,7 @@ Axes: R max_rows, n active rows, N steps of a request, C steps of a piece.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from collections.abc import Sequence as List
 
 import numpy as np
@@ -24,7 +24,10 @@ PIECE_BYTES = 1 << 16
 
 
 def fed_steps(
-    specs: Mapping[str, StateSpec], inputs: Mapping[str, npt.ArrayLike], steps: int | None = None
+    specs: Mapping[str, StateSpec],
+    inputs: Mapping[str, npt.ArrayLike],
+    steps: int | None = None,
+    non_finite: Container[str] = (),
 ) -> tuple[Ids, Mapping[str, Array]]:
     """A request's prompt, and its inputs as a model takes them.
 
@@ -32,6 +35,7 @@ def fed_steps(
         specs: the model's inputs.
         inputs: a row of each for each step. [N, ...] each
         steps: N; not needed where there are inputs.
+        non_finite: which may hold NaN and infinity.
 
     Returns:
         The numbers of the steps <int64>[N], and the inputs in the model's types. [N, ...] each
@@ -51,7 +55,7 @@ def fed_steps(
         given = np.asarray(inputs[name])
         if given.shape[1:] != spec.shape or not given.ndim:
             raise ValueError(f"input {name!r} is {_shown(given.shape)}; allowed is {_shown(('steps', *spec.shape))}")
-        fed[name] = as_port(name, given, spec.dtype)
+        fed[name] = as_port(name, given, spec.dtype, non_finite=name in non_finite)
         if steps is None:
             steps = len(given)
         if len(given) != steps:
@@ -128,7 +132,7 @@ class Feed(Columns):
         self.cursor[row], self.filled[row] = 0, count
 
 
-def as_port(name: str, given: Array, dtype: str) -> Array:
+def as_port(name: str, given: Array, dtype: str, *, non_finite: bool = False) -> Array:
     """Numbers in the type of a port.
 
     Raises:
@@ -141,7 +145,7 @@ def as_port(name: str, given: Array, dtype: str) -> Array:
     whole = cast.dtype.kind in "iu"
     if whole and (cast != given).any():
         raise ValueError(f"input {name!r} holds a number that {dtype} has not")
-    if cast.dtype.kind == "f" and not np.isfinite(cast).all():
+    if cast.dtype.kind == "f" and not non_finite and not np.isfinite(cast).all():
         raise ValueError(f"input {name!r} holds a number that is not finite in {dtype}")
     return cast
 

@@ -5,12 +5,10 @@ Axes: m steps of a frame.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from carousel.service.api.wire import frames
 from carousel.service.api.wire.rows import RawStart, Steps
@@ -22,9 +20,6 @@ from carousel.service.errors import RequestError, ServiceError
 from carousel.service.served.ports import as_fed, id_codec, live_ports, step_ports
 from carousel.service.served.repository import ServedModel
 from carousel.service.work.rows import NO_STEPS, array_of, as_json, asked_outputs
-
-FEW = 4096
-"""Numbers, whose sum of squares is no work for several threads."""
 
 
 class RawFrames:
@@ -54,6 +49,9 @@ class RawFrames:
         if start.binary:
             self._port, self._row = _binary_port(self.inputs)
             self._row_bytes = self._row.row_bytes
+            self._checked = (
+                self._row.dtype.startswith("float") and self._port not in self._bundle.manifest.step.non_finite
+            )
             self._row_type = np.dtype(self._row.dtype).newbyteorder("<")
 
     def of_bytes(self, content: bytes) -> Fed:
@@ -67,7 +65,7 @@ class RawFrames:
             )
         self._check_steps(steps)
         rows = np.frombuffer(content, self._row_type).reshape(steps, *self._row.shape)
-        if rows.dtype.kind == "f" and not _all_finite(rows.ravel()):
+        if self._checked and b"\0" in np.isfinite(rows).tobytes():  # which is quicker than `all`
             raise RequestError("invalid_request", f"{self._port}: holds a number that is not finite")
         return self._fed(steps, {self._port: rows})
 
@@ -81,7 +79,7 @@ class RawFrames:
         self._check_steps(frame.steps or 0, "steps: ")
         try:
             given = {name: array_of(name, rows, specs.get(name)) for name, rows in frame.inputs.items()}
-            numbers, inputs = fed_steps(specs, given, frame.steps)
+            numbers, inputs = fed_steps(specs, given, frame.steps, self._bundle.manifest.step.non_finite)
         except ValueError as error:
             raise RequestError("invalid_request", f"inputs: {error}") from None
         return self._fed(len(numbers), inputs)
@@ -107,13 +105,6 @@ class RawFrames:
             return Fed(steps, as_fed(self._bundle, rows) if self.ids else rows)
         except ValueError as error:
             raise RequestError("token_out_of_range", f"inputs: {error}") from None
-
-
-def _all_finite(numbers: npt.NDArray[np.floating[Any]]) -> bool:
-    """Whether all are. A sum of squares is, if they are and not very large, and costs a fifth. [n]"""
-    if len(numbers) <= FEW and math.isfinite(numbers.dot(numbers)):
-        return True
-    return bool(np.isfinite(numbers).all())
 
 
 def refused(error: ServiceError, index: int) -> str:

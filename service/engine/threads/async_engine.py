@@ -145,9 +145,7 @@ class AsyncEngine:
         if self.failure is not None:
             raise EngineStopped(self.failure)
         if self._live >= self._max_live:
-            raise EngineFull(
-                f"{self._live:,} live sequences keep their states here; allowed are {self._max_live:,}", 0.0
-            )
+            raise EngineFull(f"{self._live:,} raw streams run; allowed are {self._max_live:,}", 0.0)
 
     def check_room(self, rows: int = 1, urgency: Urgency = INTERACTIVE, *, queued: int = 0) -> None:
         """See Engine."""

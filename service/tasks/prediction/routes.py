@@ -108,7 +108,7 @@ def _inputs(model: ServedModel, body: PredictRequest) -> tuple[Ids, Mapping[str,
             )
     try:
         given = {name: array_of(name, rows, specs.get(name)) for name, rows in body.inputs.items()}
-        prompt, fed = fed_steps(specs, given, body.steps)
+        prompt, fed = fed_steps(specs, given, body.steps, model.bundle.manifest.step.non_finite)
         return (prompt, fed) if feeds is None else (ids_of(feeds, fed[feeds], ports.id_count), {})
     except ValueError as error:
         raise RequestError("invalid_request", f"inputs: {error}") from None

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from carousel.export.adopt.errors import AdoptionRefused
 from carousel.export.adopt.graphs import copy_of, initializers
-from carousel.export.adopt.trial import Port, Trial, axis_of, distance, made_up, take
+from carousel.export.adopt.trial import Port, Trial, axis_of, distance, made_up, require_memory, take
 
 TRIES = 40
 ROWS = 3
@@ -115,6 +115,7 @@ def _freed(model: onnx.ModelProto, ports: Mapping[str, Port], steps: int) -> Fou
             large = trial(together)
             break
         except Exception as error:
+            require_memory(error)
             fixed = _free_reshape(freed, str(error), reshapes)
             if fixed is None:
                 raise AdoptionRefused(

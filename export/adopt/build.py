@@ -129,6 +129,12 @@ def build_step(
         surgeon.out_of(INNER + name, found.outputs[name], times.get(name), shape, tuple(row), public)
         told.append(value_info(public, dtypes[name], ["batch", *row]))
         outputs[public] = name
+    if not told:  # a network that says its states and no more
+        for (_, after), pair in zip(states[len(carried) :], pairs, strict=True):
+            public = names.of(pair.after, "")
+            surgeon.node("Identity", after, result=public)
+            told.append(value_info(public, dtypes[pair.after], ["batch", *found.inputs[pair.before].row]))
+            outputs[public] = pair.after
     states_out = list(graph.output)
     del graph.output[:]
     graph.output.extend([*told, *states_out])

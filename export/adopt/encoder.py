@@ -31,7 +31,7 @@ from carousel.export.adopt.graphs import (
 from carousel.export.adopt.lengths import fill_mask, with_lengths
 from carousel.export.adopt.read import read_model
 from carousel.export.adopt.repair import DYNAMIC, dequantize, sums_in_order
-from carousel.export.adopt.said import Said, public_name, require_known, sized, with_controls
+from carousel.export.adopt.said import Said, public_name, require_known, require_runs, sized, with_controls
 from carousel.export.adopt.trial import Array, Arrays, Port, Trial, distance, made_up, ports_of
 
 LENGTHS = (5, 1, 7, 3, 7)
@@ -122,6 +122,7 @@ def adopt_encoder(content: bytes, said: Said, lengths: str | None, tell: Callabl
     require_known(original, said)
     model, controls = with_controls(original, said.fixed)
     name_nodes(model.graph)
+    require_runs(model)
     if lengths is not None and said.times.get(lengths) is None:
         raise AdoptionRefused(f"--lengths {lengths}: say which axis of it is time (--time {lengths}=1)")
     masks = [] if lengths is None else [port for port in ports_of(model) if port.dtype.kind == "b"]

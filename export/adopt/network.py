@@ -11,9 +11,9 @@ import onnx
 from carousel.export.adopt.axes import find_batch, find_time
 from carousel.export.adopt.branches import inline_branches
 from carousel.export.adopt.build import Built, build_step
-from carousel.export.adopt.check import INT8_TOLERANCE, TOLERANCE, Compared, FileRun, compare, repair_rows
-from carousel.export.adopt.errors import AdoptionRefused
-from carousel.export.adopt.graphs import name_nodes
+from carousel.export.adopt.check import Compared, FileRun, compare, repair_rows
+from carousel.export.adopt.errors import AdoptionRefused, NotTheFile
+from carousel.export.adopt.graphs import attribute, name_nodes
 from carousel.export.adopt.lift import lift_states, runs_backwards
 from carousel.export.adopt.loops import written_out_loops
 from carousel.export.adopt.pairing import Pair, pair_states
@@ -21,7 +21,7 @@ from carousel.export.adopt.products import ROWS as GAIN_ROWS
 from carousel.export.adopt.products import convolutions_as_products, time_ratio
 from carousel.export.adopt.read import read_model
 from carousel.export.adopt.repair import dequantize, written_out_rnn
-from carousel.export.adopt.said import Said, require_known, sized, with_controls
+from carousel.export.adopt.said import Said, require_known, require_runs, sized, with_controls
 from carousel.export.adopt.trial import Array, Port, Trial, made_up, ports_of
 
 
@@ -51,6 +51,7 @@ def adopt_step(content: bytes, said: Said, tell: Callable[[str], None]) -> Adopt
     require_known(original, said)
     model, controls = with_controls(original, said.fixed)
     name_nodes(model.graph)
+    require_runs(model)
     if node := runs_backwards(model.graph):
         raise AdoptionRefused(
             f"{node!r} reads its input from the end: the network needs the whole input (--encoder-only)"
@@ -75,16 +76,31 @@ def adopt_step(content: bytes, said: Said, tell: Callable[[str], None]) -> Adopt
     random = np.random.default_rng(0)
     one = Trial(found.model)({name: made_up(random, port, 1) for name, port in found.inputs.items()})
     shapes = {name: array.shape for name, array in one.items()}
-    pairs = pair_states(found.model, found, times, shapes, said.states, {each.before: each.after for each in lifted})
+    dtypes = {name: array.dtype for name, array in one.items()}
+    hidden = {each.before: each.after for each in lifted}
+    pairs = pair_states(found.model, found, times, shapes, dtypes, said.states, hidden)
     for pair in pairs:
         tell(f"state      {pair.before} -> {pair.after}: {pair.why}")
     initial = {each.before: each.initial for each in lifted if each.initial is not None}
-    dtypes = {name: array.dtype for name, array in one.items()}
     built = build_step(found, pairs, times, shapes, dtypes, said.carries, initial)
+    run = FileRun(file, controls, found.inputs, pairs, times)
     written, count = written_out_loops(built.model)
     if count:
-        built = replace(built, model=written)
-        tell(f"loops      {count} over the steps of a call are written out for one step")
+        try:
+            adopted = _finished(replace(built, model=written), run, said, tell)
+        except AdoptionRefused:  # they run more than once: they may stay
+            tell(f"loops      {count} stay: they are not over the steps of a call")
+        else:
+            tell(f"loops      {count} over the steps of a call are written out for one step")
+            return adopted
+    try:
+        return _finished(built, run, said, tell)
+    except NotTheFile as refusal:
+        raise AdoptionRefused(f"{refusal}{_looks_farther(model)}") from None
+
+
+def _finished(built: Built, run: FileRun, said: Said, tell: Callable[[str], None]) -> Adopted:
+    """With rows that keep apart, compared with the file."""
     written, count = written_out_rnn(built.model)
     if count:
         built = replace(built, model=written)
@@ -92,10 +108,18 @@ def adopt_step(content: bytes, said: Said, tell: Callable[[str], None]) -> Adopt
     if said.products:
         built = replace(built, model=_with_products(built.model, tell))
     built = replace(built, model=repair_rows(built.model, tell))
-    run = FileRun(file, controls, found.inputs, pairs, times)
-    compared = compare(run, built, INT8_TOLERANCE if said.dequantize else TOLERANCE)
+    compared = compare(run, built, dequantized=said.dequantize)
     tell(f"parity     {compared.largest:.1e} over {compared.steps} steps x {compared.rows} rows")
-    return Adopted(built, pairs, compared, run)
+    return Adopted(built, run.pairs, compared, run)
+
+
+def _looks_farther(model: onnx.ModelProto) -> str:
+    """Which convolutions may look at more than one step; nothing where there are none."""
+    for node in model.graph.node:
+        kernel = attribute(node, "kernel_shape", ())
+        if max(kernel, default=1) > 1:
+            return f"; {node.op_type} {node.name!r} has a kernel of {max(kernel)}: over time it needs the steps before"
+    return ""
 
 
 def _with_products(model: onnx.ModelProto, tell: Callable[[str], None]) -> onnx.ModelProto:

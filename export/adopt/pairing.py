@@ -52,6 +52,7 @@ def pair_states(
     found: Found,
     times: Mapping[str, int],
     shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, np.dtype[np.generic]],
     said: Mapping[str, str],
     lifted: Mapping[str, str],
 ) -> list[Pair]:
@@ -62,6 +63,7 @@ def pair_states(
         found: its axes.
         times: of each output that has one, the time axis.
         shapes: of each output, for one row and one step.
+        dtypes: likewise.
         said: by input, the output that the caller says it is.
         lifted: by input, the output of states that adoption itself gave ports.
 
@@ -73,17 +75,17 @@ def pair_states(
         for before, after in lifted.items()
     ]
     for before, after in said.items():
-        _check_said(before, after, found, shapes)
+        _check_said(before, after, found, shapes, dtypes)
         pairs.append(Pair(before, after, "as it was said"))
     taken = {pair.before for pair in pairs}, {pair.after for pair in pairs}
     candidates = {
         name: [
             after
             for after, shape in shapes.items()
-            if after not in taken[1] and after not in times and shape == port.shape(1)
+            if after not in taken[1] and after not in times and (shape, dtypes[after]) == (port.shape(1), port.dtype)
         ]
         for name, port in found.inputs.items()
-        if name not in taken[0] and port.time is None and port.dtype.kind == "f"
+        if name not in taken[0] and port.time is None
     }
     candidates = {name: afters for name, afters in candidates.items() if afters}
     network = _Network(model, found, times)
@@ -109,7 +111,13 @@ def pair_states(
     return pairs
 
 
-def _check_said(before: str, after: str, found: Found, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_said(
+    before: str,
+    after: str,
+    found: Found,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, np.dtype[np.generic]],
+) -> None:
     if before not in found.inputs:
         raise AdoptionRefused(
             f"--state {before}={after}: there is no input {before!r}; inputs are {', '.join(found.inputs)}"
@@ -118,10 +126,11 @@ def _check_said(before: str, after: str, found: Found, shapes: Mapping[str, tupl
         raise AdoptionRefused(
             f"--state {before}={after}: there is no output {after!r}; outputs are {', '.join(shapes)}"
         )
-    if found.inputs[before].shape(1) != shapes[after]:
+    port = found.inputs[before]
+    if (port.shape(1), port.dtype) != (shapes[after], dtypes[after]):
         raise AdoptionRefused(
-            f"--state {before}={after}: the input is {list(found.inputs[before].shape(1))}, "
-            f"the output {list(shapes[after])}; a state keeps its shape"
+            f"--state {before}={after}: the input is {port.dtype}{list(port.shape(1))}, the output "
+            f"{dtypes[after]}{list(shapes[after])}; a state keeps its type and shape"
         )
 
 

@@ -13,6 +13,7 @@ import onnx
 from onnx import inliner, numpy_helper
 
 from carousel.export.adopt.errors import AdoptionRefused
+from carousel.export.adopt.trial import require_memory
 
 DOMAINS = {"", "ai.onnx", "com.microsoft"}
 MAX_OPSET = 26
@@ -29,8 +30,7 @@ def read_model(content: bytes) -> onnx.ModelProto:
         model = onnx.load_model_from_string(content)
         onnx.checker.check_model(model, full_check=False)
     except Exception as error:  # protobuf's and onnx' errors have no common root
-        if isinstance(error, MemoryError) or "bad_alloc" in str(error):
-            raise  # not the file's fault, but that of the bound that it is read under
+        require_memory(error)
         if _external(content):
             raise AdoptionRefused(
                 "the file keeps weights in another file; save it as one file (onnx.save without save_as_external_data)"

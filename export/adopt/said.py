@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 
 from carousel.export.adopt.errors import AdoptionRefused
-from carousel.export.adopt.graphs import constant, copy_of
-from carousel.export.adopt.trial import Array, Port, ports_of
+from carousel.export.adopt.graphs import attribute, constant, copy_of, initializers
+from carousel.export.adopt.lift import recurrent_nodes
+from carousel.export.adopt.trial import Array, Port, Trial, ports_of, require_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,27 @@ def require_known(model: onnx.ModelProto, said: Said) -> None:
         for name in given:
             if name not in names:
                 raise AdoptionRefused(f"--{flag} {name}=...: there is no input {name!r}; inputs are {', '.join(names)}")
+
+
+def require_runs(model: onnx.ModelProto) -> None:
+    """Hold that onnxruntime has what the network is made of.
+
+    Raises:
+        AdoptionRefused: it has not.
+    """
+    held = initializers(model.graph)
+    for node in recurrent_nodes(model.graph):
+        weights, units = held.get(node.input[2]), attribute(node, "hidden_size")
+        if node.op_type != "DynamicQuantizeLSTM" and weights is not None and units not in (None, weights.dims[-1]):
+            raise AdoptionRefused(
+                f"{node.op_type} {node.name!r} has {units} units and a state of {weights.dims[-1]}: a projection, "
+                "which onnxruntime does not run; export the network without one (proj_size)"
+            )
+    try:
+        Trial(model, plain=True)
+    except Exception as error:
+        require_memory(error)
+        raise AdoptionRefused(f"onnxruntime does not open the file: {str(error).splitlines()[0][:300]}") from None
 
 
 def with_controls(model: onnx.ModelProto, fixed: Mapping[str, float]) -> tuple[onnx.ModelProto, dict[str, Array]]:

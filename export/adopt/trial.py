@@ -112,6 +112,18 @@ class Trial:
         return dict(zip(self.outputs, self._session.run(self.outputs, fed), strict=True))
 
 
+def require_memory(error: Exception) -> None:
+    """Hold that an error is not for want of memory, which is the fault of the bound and of nothing in the file.
+
+    Raises:
+        MemoryError: it is.
+    """
+    if isinstance(error, MemoryError) or any(
+        word in str(error) for word in ("bad_alloc", "bad allocation", "allocate memory")
+    ):
+        raise MemoryError(str(error).splitlines()[0]) from None
+
+
 def made_up(random: np.random.Generator, port: Port, rows: int, steps: int = 1) -> Array:
     """Values that any network may be given: small numbers, ids of a vocabulary of two, masks that hide some."""
     shape = port.shape(rows, steps)

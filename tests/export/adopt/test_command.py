@@ -1,16 +1,20 @@
 """The command: the file in a process of its own, a bundle at the end."""
 
+import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from carousel.export.adopt.__main__ import main
 from carousel.export.adopt.child import Request, run
 from carousel.export.adopt.errors import AdoptionRefused
 from carousel.export.adopt.said import Said
 from carousel.models.bundle import open_bundle
-from tests.export.adopt.strangers import FEATURES, sequence_network, step_network
+from tests.export.adopt.strangers import FEATURES, Stranger, sequence_network, step_network
+from tests.export.adopt.test_step import looping
 
 
 @pytest.fixture
@@ -78,6 +82,39 @@ def test_file_that_takes_too_long_is_ended(file):
 def test_file_that_takes_too_much_memory_is_ended(file):
     with pytest.raises(AdoptionRefused, match=r"its process ended before it was through .*--memory"):
         run(Request(file, Said(times={"x": 1})), lambda _: None, max_memory_bytes=64 << 20)
+
+
+def endless(*, memory: bool = False) -> bytes:
+    """A step that turns for days, or asks for a terabyte."""
+    if memory:
+        net = Stranger()
+        net.takes("x", ["batch", 3])
+        net.takes("h", ["batch", 3])
+        net.node("ConstantOfShape", [net.constant("huge", np.array([1 << 38]))], ["zeros"])
+        net.node("ReduceMax", ["zeros"], ["zero"], keepdims=0)
+        net.node("Sum", ["x", "h", "zero"], ["sum"])
+        net.node("Tanh", ["sum"], ["h_out"])
+        net.gives("h_out", ["batch", 3])
+        return net.content()
+    model = onnx.load_model_from_string(looping())
+    for tensor in model.graph.initializer:
+        if tensor.name == "three":
+            tensor.CopyFrom(numpy_helper.from_array(np.int64(1 << 40), "three"))
+    return bytes(model.SerializeToString())
+
+
+def test_network_that_does_not_end_is_ended(tmp_path, capsys):
+    (tmp_path / "net.onnx").write_bytes(endless())
+    flags = ["--repository", str(tmp_path / "bundles"), "--name", "net"]
+    assert main([str(tmp_path / "net.onnx"), *flags, "--seconds", "5"]) == 1
+    assert "was not through within 5 s; allow more (--seconds)" in capsys.readouterr().err
+    assert not (tmp_path / "bundles").exists()
+
+
+def test_network_that_asks_for_all_memory_is_ended(tmp_path, capsys):
+    (tmp_path / "net.onnx").write_bytes(endless(memory=True))
+    assert main([str(tmp_path / "net.onnx"), "--repository", str(tmp_path), "--name", "net", "--memory", "2"]) == 1
+    assert re.search(r"ended before it was through .* more than 2 GiB \(--memory\)", capsys.readouterr().err)
 
 
 def test_learned_initial_state_is_stored(tmp_path):

@@ -81,7 +81,7 @@ def test_fixed_batch_in_a_reshape_is_freed():
     net.node("Tanh", ["sum"], ["h_out"])
     net.gives("h_out", [1, UNITS])
     found, lines = adopted(net.content())
-    assert shapes(found.built.model.graph.output) == {"next_state.h_in": ["batch", UNITS]}
+    assert shapes(found.built.model.graph.output) == {"h_out": ["batch", UNITS], "next_state.h_in": ["batch", UNITS]}
     assert any("Reshape 'reshape0'" in line for line in lines)
 
 
@@ -104,7 +104,9 @@ def test_what_nothing_proves_is_asked():
 def test_wrong_pair_is_found_out():
     """A pair of unequal sides, and one that is not there."""
     content = sequence_network("LSTM", states=True)
-    with pytest.raises(Exception, match=r"--state h0=scores: the input is \[1, 1, 7\], the output \[1, 1, 3\]"):
+    with pytest.raises(
+        Exception, match=r"--state h0=scores: the input is float32\[1, 1, 7\], the output float32\[1, 1, 3\]"
+    ):
         adopted(content, times={"x": 1}, states={"h0": "scores"})
     with pytest.raises(Exception, match="there is no output 'nothing'"):
         adopted(content, times={"x": 1}, states={"h0": "nothing"})
@@ -217,7 +219,8 @@ def test_mean_over_a_middle_axis_is_written_as_a_product():
     net.takes("frame", ["batch", 24, 16])
     net.takes("h", ["batch", 16])
     net.node("ReduceMean", ["frame"], ["mean"], axes=[1], keepdims=0)
-    net.node("MatMul", ["h", net.weight("R", 16, 16)], ["rh"])
+    net.node("MatMul", ["h", net.weight("R", 16, 16)], ["turned"])
+    net.node("Mul", ["turned", net.constant("less", np.float32(0.3))], ["rh"])  # lest it be chaotic
     net.node("Add", ["mean", "rh"], ["sum"])
     net.node("Tanh", ["sum"], ["h_out"])
     net.gives("h_out", ["batch", 16])
@@ -308,9 +311,136 @@ def foreign_domain() -> bytes:
     return bytes(model.SerializeToString())
 
 
+def counting() -> bytes:
+    """A state of integers, whose output is a state and nothing else."""
+    net = Stranger()
+    net.takes("x", ["batch", 3])
+    net.takes("h", ["batch", 3])
+    net.takes("count", ["batch", 1], TensorProto.INT64)
+    net.node("Cast", ["count"], ["turns"], to=TensorProto.FLOAT)
+    net.node("Sum", ["x", "h", "turns"], ["sum"])
+    net.node("Tanh", ["sum"], ["h_next"])
+    net.node("Add", ["count", net.constant("one", np.int64(1))], ["count_next"])
+    net.gives("h_next", ["batch", 3])
+    net.gives("count_next", ["batch", 1], TensorProto.INT64)
+    return net.content()
+
+
+def test_states_may_be_integers_and_all_that_a_network_says():
+    found, _ = adopted(counting())
+    assert found.built.states == [("state.h", "next_state.h"), ("state.count", "next_state.count")]
+    assert shapes(found.built.model.graph.output) == {
+        "h_next": ["batch", 3], "count_next": ["batch", 1], "next_state.h": ["batch", 3],
+        "next_state.count": ["batch", 1],
+    }  # fmt: skip
+
+
+def looping() -> bytes:
+    """A step that refines its state three times, by a Loop."""
+    value = helper.make_tensor_value_info
+    inputs = [
+        value("turn", TensorProto.INT64, []),
+        value("on", TensorProto.BOOL, []),
+        value("s", TensorProto.FLOAT, None),
+    ]
+    nodes = [
+        helper.make_node("Identity", ["on"], ["goes_on"]),
+        helper.make_node("MatMul", ["s", "R"], ["turned"]),
+        helper.make_node("Tanh", ["turned"], ["refined"]),
+    ]
+    results = [value("goes_on", TensorProto.BOOL, []), value("refined", TensorProto.FLOAT, None)]
+    net = Stranger()
+    net.takes("x", ["batch", UNITS])
+    net.takes("h", ["batch", UNITS])
+    net.weight("R", UNITS, UNITS)
+    net.node("Add", ["x", "h"], ["sum"])
+    first = [net.constant("three", np.int64(3)), net.constant("yes", np.bool_(True)), "sum"]
+    net.node("Loop", first, ["h_out"], body=helper.make_graph(nodes, "body", inputs, results))
+    net.gives("h_out", ["batch", UNITS])
+    return net.content()
+
+
+def test_loop_that_is_not_over_steps_stays():
+    found, lines = adopted(looping())
+    assert "loops      1 stay: they are not over the steps of a call" in lines
+    assert [node.op_type for node in found.built.model.graph.node].count("Loop") == 1
+    assert found.compared.largest == 0
+
+
+def convolving() -> bytes:
+    """Looks at the steps around each, before a recurrent layer."""
+    net = Stranger()
+    net.takes("x", ["batch", "time", FEATURES])
+    net.node("Transpose", ["x"], ["x_c"], perm=[0, 2, 1])
+    net.node("Conv", ["x_c", net.weight("w", FEATURES, FEATURES, 3)], ["c"], kernel_shape=[3], pads=[1, 1])
+    net.node("Transpose", ["c"], ["x_t"], perm=[2, 0, 1])
+    net.recurrent("GRU", "x_t")
+    net.gives("y", ["time", 1, "batch", UNITS])
+    return net.content()
+
+
+def projected() -> bytes:
+    """R is not as wide as there are units, as torch 2.13's dynamo exporter writes a projection."""
+    net = Stranger()
+    net.takes("x", ["time", "batch", FEATURES])
+    weights = [net.weight("W", 1, 4 * UNITS, FEATURES), net.weight("R", 1, 4 * UNITS, 2)]
+    net.node("LSTM", ["x", *weights], ["y"], hidden_size=UNITS)
+    net.gives("y", ["time", 1, "batch", UNITS])
+    return net.content()
+
+
+def without_kernel() -> bytes:
+    """An operator of ONNX that onnxruntime lacks."""
+    net = Stranger()
+    net.takes("file", ["bytes"], TensorProto.UINT8)
+    net.node("ImageDecoder", ["file"], ["image"])
+    net.gives("image", [None, None, None], TensorProto.UINT8)
+    return net.content(opset=20)
+
+
+def branching() -> bytes:
+    """Goes one way for loud input and another for quiet."""
+    value = helper.make_tensor_value_info
+    sides = [
+        helper.make_graph([helper.make_node(kind, ["sum"], [kind])], kind, [], [value(kind, TensorProto.FLOAT, None)])
+        for kind in ("Tanh", "Sigmoid")
+    ]
+    net = Stranger()
+    net.takes("x", ["batch", UNITS])
+    net.takes("h", ["batch", UNITS])
+    net.node("Add", ["x", "h"], ["sum"])
+    net.node("ReduceSum", ["sum"], ["level"], keepdims=0)
+    net.node("Greater", ["level", net.constant("loud", np.float32(0))], ["is_loud"])
+    net.node("If", ["is_loud"], ["h_out"], then_branch=sides[0], else_branch=sides[1])
+    net.gives("h_out", ["batch", UNITS])
+    return net.content()
+
+
+def of_two_rows() -> bytes:
+    """A batch of two that it depends on, in a constant that is added."""
+    net = Stranger()
+    net.takes("x", [2, UNITS])
+    net.takes("h", [2, UNITS])
+    net.node("Sum", ["x", "h", net.weight("b", 2, UNITS)], ["sum"])
+    net.node("Tanh", ["sum"], ["h_out"])
+    net.gives("h_out", [2, UNITS])
+    return net.content()
+
+
 @pytest.mark.parametrize(
     ("content", "said", "sentence"),
     [
+        (convolving(), {"times": {"x": 1}}, "Conv 'conv1' has a kernel of 3: over time it needs the steps before"),
+        (projected(), {"times": {"x": 0}}, "LSTM 'lstm0' has 7 units and a state of 2: a projection, .*proj_size"),
+        (without_kernel(), {}, "onnxruntime does not open the file: .*ImageDecoder"),
+        (branching(), {}, "'if3' goes either way, by its condition 'is_loud'"),
+        (of_two_rows(), {}, "batch"),
+        (stateless()[:-20], {}, "not an ONNX model"),
+        (
+            step_network(),
+            {"fixed": {"rate": 1}},
+            "--fix rate=...: there is no input 'rate'; inputs are frame",
+        ),
         (b"no graph", {}, "not an ONNX model"),
         (b"", {}, "not an ONNX model"),
         (external(), {}, "keeps weights in another file"),

@@ -22,8 +22,8 @@ TOLERANCE = 1e-5
 """A fixed batch may have been fused otherwise; more than this, of an output's largest value where that is above 1, is
 another network."""
 INT8_TOLERANCE = 0.1
-"""Where a dynamically quantised network was given float weights. One is some 0.02 from itself in other company; processors
-that add pairs of its products in 16 bits saturate besides. A wrong pairing of states is 0.3 off and more."""
+"""Where a dynamically quantised network was given float weights. One is some 0.02 from itself in other company, and
+processors that add pairs of its products in 16 bits saturate besides. A wrong pairing of states is 0.3 off and more."""
 
 
 @dataclass(frozen=True, slots=True)

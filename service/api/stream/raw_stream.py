@@ -101,10 +101,14 @@ class RawStream:
         try:
             await self._run(place, record)
         finally:
-            self.over = True
-            if self._reader is not None:
-                self._reader.take = None
-            self._changed.set()
+            self.end()
+
+    def end(self) -> None:
+        """No frame is its business any more."""
+        self.over = True
+        if self._reader is not None:
+            self._reader.take = None
+        self._changed.set()
 
     async def _run(self, place: Place, record: RequestRecord) -> None:
         connection, start, choice = self._connection, self._start, self._start.memory

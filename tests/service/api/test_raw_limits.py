@@ -130,7 +130,10 @@ def test_one_stream_more_than_there_may_be_is_refused(run_server, repository, mo
         with sums(server) as one, sums(server) as two, sums(server) as three:
             one.start()
             two.start()
-            error = three.start()
+            three.socket.send(json.dumps({"type": "start", "raw": True, "binary": True}))
+            for _ in range(3):
+                three.send()  # without waiting to be accepted
+            error = three.receive()
             assert (error["code"], error["retryable"]) == ("capacity_exceeded", True)
             assert "2 raw streams run; allowed are 2" in error["message"]
             assert one.ask() == [1.0] * SIZE

@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from carousel import __version__
 from carousel.models.cores import usable_cores
-from carousel.service.api import catalogue, docs, health, sessions, socket
+from carousel.service.api import catalogue, docs, health, predict, sessions, socket
 from carousel.service.api import repository as repository_routes
 from carousel.service.api.oip import repository as oip_repository
 from carousel.service.api.oip import routes as oip
@@ -82,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         KeyFileError, OSError: API keys cannot be read.
     """
     keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file)
-    common = endpoints_of(oip.router)
+    common = endpoints_of(predict.router, oip.router)
     metrics = Metrics(Outcomes({name: TASKS[name].endpoints for name in TASKS}, common))
     repository, drain = Repository(settings, metrics, require_task), Drain()
     reloads = Reloads(repository, settings.repository, metrics, settings.watch_seconds)
@@ -133,7 +133,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.context = context
     # What runs a model is found first. Not include_router: its routes are looked for twice.
     own = [router for name in sorted(TASKS, reverse=True) for router in TASKS[name].routers]
-    for router in (*own, *(part.router for part in (oip, socket, sessions, catalogue, health, docs))):
+    for router in (*own, *(part.router for part in (predict, oip, socket, sessions, catalogue, health, docs))):
         app.router.routes.extend(router.routes)
     if settings.admin_key is not None:
         app.router.routes.extend([*repository_routes.router.routes, *oip_repository.router.routes])

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import FileResponse, HTMLResponse, Response
 
+from carousel.service.api import predict
 from carousel.service.api.oip.infer import example
 from carousel.service.api.oip.messages import InferRequest
 from carousel.service.api.oip.repository import OIP_REPOSITORY
@@ -159,7 +160,12 @@ class Described(FastAPI):
         context = self.state.context
         assert isinstance(context, Context)
         examples = {name: TASKS[name].examples for name in TASKS}
-        add_examples(document["paths"], context.repository.models.values(), examples, {"infer": example})
+        add_examples(
+            document["paths"],
+            context.repository.models.values(),
+            examples,
+            {"infer": example, "predict": predict.example},
+        )
         return document
 
     def _secure(self, schema: dict[str, Any]) -> None:

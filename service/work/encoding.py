@@ -1,9 +1,8 @@
-"""Ports of an encoder, in terms of JSON: each takes its whole input."""
+"""Ports of an encoder: each takes its whole input."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from carousel.models.graph import TensorSpec
 from carousel.service.engine.encoder.encoding import EncoderStopped, Encoding, EncodingFailed
@@ -13,16 +12,10 @@ from carousel.service.engine.states.pool import StateSpec
 from carousel.service.errors import RequestError, ServiceError, Unavailable
 from carousel.service.keys.caller import current_caller
 from carousel.service.served.repository import ServedModel
-from carousel.service.work.rows import array_of
+from carousel.service.work.rows import Rows, array_of, encoder_ports
 
 
-def encoder_ports(model: ServedModel) -> dict[str, TensorSpec]:
-    """What the encoder is fed, by name; nothing where there is none."""
-    declared, graph = model.bundle.manifest.encoder, model.bundle.encoder
-    return {} if declared is None or graph is None else {s.name: s for s in graph.inputs if s.name in declared.inputs}
-
-
-async def encode(model: ServedModel, inputs: Mapping[str, list[Any]], *, batch: bool) -> Encoding:
+async def encode(model: ServedModel, inputs: Mapping[str, Rows], *, batch: bool) -> Encoding:
     """What an encoder makes of whole inputs, alone or with those of others.
 
     Args:
@@ -36,8 +29,7 @@ async def encode(model: ServedModel, inputs: Mapping[str, list[Any]], *, batch: 
     encoder, ports = model.encoder, encoder_ports(model)
     assert encoder is not None
     together = encoder.together
-    if not isinstance(together, Ragged):
-        raise RequestError("invalid_request", f"inputs: {next(iter(ports))!r} takes what predict does not: an image")
+    assert isinstance(together, Ragged), "who takes images has no such ports"
 
     def prepare() -> Mapping[str, Array]:
         try:
@@ -55,7 +47,7 @@ async def encode(model: ServedModel, inputs: Mapping[str, list[Any]], *, batch: 
     return encoding
 
 
-def _whole(port: TensorSpec, rows: list[Any]) -> Array:
+def _whole(port: TensorSpec, rows: Rows) -> Array:
     if is_timed(port):
         return array_of(port.name, rows, StateSpec(tuple(size or 0 for size in port.shape[2:]), port.dtype))
     row: Array = array_of(port.name, [rows], StateSpec(tuple(size or 0 for size in port.shape[1:]), port.dtype))[0]

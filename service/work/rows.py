@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from carousel.models.graph import TensorSpec
+from carousel.service.engine.encoder.together import Ragged
 from carousel.service.engine.feed import as_port
-from carousel.service.engine.parameters import Array, Ids
+from carousel.service.engine.parameters import Array
 from carousel.service.engine.states.pool import StateSpec
 from carousel.service.errors import RequestError
 from carousel.service.served.ports import row_spec
@@ -18,49 +20,66 @@ from carousel.service.served.repository import ServedModel
 PIECE = 4096
 """Rows that are made an array, or lists, at a time: another thread has the interpreter's lock in between."""
 
+Rows = Sequence[Any] | Array
+"""Of a port: as JSON has them, or an array of them."""
+
 NO_STEPS = "steps: the model has inputs, and takes as many steps as they have rows"
 
 
-def asked_outputs(model: ServedModel, asked: list[str] | None) -> tuple[str, ...]:
+def asked_outputs(model: ServedModel, asked: Sequence[str] | None, where: str = "") -> tuple[str, ...]:
     """The names that were asked for, each once; all where nothing was."""
     known = model.bundle.manifest.head.outputs
     for place, name in enumerate(asked or ()):
         if name not in known:
             raise RequestError(
-                "invalid_request", f"outputs.{place}: there is no output {name[:100]!r}; outputs are {', '.join(known)}"
+                "invalid_request",
+                f"{where}outputs.{place}: there is no output {name[:100]!r}; outputs are {', '.join(known)}",
             )
     return known if asked is None else tuple(dict.fromkeys(asked))
 
 
-def context_rows(model: ServedModel, given: Mapping[str, Any]) -> Mapping[str, Array] | None:
-    """One row of each part of the context that no encoder gives; None where there is none."""
+def encoder_ports(model: ServedModel) -> dict[str, TensorSpec]:
+    """What the encoder is fed, by name; nothing where there is none, or where it takes images."""
+    declared, graph, encoder = model.bundle.manifest.encoder, model.bundle.encoder, model.encoder
+    if declared is None or graph is None or encoder is None or not isinstance(encoder.together, Ragged):
+        return {}
+    return {spec.name: spec for spec in graph.inputs if spec.name in declared.inputs}
+
+
+def context_ports(model: ServedModel) -> dict[str, StateSpec]:
+    """What each step reads, and no encoder gives of what a client sends."""
     encoder = model.bundle.manifest.encoder
-    made = () if encoder is None else encoder.gives
-    specs = {spec.name: row_spec(spec) for spec in model.bundle.context if spec.name not in made}
+    made = () if encoder is None or not encoder_ports(model) else encoder.gives
+    return {spec.name: row_spec(spec) for spec in model.bundle.context if spec.name not in made}
+
+
+def context_rows(model: ServedModel, given: Mapping[str, Any], where: str = "") -> Mapping[str, Array] | None:
+    """One row of each of those ports; None where there is none."""
+    specs = context_ports(model)
     names = ", ".join(specs) or "none"
     rows = {}
     for name in [*given, *specs]:
         if name not in specs:
-            raise RequestError("invalid_request", f"context: there is no port {name[:100]!r}; ports are {names}")
+            raise RequestError("invalid_request", f"{where}context: there is no port {name[:100]!r}; ports are {names}")
         if name not in given:
-            raise RequestError("invalid_request", f"context: port {name!r} is missing; ports are {names}")
+            raise RequestError("invalid_request", f"{where}context: port {name!r} is missing; ports are {names}")
         try:
             row = array_of(name, [given[name]], specs[name])[0]
             if row.shape != specs[name].shape:
                 raise ValueError(f"input {name!r} is {list(row.shape)}; allowed is {list(specs[name].shape)}")
             rows[name] = as_port(name, row, specs[name].dtype)
         except ValueError as error:
-            raise RequestError("invalid_request", f"context: {error}") from None
+            raise RequestError("invalid_request", f"{where}context: {error}") from None
     return rows or None
 
 
-def array_of(name: str, rows: list[Any], spec: StateSpec | None) -> Array:
-    """Rows of JSON as an array of their own type.
+def array_of(name: str, rows: Rows, spec: StateSpec | None) -> Array:
+    """Rows as an array of their own type.
 
     Raises:
         ValueError: they are no rows of that port.
     """
-    if spec is None or not rows:
+    if spec is None or not len(rows):
         return np.zeros((len(rows), *(() if spec is None else spec.shape)))
     pieces = []
     for start in range(0, len(rows), PIECE):
@@ -78,29 +97,18 @@ def array_of(name: str, rows: list[Any], spec: StateSpec | None) -> Array:
     return np.concatenate(pieces)
 
 
-def ids_of(name: str, given: Array, count: int) -> Ids:
-    """Rows of a port that takes ids below `count`. <int64>[N]
-
-    Raises:
-        ValueError: one is none of them.
-    """
-    ids: Ids = given.astype(np.int64)
-    wrong = ids[(ids < 0) | (ids >= count)]
-    if len(wrong):
-        raise ValueError(f"input {name!r} holds {wrong[0]}; allowed are ids from 0 to {count - 1:,}")
-    return ids
-
-
 def as_json(head: Mapping[str, Any], outputs: Mapping[str, Array]) -> bytes:
     """An object with `outputs`, each a row or rows."""
-    told = []
-    for name, rows in outputs.items():
-        if rows.ndim:
-            pieces = (dumps(rows[start : start + PIECE].tolist())[1:-1] for start in range(0, len(rows), PIECE))
-            told.append(f"{dumps(name)}:[{','.join(pieces)}]")
-        else:
-            told.append(f"{dumps(name)}:{dumps(rows.tolist())}")
+    told = (f"{dumps(name)}:{json_of(rows)}" for name, rows in outputs.items())
     return f'{dumps(head)[:-1]},"outputs":{{{",".join(told)}}}}}'.encode()
+
+
+def json_of(rows: Array) -> str:
+    """Rows, or a number."""
+    if not rows.ndim:
+        return dumps(rows.tolist())
+    pieces = (dumps(rows[start : start + PIECE].tolist())[1:-1] for start in range(0, len(rows), PIECE))
+    return f"[{','.join(pieces)}]"
 
 
 def dumps(value: Any) -> str:

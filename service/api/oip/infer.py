@@ -19,11 +19,12 @@ from carousel.service.engine.feed import as_port, fed_steps
 from carousel.service.engine.parameters import Array, Ids, TensorParameters, Tensors
 from carousel.service.engine.port import Place, Request, Snapshot, Urgency
 from carousel.service.errors import RequestError, ServiceError
-from carousel.service.served.ports import as_fed, id_codec, live_ports, row_spec, step_ports
+from carousel.service.served.ports import as_fed, id_codec, live_ports, step_ports
 from carousel.service.served.repository import ServedModel
-from carousel.service.work.encoding import encode, encoder_ports
+from carousel.service.work.encoding import encode
 from carousel.service.work.generation import admit, admit_many, run_to_end
 from carousel.service.work.memories import Memories, MemoryChoice
+from carousel.service.work.rows import context_ports, encoder_ports
 from carousel.service.work.turns import all_or_none, in_turns
 
 Sizes = Iterable[int | None]
@@ -64,8 +65,7 @@ class Sequence:
 def input_ports(model: ServedModel) -> dict[str, TensorMetadata]:
     """What an encoder is fed whole, or a step, and then the context that it reads; ids are INT64."""
     whole = {name: _metadata(name, spec.dtype, spec.shape) for name, spec in encoder_ports(model).items()}
-    context = {spec.name: row_spec(spec) for spec in model.bundle.context}
-    steps = {**live_ports(model.bundle), **context} if model.bundle.encoder is None else {}
+    steps = {} if whole else {**live_ports(model.bundle), **context_ports(model)}
     return whole | {name: _metadata(name, spec.dtype, (None, *spec.shape)) for name, spec in steps.items()}
 
 
@@ -84,7 +84,7 @@ def _metadata(name: str, dtype: str, shape: Sizes) -> TensorMetadata:
 def example(model: ServedModel) -> Mapping[str, Any] | None:
     """A body that works; None where the model has none of a fixed size."""
     ports = input_ports(model)
-    if model.bundle.encoder is not None:
+    if encoder_ports(model):
         return None
     inputs = [
         {**port.model_dump(), "shape": [1, *port.shape[1:]], "data": np.zeros(port.shape[1:]).reshape(-1).tolist()}
@@ -126,7 +126,7 @@ async def infer(
     if not 1 <= count <= most:
         allowed = f"are 1 to {MAX_ROWS:,}" if sequence is None else "is 1, of a sequence"
         raise refuse(f"inputs have {count:,} rows; allowed {allowed}")
-    if model.bundle.encoder is not None:
+    if encoder_ports(model):
         return await _encoded(model, tensors, outputs, count, sequence, urgency)
     requests = await asyncio.to_thread(_requests, model, tensors, outputs, count)
     if sequence is None:

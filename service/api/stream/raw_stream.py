@@ -31,7 +31,7 @@ from carousel.service.served.repository import ServedModel
 from carousel.service.sessions.memory import NO_IDS
 from carousel.service.work.encoding import encode
 from carousel.service.work.generation import raise_for
-from carousel.service.work.rows import context_rows
+from carousel.service.work.rows import context_rows, encoder_ports
 
 MAX_FRAMES = 32
 MAX_BYTES = 1 << 20
@@ -117,7 +117,7 @@ class RawStream:
             raise RequestError("wrong_task", f"{model.name} is an encoder, which has no steps; POST predict")
         frames = self._frames = RawFrames(model, start, connection.context.settings.max_body_bytes)
         context, begun = context_rows(model, start.context), None
-        if model.encoder is not None:
+        if encoder_ports(model):
             encoding = await encode(model, start.inputs, batch=place.batch)
             context, begun = encoding.context, encoding.snapshot
         elif start.inputs:

@@ -13,7 +13,7 @@ MAX_STEPS = 1_000_000
 PortName = Annotated[str, Field(max_length=200)]
 
 
-class PortFields(MemoryFields, UrgencyFields):
+class PortFields(Message):
     """What holds for all steps of a sequence."""
 
     context: Annotated[
@@ -43,7 +43,7 @@ class StepFields(Message):
     ] = None
 
 
-class RawStart(PortFields):
+class RawStart(PortFields, MemoryFields, UrgencyFields):
     """Begin a raw stream: steps in, outputs out, on any model."""
 
     type: Literal["start"]

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from carousel.models.bundle import Bundle
 from carousel.models.errors import BundleError
 from carousel.models.graph import TensorSpec
 from carousel.models.manifest import MANIFEST
 from carousel.service.api.catalogue import limits_of
 from carousel.service.api.task import TASKS, ServedTask
-from carousel.service.api.wire.examples import SESSION
 from carousel.service.served.ports import step_ports
 from carousel.service.served.repository import ServedModel
-from carousel.service.tasks.prediction import routes
-from carousel.service.work.encoding import encoder_ports
+from carousel.service.work.rows import encoder_ports
 
 
 def _catalogue(model: ServedModel) -> Mapping[str, Any]:
@@ -46,27 +42,4 @@ def _require(bundle: Bundle) -> None:
         raise BundleError(f"{MANIFEST}: the head reads an output; of prediction it gives outputs as they are")
 
 
-def _predict(model: ServedModel) -> Mapping[str, Any]:
-    ports = step_ports(model.bundle)
-    whole = {
-        name: np.zeros([size or 2 for size in spec.shape[1:]], spec.dtype).tolist()
-        for name, spec in encoder_ports(model).items()
-    }
-    if not model.bundle.manifest.step.graph:
-        return {"A whole input": {"inputs": whole}}
-    body: dict[str, Any] = {"session": SESSION, "each": True}
-    rows = {name: np.zeros((2, *spec.shape), spec.dtype).tolist() for name, spec in ports.inputs.items()}
-    if ports.head.feeds is not None:
-        rows = {ports.head.feeds: [0, 0]}
-    if whole or rows:
-        body["inputs"] = {**whole, **rows}
-    if not rows:
-        body["steps"] = 2
-    if ports.context and not whole:
-        body["context"] = {name: np.zeros(spec.shape, spec.dtype).tolist() for name, spec in ports.context.items()}
-    return {"Two steps, in a session": body}
-
-
-TASKS.register("prediction")(
-    ServedTask(routers=(routes.router,), catalogue=_catalogue, require=_require, examples={"predict": _predict})
-)
+TASKS.register("prediction")(ServedTask(routers=(), catalogue=_catalogue, require=_require))

@@ -53,4 +53,5 @@ def test_ids_begun_by_an_encoder_are_stepped_by_hand(tmp_path, run_server):
             seen.append(token)
         bad = httpx.post(f"{server.url}/v1/models/net/predict", json={"inputs": {"ids": ids, "token": [9]}})
     assert seen == expected
-    assert bad.json()["error"]["message"] == "inputs: input 'token' holds 9; allowed are ids from 0 to 8"
+    assert bad.json()["error"]["code"] == "token_out_of_range"
+    assert "id 9" in bad.json()["error"]["message"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import httpx
 
+from carousel.service.api import predict
 from carousel.service.api.oip import routes as oip
 from carousel.service.api.task import TASKS, endpoints_of
 from carousel.service.errors import ERRORS
 from carousel.service.observability.metrics import UNKNOWN
 from carousel.service.observability.outcomes import BEFORE_A_MODEL, Outcomes
 
-OUTCOMES = Outcomes({name: TASKS[name].endpoints for name in TASKS}, endpoints_of(oip.router))
+OUTCOMES = Outcomes({name: TASKS[name].endpoints for name in TASKS}, endpoints_of(predict.router, oip.router))
 MODELS = {"tiny": "language", "tutor": "tracing", "scenes": "captioning"}
 
 

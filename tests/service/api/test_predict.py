@@ -183,7 +183,60 @@ def test_infinity_in_the_body_is_refused(client):
     assert answer.status_code in (400, 422)
 
 
-def test_model_of_another_task_is_refused(server):
-    with httpx.Client(base_url=server.url, trust_env=False) as client:
-        answer = predict(client, "tiny", inputs={"x": [ROW]})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "wrong_task")
+def test_sequences_are_each_what_it_is_alone(client, x, truth):
+    sequences = [{"inputs": {"x": x[row, : row + 1].tolist()}, "session": f"many-{row}"} for row in range(9)]
+    answer = predict(client, sequences=sequences).json()
+    assert answer.keys() == {"model", "version", "sequences"}
+    for row, told in enumerate(answer["sequences"]):
+        assert (told["steps"], told["session"]) == (row + 1, f"many-{row}")
+        np.testing.assert_array_equal(np.float32(told["outputs"]["scores"]), truth[row, row])
+    told = predict(client, inputs={"x": x[4, 5:6].tolist()}, session="many-4").json()
+    np.testing.assert_array_equal(np.float32(told["outputs"]["scores"]), truth[4, 5])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"inputs": {"x": [[0.0]]}}, "sequences.1.inputs.x: input 'x' has rows [1]; allowed is [5]"),
+        ({"inputs": {}}, "sequences.1.inputs: input 'x' is missing"),
+        ({"inputs": {"x": [[0.0] * 5]}, "outputs": ["y"]}, "sequences.1.outputs.0: there is no output 'y'"),
+        ({"inputs": {"x": [[0.0] * 5]}, "session": "all"}, "sequences.1.session: sequences.0.session is 'all' too"),
+    ],
+)
+def test_one_bad_sequence_refuses_all(client, bad, message):
+    answer = predict(client, sequences=[{"inputs": {"x": [[0.0] * FEATURES]}, "session": "all"}, bad])
+    assert answer.status_code == 422
+    assert message in answer.json()["error"]["message"]
+    assert client.get("/v1/models/net/sessions/all").status_code == 404
+
+
+def test_fields_of_one_beside_sequences_are_refused(client):
+    answer = predict(client, sequences=[{"inputs": {"x": [[0.0] * FEATURES]}}], each=True)
+    assert "belongs into each of the sequences" in answer.json()["error"]["message"]
+
+
+def test_million_steps_are_refused(server):
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+        answer = predict(client, "tiny", inputs={"token": [1] * 1_000_000})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "prompt_too_long")
+    assert "inputs.token: has 1,000,000 steps, of 1,000,000 in all" in answer.json()["error"]["message"]
+
+
+def test_ids_go_on_from_text(server):
+    """What a language model sampled and had not consumed is consumed first, and not told."""
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+        body = {"prompt": "abc", "max_tokens": 1, "temperature": 0, "session": "ids-after-text", "logprobs": 0}
+        assert client.post("/v1/completions", json={"model": "tiny", **body}).status_code == 200
+        vocabulary = predict(client, "tiny", inputs={"token": [0]}).json()["outputs"]["logits"]
+        bad = predict(client, "tiny", inputs={"token": [len(vocabulary)]}).json()["error"]
+        assert bad["code"] == "token_out_of_range"
+        told = predict(client, "tiny", inputs={"token": [1, 2]}, each=True, session="ids-after-text").json()
+        assert (told["steps"], len(told["outputs"]["logits"])) == (2, 2)
+
+
+def test_tracing_model_takes_its_two_ports(server):
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+        told = predict(client, "tutor", inputs={"skill": [0, 2], "correct": [1, 0]}).json()["outputs"]
+        body = {"attempts": [{"skill": 0, "correct": True}, {"skill": 2, "correct": False}]}
+        predictions = client.post("/v1/models/tutor/trace", json=body).json()["predictions"]
+        np.testing.assert_allclose([each["probability"] for each in predictions], told["probability"], atol=1e-8)

@@ -355,7 +355,7 @@ def test_tracing_model_takes_its_ports(server, trace):
         assert "binary: is for models with one port of numbers" in raw.accepted["message"]
 
 
-def test_model_that_begins_with_an_image_is_refused(server):
+def test_model_that_begins_with_an_image_asks_for_its_context(server):
     with Raw(server, "scenes") as raw:
         assert (raw.accepted["code"], raw.accepted["type"]) == ("invalid_request", "error")
-        assert "an image" in raw.accepted["message"]
+        assert "context: port" in raw.accepted["message"]

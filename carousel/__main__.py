@@ -24,6 +24,7 @@ COMMANDS = {
     "train": Command("training", "train a model as a recipe says"),
     "export": Command("export", "publish a checkpoint as a bundle"),
     "adopt": Command("export.adopt", "make a bundle of a network that others made"),
+    "run": Command("service", "run a model over a whole file of rows", ("run",)),
     "trace": Command("service", "predict every answer of a cohort from a file", ("trace",)),
     "key": Command("service", "make an API key", ("key",)),
 }

@@ -13,6 +13,7 @@ from carousel.service.api.catalogue import limits_of
 from carousel.service.api.task import TASKS, ServedTask
 from carousel.service.served.ports import step_ports
 from carousel.service.served.repository import ServedModel
+from carousel.service.tasks.prediction.command import RUN
 from carousel.service.work.rows import encoder_ports
 
 
@@ -42,4 +43,6 @@ def _require(bundle: Bundle) -> None:
         raise BundleError(f"{MANIFEST}: the head reads an output; of prediction it gives outputs as they are")
 
 
-TASKS.register("prediction")(ServedTask(routers=(), catalogue=_catalogue, require=_require))
+TASKS.register("prediction")(
+    ServedTask(routers=(), catalogue=_catalogue, require=_require, commands={"run": RUN})
+)

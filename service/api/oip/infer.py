@@ -162,7 +162,10 @@ def _requests(model: ServedModel, tensors: Mapping[str, Array], outputs: tuple[s
     bundle = model.bundle
     head = TensorParameters(outputs)
     try:
-        typed = {name: as_port(name, tensors[name], port.dtype) for name, port in live_ports(bundle).items()}
+        typed = {
+            name: as_port(name, tensors[name], port.dtype, non_finite=name in bundle.manifest.step.non_finite)
+            for name, port in live_ports(bundle).items()
+        }
         fed = as_fed(bundle, typed)
         context = {spec.name: as_port(spec.name, tensors[spec.name], spec.dtype) for spec in bundle.context}
     except ValueError as error:
@@ -176,7 +179,7 @@ def _requests(model: ServedModel, tensors: Mapping[str, Array], outputs: tuple[s
             (prompt,) = cast(Mapping[str, Ids], one).values()
             made.append(Request(prompt, head, context=read))
         else:
-            prompt, inputs = fed_steps(step_ports(bundle).inputs, one, 1)
+            prompt, inputs = fed_steps(step_ports(bundle).inputs, one, 1, bundle.manifest.step.non_finite)
             made.append(Request(prompt, head, inputs=inputs, context=read))
     return made
 

@@ -18,7 +18,7 @@ from carousel.models.errors import BundleNotFound
 from carousel.models.output_file import check_output
 from carousel.service.api.task import Command
 from carousel.service.engine.core import EngineCore
-from carousel.service.engine.feed import as_port, fed_steps
+from carousel.service.engine.feed import fed_steps
 from carousel.service.engine.parameters import Array, FinishReason, Ids, TensorParameters, Tensors
 from carousel.service.engine.port import Ended, Request, Snapshot
 from carousel.service.engine.probe import check_rows
@@ -123,11 +123,10 @@ class _Steps:
         return end.result.outputs
 
     def _fed(self, rows: Mapping[str, Array]) -> tuple[Ids, Mapping[str, Array]]:
-        typed = {name: as_port(name, rows[name], spec.dtype) for name, spec in live_ports(self._bundle).items()}
-        fed = as_fed(self._bundle, typed)
-        if id_codec(self._bundle) is None:
-            return fed_steps(step_ports(self._bundle).inputs, fed)
-        (ids,) = fed.values()
+        bundle = self._bundle
+        if id_codec(bundle) is None:
+            return fed_steps(step_ports(bundle).inputs, rows, non_finite=bundle.manifest.step.non_finite)
+        (ids,) = as_fed(bundle, rows).values()
         return ids.astype(np.int64), {}
 
 

@@ -43,6 +43,4 @@ def _require(bundle: Bundle) -> None:
         raise BundleError(f"{MANIFEST}: the head reads an output; of prediction it gives outputs as they are")
 
 
-TASKS.register("prediction")(
-    ServedTask(routers=(), catalogue=_catalogue, require=_require, commands={"run": RUN})
-)
+TASKS.register("prediction")(ServedTask(routers=(), catalogue=_catalogue, require=_require, commands={"run": RUN}))

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from carousel.service.sessions.codec import decode, encode
-from carousel.service.sessions.errors import InvalidMemory, LeaseLost, ModelMismatch, StoreUnavailable
+from carousel.service.sessions.errors import (
+    ExpiredSession,
+    InvalidMemory,
+    LeaseLost,
+    ModelMismatch,
+    StoreUnavailable,
+    UnknownSession,
+)
 from carousel.service.sessions.key import SessionKey
 from carousel.service.sessions.memory import Memory, ModelIdentity, check_fit
 from carousel.service.sessions.store import Lease, SessionStore, Writing
@@ -61,17 +68,29 @@ class Sessions:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @contextlib.asynccontextmanager
-    async def open(self, key: SessionKey, model: ModelIdentity) -> AsyncIterator[OpenSession]:
+    async def open(self, key: SessionKey, model: ModelIdentity, *, anew: bool = False) -> AsyncIterator[OpenSession]:
         """Hold a session for the time of a `with` block, however long; leaving without a commit changes nothing.
+
+        Args:
+            key: which.
+            model: that is to go on from it.
+            anew: whether it begins again, whatever it holds, or is gone.
 
         Raises:
             SessionBusy, ExpiredSession, ModelMismatch, StoreUnavailable
         """
-        lease = await self._acquire(key)
+        try:
+            lease = await self._acquire(key)
+        except ExpiredSession:
+            if not anew:
+                raise
+            with contextlib.suppress(UnknownSession):  # a tombstone, which may have ended meanwhile
+                await self._store.delete(key)
+            lease = await self._acquire(key)
         heartbeat = _Heartbeat(self._store, lease, self._spawn)
         session: OpenSession | None = None
         try:
-            session = OpenSession(lease, _read(key, lease.value, model))
+            session = OpenSession(lease, None if anew else _read(key, lease.value, model))
             yield session
         finally:
             heartbeat.stop()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from carousel.service.engine.parameters import Ids
 from carousel.service.engine.port import Snapshot
 from carousel.service.keys.caller import current_caller
 from carousel.service.observability.metrics import Metrics
+from carousel.service.sessions.errors import UnknownSession
 from carousel.service.sessions.key import SessionKey
 from carousel.service.sessions.memory import NO_IDS, Memory, ModelIdentity, check_fit, remember
 from carousel.service.sessions.process_store import ProcessSessionStore
+from carousel.service.sessions.refusals import unknown
 from carousel.service.sessions.sessions import Change, OpenSession, Sessions, SessionView
 from carousel.service.sessions.store import Retention, SessionStore
 from carousel.service.sessions.tokens import MIN_KEY_BYTES, TokenSigner
@@ -35,16 +39,20 @@ class MemoryChoice:
         session: id of the session to go on from and to write.
         state: a token to go on from.
         return_state: whether the answer brings a token of the new memory.
+        begin: whether what the session holds is forgotten (`new`), or must be there (`old`).
+        drop: whether the session ends with the request.
     """
 
     session: str | None = None
     state: str | None = None
     return_state: bool = False
+    begin: Literal["new", "old", "either"] = "either"
+    drop: bool = False
 
     @property
     def keeps(self) -> bool:
         """Whether anybody wants the new memory."""
-        return self.session is not None or self.return_state
+        return (self.session is not None and not self.drop) or self.return_state
 
     @property
     def resumes(self) -> bool:
@@ -161,8 +169,14 @@ class Memories:
         if choice.session is None:
             yield Recall(model, choice, self.sessions, self._signer, before, None)
             return
-        async with self.sessions.open(SessionKey(tenant, model.name, choice.session), model) as held:
+        key = SessionKey(tenant, model.name, choice.session)
+        async with self.sessions.open(key, model, anew=choice.begin == "new") as held:
+            if choice.begin == "old" and held.memory is None:
+                raise unknown(key)
             yield Recall(model, choice, self.sessions, self._signer, held.memory, held)
+        if choice.drop:
+            with contextlib.suppress(UnknownSession):  # of one that began here
+                await self.sessions.delete(key)
 
     async def look(
         self, model: str, session: str, *, trail: bool = False, fits: ModelIdentity | None = None

@@ -151,7 +151,15 @@ async def _infer(request: Request, model: ServedModel, content: bytes) -> Respon
     wanted = _outputs(model, asked)
     parameters = asked.parameters
     urgency = Urgency(parameters.priority > 1, parameters.timeout / 1e6 if parameters.timeout else math.inf)
-    results = await infer(model, context_of(request).memories, tensors, tuple(wanted), _sequence(parameters), urgency)
+    results = await infer(
+        model,
+        context_of(request).memories,
+        tensors,
+        tuple(wanted),
+        _sequence(parameters),
+        urgency,
+        max_answer_bytes=context_of(request).settings.max_body_bytes,
+    )
     head = {"model_name": model.name, "model_version": str(model.bundle.version)}
     head |= {"id": asked.id} if asked.id else {}
     answer, json_bytes = await asyncio.to_thread(write_tensors, head, results, wanted)

@@ -172,6 +172,8 @@ def test_failed_step_leaves_the_sequence_as_it_was(client, plain, x, truth):
     with pytest.raises(InferenceServerException, match="not finite"):
         step(client, "lstm", bad, 41, 1)
     assert infer(plain, **body_of(x[0, :2], sequence_id=41)).status_code == 422
+    with pytest.raises(InferenceServerException, match="not finite"):
+        step(client, "lstm", bad, 41, 0)  # which was to begin it anew
     np.testing.assert_array_equal(step(client, "lstm", x[0, 1:2], 41, 1)[0], truth["lstm"][0, 1])
 
 
@@ -314,5 +316,5 @@ def test_encoder_alone_takes_rows_whole(client, x):
     ]
     scores = client.infer("tags", fed(x[:, :5])).as_numpy("scores")
     np.testing.assert_array_equal(scores, Trial(onnx.load_model_from_string(tagger()))({"x": x[:, :5]})["scores"])
-    with pytest.raises(InferenceServerException, match="there are no sequences"):
+    with pytest.raises(InferenceServerException, match="keeps no state"):
         client.infer("tags", fed(x[:1]), sequence_id=1, sequence_start=True)

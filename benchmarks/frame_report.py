@@ -65,6 +65,7 @@ class Case(NamedTuple):
 
 FIGURES: Mapping[str, tuple[Callable[[ClosedRun], float], str]] = {
     "frames/s": (lambda run: run.result.tokens_per_second, "{:,.0f}"),
+    "steps/s": (lambda run: run.steps * run.result.tokens_per_second, "{:,.0f}"),
     "p50": (lambda run: 1e3 * (run.result.first_token.p50_seconds or math.nan), "{:,.2f} ms"),
     "p99": (lambda run: 1e3 * (run.result.first_token.p99_seconds or math.nan), "{:,.2f} ms"),
     "client CPU": (lambda run: 100 * run.result.client_cpu, "{:.0f}%"),

@@ -200,7 +200,7 @@ class NucleusDraw:
 def _draw_one_from_few(
     weights: Floats, top_p: float, cut: np.float32, least: np.float32, uniform: float, most: int
 ) -> tuple[np.int64, np.float32]:
-    """The same of one row, bit for bit, in a third of numpy's calls: a token, and the threshold, which is 0 where it is
+    """The same of one row, bit for bit, in fewer of numpy's calls: a token, and the threshold, which is 0 where it is
     not known from `most` weights."""
     tokens = (weights >= cut).nonzero()[0]
     if not 0 < len(tokens) <= most:

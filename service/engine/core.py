@@ -125,7 +125,12 @@ class EngineCore:
         if n + live:
             prompt_rows = int(np.count_nonzero(self._table.added[:n] == 0)) + live
             stepped, runner_seconds = self._run(n, live)
-            answers = self._live.leave(n, stepped.ends)
+            steps, failures = 1, stepped.ends
+            while self._live.goes_on(n, failures):  # then n is 0
+                again = self._clock()
+                failures = self._steps.run(live)
+                runner_seconds, steps = runner_seconds + self._clock() - again, steps + 1
+            answers = self._live.leave()
             for head in self._heads.values():
                 if head.count:
                     head.after_step(stepped)
@@ -136,8 +141,9 @@ class EngineCore:
                 prompt_tokens=prompt_rows,
                 consumed_ahead=self.prefill.take_consumed(),
                 generated_tokens=stepped.added,
-                step_seconds=self._clock() - started,
-                runner_seconds=runner_seconds + prefill_seconds,
+                step_seconds=(self._clock() - started) / steps,
+                runner_seconds=(runner_seconds + prefill_seconds) / steps,
+                steps=steps,
             )
         return self._told(batch, report, answers)
 

@@ -25,6 +25,9 @@ from carousel.service.engine.states.pool import StatePool, StateSpec, zeros
 from carousel.service.engine.steps import Steps
 
 NO_IDS = np.zeros(0, np.int64)
+AT_ONCE = 8
+"""Steps that are taken before anybody else may join, at most: who comes meanwhile waits for them."""
+
 FEW = 16
 """Places that are there at first; as many again whenever they are taken."""
 
@@ -41,7 +44,7 @@ class _Live:
     cursor: int = 0
     """Steps of the first that are taken."""
     before: State | None = None
-    """The state before the first, where that has several steps: if one of them fails, none was taken."""
+    """The state before the first, where that has more steps than are taken at once: if one fails, none was taken."""
     told: list[Array] = field(default_factory=list)
     """What its steps have said so far, where each is to be told. [m, ...] each"""
     ends: bool = False
@@ -74,7 +77,18 @@ class LiveSequences:
         """Who has something to consume, in turn."""
         self._taken: list[_Live] = []
         """Who is in the step. [k]"""
+        self._rows = slice(0, 0)
         self._places: Rows = np.zeros(0, np.intp)
+        self._length = 1
+        """Steps that they take before they leave."""
+        self._at = 0
+        """Which of these is next."""
+        self._given: Mapping[str, list[Array]] | Mapping[str, Array] = {}
+        """What they are fed in these, by input. [k, length, ...] each"""
+        self._said: dict[str, Array] = {}
+        """What was said of them, by output. [k, length, ...] each"""
+        self._failed: dict[int, str] = {}
+        """Whose step failed, by place among them, and why."""
         self._floats = {name for name, spec in ports.outputs.items() if np.issubdtype(spec.dtype, np.inexact)}
 
     @property
@@ -123,44 +137,75 @@ class LiveSequences:
             self._close(live, FinishReason.FAILED, detail)
 
     def enter(self, n: int) -> int:
-        """Before a step: the next in turn get the rows from n on. Returns how many."""
+        """Before a step: the next in turn get the rows from n on. Returns how many.
+
+        Where no request has a row, they stay for as many steps as all have been fed, up to AT_ONCE.
+        """
         k = min(len(self._ready), self._turns)
         taken = self._taken = [self._ready.popleft() for _ in range(k)]
+        self._failed = {}
+        self._at, self._length = 0, 1
         if k:
-            rows = slice(n, n + k)
-            self._places = np.array([live.place for live in taken])
+            if not n:
+                self._length = min(AT_ONCE, min(live.fed[0].steps - live.cursor for live in taken))
+            self._rows, self._places = slice(n, n + k), np.array([live.place for live in taken])
             states, context = self._parked
-            self._pool.load(rows, states.arrays, context.arrays, self._places)
-            for name, array in self._steps.inputs.items():
-                pieces = [
-                    fed.inputs[name] if (fed := live.fed[0]).steps == 1 else _step(fed.inputs[name], live.cursor)
-                    for live in taken
-                ]
-                np.concatenate(pieces, out=array[rows])
+            self._pool.load(self._rows, states.arrays, context.arrays, self._places)
+            given = {
+                name: [live.fed[0].inputs[name][live.cursor : live.cursor + self._length] for live in taken]
+                for name in self._steps.inputs
+            }
+            self._given = given if self._length == 1 else {name: np.stack(rows) for name, rows in given.items()}
+            self._write()
+            self._said = {
+                name: np.empty((k, self._length, *array.shape[1:]), array.dtype)
+                for name, array in self._steps.outputs.items()
+                if any(name in live.outputs for live in taken)
+            }
             for live in taken:
-                if live.fed[0].steps > 1 and not live.cursor:
+                if live.fed[0].steps > self._length and not live.cursor:
                     self._begin(live)
         return k
 
-    def leave(self, n: int, failures: RowEnds) -> list[tuple[int, Answer]]:
-        """After a step: park the states, and tell what came of what was consumed. Failures lose the rows behind n."""
+    def goes_on(self, n: int, failures: RowEnds) -> bool:
+        """After a step: note what it has said, and whether there is another one of the same rows, which are fed it.
+
+        Failures lose the rows behind n.
+        """
+        if not self._taken:
+            return False
+        for name, said in self._said.items():
+            said[:, self._at] = self._steps.outputs[name][self._rows]
+        for row in [row for row in failures if row >= n]:
+            self._failed.setdefault(row - n, failures.pop(row)[1])
+        self._at += 1
+        if self._at == self._length:
+            return False
+        self._write()
+        return True
+
+    def _write(self) -> None:
+        for name, array in self._steps.inputs.items():
+            given = self._given[name]
+            if isinstance(given, list):
+                np.concatenate(given, out=array[self._rows])
+            else:
+                array[self._rows] = given[:, self._at]
+
+    def leave(self) -> list[tuple[int, Answer]]:
+        """After the last of these steps: park the states, and tell what came of what was consumed."""
         taken, answers = self._taken, list[tuple[int, Answer]]()
         if not taken:
             return answers
-        rows = slice(n, n + len(taken))
-        said = {
-            name: self._steps.outputs[name][rows].copy() for name in {name for live in taken for name in live.outputs}
-        }
-        failed = [row for row in failures if row >= n]
-        wrong = {row - n: failures.pop(row)[1] for row in failed} | self._not_finite(said)
-        left = self._pool.host(rows)
+        wrong = self._not_finite() | self._failed
+        left = self._pool.host(self._rows)
         if wrong:
             sound = np.array([row for row in range(len(taken)) if row not in wrong], np.intp)
             self._parked[0].put(self._places[sound], {name: array[sound] for name, array in left.items()})
         else:
             self._parked[0].put(self._places, left)
         for row, live in enumerate(taken):
-            answer = self._answer(live, row, said, wrong.get(row))
+            answer = self._answer(live, row, wrong.get(row))
             if answer is not None:
                 answers.append((live.id, answer))
                 live.fed.popleft()
@@ -171,29 +216,28 @@ class LiveSequences:
         self._taken = []
         return answers
 
-    def _answer(self, live: _Live, row: int, said: Mapping[str, Array], wrong: str | None) -> Answer | None:
+    def _answer(self, live: _Live, row: int, wrong: str | None) -> Answer | None:
         """What came of the first that it was fed; None while that has more steps."""
-        steps = live.fed[0].steps
         if wrong is not None:
             self._undo(live)
             return Answer((), wrong)
-        if steps > 1:
-            for array, name in zip(live.told, live.outputs, strict=False):
-                array[live.cursor] = said[name][row]
-            live.cursor += 1
+        said, steps = [self._said[name][row] for name in live.outputs], live.fed[0].steps
+        if steps > self._length:
+            for array, part in zip(live.told, said, strict=False):
+                array[live.cursor : live.cursor + self._length] = part
+            live.cursor += self._length
             if live.cursor < steps:
                 return None
             live.cursor, live.before = 0, None
             if live.each:
-                told, live.told = live.told, []
-                return Answer(tuple(told))
-        return Answer(tuple([said[name][row : row + 1] for name in live.outputs]))
+                said, live.told = live.told, []
+        return Answer(tuple(said if live.each else [part[-1:] for part in said]))
 
-    def _not_finite(self, said: Mapping[str, Array]) -> dict[int, str]:
-        """Whose asked outputs are not, by place in the step."""
+    def _not_finite(self) -> dict[int, str]:
+        """Whose asked outputs are not, by place."""
         wrong = {}
-        for name in self._floats & said.keys():
-            finite = np.isfinite(said[name])
+        for name in self._floats & self._said.keys():
+            finite = np.isfinite(self._said[name])
             if not finite.all():
                 for row in np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1)).tolist():
                     if name in self._taken[row].outputs:
@@ -201,7 +245,7 @@ class LiveSequences:
         return wrong
 
     def _begin(self, live: _Live) -> None:
-        """The first of several steps."""
+        """The first of more steps than are taken at once."""
         live.before = self._parked[0].copy(live.place)
         outputs, steps = self._steps.outputs, live.fed[0].steps
         if live.each:
@@ -251,8 +295,3 @@ class _Parked:
     def copy(self, place: int) -> dict[str, Array]:
         """Of a row."""
         return {name: np.array(array[place]) for name, array in self.arrays.items()}
-
-
-def _step(steps: Array, place: int) -> Array:
-    """One of them, with its axis. [1, ...]"""
-    return steps[place : place + 1]

@@ -159,6 +159,8 @@ class StepReport:
     step_seconds: float
     runner_seconds: float
     consumed_ahead: int = 0
+    steps: int = 1
+    """How many there were of this kind, one after another: seconds, rows and tokens are each one's."""
 
     @property
     def phase(self) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -188,7 +188,8 @@ class EngineThread:
     def _tell(self, output: StepOutput) -> None:
         """Hand over what a step told, with the reports of all steps since the last time."""
         if output.report is not None:
-            self._reports.append(output.report)
+            again = replace(output.report, consumed_ahead=0)
+            self._reports += [output.report, *[again] * (output.report.steps - 1)]
         if not output.tells and len(self._reports) < MAX_HELD_REPORTS:
             return
         reports, self._reports = self._reports, []

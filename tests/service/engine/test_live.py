@@ -7,7 +7,7 @@ import pytest
 
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.fed import Fed
-from carousel.service.engine.live import FEW
+from carousel.service.engine.live import AT_ONCE, FEW
 from carousel.service.engine.parameters import FinishReason, LiveParameters, SamplingParameters
 from carousel.service.engine.port import Request, Snapshot
 from carousel.service.engine.rows.table import NOT_FINITE
@@ -60,7 +60,7 @@ def test_more_sequences_than_rows_take_turns_and_are_each_what_they_are_alone(ma
             core.add(1000 + id, Request(random.integers(0, 23, 3), SamplingParameters(max_tokens=9, seed=id)))
         for other in range(id + 1):
             if random.random() < 0.1:
-                ids = random.integers(0, 23, random.integers(1, 6)).tolist()
+                ids = random.integers(0, 23, random.choice([1, 2, 5, 2 * AT_ONCE + 3])).tolist()
                 feed(core, other, ids)
                 fed[other].append(ids)
         output = core.step()
@@ -81,6 +81,22 @@ def test_more_sequences_than_rows_take_turns_and_are_each_what_they_are_alone(ma
         assert ends[id].reason is FinishReason.STOP
         assert ends[id].snapshot.state["state.a"][0] == (states[-1] if states else 0)
     assert {ends[1000 + id].reason for id in range(0, count, 5)} == {FinishReason.LENGTH}
+
+
+def test_steps_that_all_have_been_fed_are_taken_without_a_pause(make_core, runner, states_after):
+    core = make_core(runner, 4)
+    for id, count in enumerate((AT_ONCE + 2, AT_ONCE + 5)):
+        core.add(id, live())
+        feed(core, id, range(count))
+    first, second, third = core.step(), core.step(), core.step()
+    assert [output.report.steps for output in (first, second, third)] == [AT_ONCE, 2, 3]
+    assert [[id for id, _ in output.answers] for output in (first, second, third)] == [[], [0], [1]]
+    ((_, answer),) = third.answers
+    expected = [runner.logits_of(state) for state in states_after(range(AT_ONCE + 5))]
+    np.testing.assert_array_equal(answer.outputs[0], expected)
+    feed(core, 0, [1, 2])
+    core.add(9, Request(np.array([1]), SamplingParameters(max_tokens=1)))
+    assert core.step().report.steps == 1  # a request has a row
 
 
 def test_idle_sequences_have_no_row(make_core, runner):
@@ -130,7 +146,7 @@ def test_sequence_that_is_cancelled_is_as_after_its_last_answer(make_core, runne
     core.add(0, live())
     feed(core, 0, [1, 2])
     run(core, answers, ends)
-    feed(core, 0, [3, 4, 5])
+    feed(core, 0, [3, 4, 5] * AT_ONCE)
     feed(core, 0, [6])
     core.step()
     core.cancel(0)

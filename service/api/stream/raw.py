@@ -30,6 +30,11 @@ class RawConnection(Connection):
         """What a frame says besides raw streams."""
         if message.get("text") is None:
             self.refuse("unsupported_frame", "a binary frame came, and no raw stream runs; send start first")
+        if (await _said(message["text"]))[0] == "start":
+            self.refuse(
+                "wrong_task",
+                f"{self._name} is a {self._model_task} model, whose sockets stream raw steps; send start with raw",
+            )
         return await self.parse_json(message["text"], RAW_FRAME)
 
     def begin(self, request: Any) -> Work | None:
@@ -87,8 +92,11 @@ class RawConnection(Connection):
 
 async def _kind(text: str | None) -> tuple[object, object]:
     """The `type` and `raw` of a frame that may be about a raw stream."""
-    if text is None or not any(word in text for word in WORDS):
-        return None, None
+    return (None, None) if text is None or not any(word in text for word in WORDS) else await _said(text)
+
+
+async def _said(text: str) -> tuple[object, object]:
+    """The `type` and `raw` of any frame."""
     try:
         value = loads(text) if len(text) < LARGE else await asyncio.to_thread(loads, text)
     except (ValueError, RecursionError):

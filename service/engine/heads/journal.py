@@ -14,45 +14,48 @@ from carousel.service.engine.rows.table import CHUNK, Columns
 
 
 class Journal(Columns):
-    """One entry a step of each row that keeps one. The memory is taken when the first row does.
+    """One entry a step of each row that keeps one, of one kind or of several that are noted together.
+
+    The memory is taken when the first row does.
 
     Args:
         max_rows: R.
-        shape: of an entry.
-        dtype: of its elements.
+        kinds: shape and type of an entry of each.
     """
 
-    def __init__(self, max_rows: int, shape: tuple[int, ...] = (), dtype: npt.DTypeLike = np.float64) -> None:
+    def __init__(self, max_rows: int, *kinds: tuple[tuple[int, ...], npt.DTypeLike]) -> None:
         self.cursor = np.zeros(max_rows, np.int64)
         super().__init__()
-        self._shape = (max_rows, CHUNK, *shape)
-        self._dtype = dtype
-        self._entries: Array | None = None
+        self._max_rows = max_rows
+        self._kinds = kinds
+        self._entries: list[Array] | None = None
 
-    def note(self, rows: Rows, values: Array) -> Rows:
-        """Add an entry to each of these rows; which of them are to be drained before the next. [r, ...]"""
+    def note(self, rows: Rows, *values: Array) -> Rows:
+        """Add an entry of each kind to each of these rows; which are to be drained before the next. [r, ...] each"""
         if self._entries is None:
-            self._entries = np.zeros(self._shape, self._dtype)
+            self._entries = [np.zeros((self._max_rows, CHUNK, *shape), dtype) for shape, dtype in self._kinds]
         at = self.cursor[rows]
-        self._entries[rows, at] = values
+        for entries, value in zip(self._entries, values, strict=True):
+            entries[rows, at] = value
         at += 1
         self.cursor[rows] = at
         full: Rows = rows[at == CHUNK]
         return full
 
-    def drain(self, row: int) -> Array:
-        """What was noted of a row since the last time, copied. [at most C, ...]"""
+    def drain(self, row: int) -> list[Array]:
+        """What was noted of a row since the last time, copied, by kind. [at most C, ...] each"""
         count = int(self.cursor[row])
         self.cursor[row] = 0
         if self._entries is None:
-            return np.zeros((0, *self._shape[2:]), self._dtype)
-        return self._entries[row, :count].copy()
+            return [np.zeros((0, *shape), dtype) for shape, dtype in self._kinds]
+        return [entries[row, :count].copy() for entries in self._entries]
 
     def release(self, row: int, last: int) -> None:
         """See Columns."""
         if self._entries is not None and row != last:
             count = int(self.cursor[last])
-            self._entries[row, :count] = self._entries[last, :count]
+            for entries in self._entries:
+                entries[row, :count] = entries[last, :count]
         super().release(row, last)
 
 

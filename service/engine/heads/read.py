@@ -69,8 +69,8 @@ class Read(RowsOfHead):
         self._reads = reads
         self._table = table
         self._targets = Targets(max_rows)
-        self._values = Journal(max_rows, dtype=np.float32)
-        self._record = Journal(max_rows, (size,), np.float32)
+        self._values = Journal(max_rows, ((), np.float32))
+        self._record = Journal(max_rows, ((size,), np.float32))
         self._read: dict[Sequence, _Read] = {}
 
     def acquire(self, rows: range, sequence: Sequence) -> None:
@@ -95,9 +95,9 @@ class Read(RowsOfHead):
         if read.last is None:
             return 0, None
         if self.targeted[row]:
-            read.values.append(cast(Floats, self._values.drain(row)))
+            read.values.append(cast(Floats, self._values.drain(row)[0]))
         if self.recording[row]:
-            read.keep(cast(Floats, self._record.drain(row)))
+            read.keep(cast(Floats, self._record.drain(row)[0]))
         reading = Reading(
             values=np.concatenate(read.values) if read.values else None,
             curve=np.concatenate(read.curve) if read.curve else None,
@@ -116,12 +116,12 @@ class Read(RowsOfHead):
             values = outputs[targeted, self._targets.next(targeted)]
             for row in self._values.note(targeted, values).tolist():
                 read = self._read[step.running[row]]
-                read.values.append(cast(Floats, self._values.drain(row)))
+                read.values.append(cast(Floats, self._values.drain(row)[0]))
                 read.left = self._targets.fill(row, read.left)
         recording = rows[self.recording[rows]]
         if len(recording):
             for row in self._record.note(recording, outputs[recording]).tolist():
-                self._read[step.running[row]].keep(cast(Floats, self._record.drain(row)))
+                self._read[step.running[row]].keep(cast(Floats, self._record.drain(row)[0]))
         for row in rows[step.done[rows]].tolist():
             if row not in step.ends:
                 step.ends[row] = (FinishReason.STOP, "")

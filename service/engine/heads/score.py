@@ -57,7 +57,7 @@ class Score(RowsOfHead):
         self._table = table
         self._sampler = sampler
         self._targets = Targets(max_rows)
-        self._logprobs = Journal(max_rows)
+        self._logprobs = Journal(max_rows, ((), np.float64))
         self._weighed: dict[Sequence, _Weighed] = {}
 
     def acquire(self, rows: range, sequence: Sequence) -> None:
@@ -80,7 +80,7 @@ class Score(RowsOfHead):
         weighed = self._weighed.pop(sequence)
         if not weighed.complete:
             return 0, None
-        logprobs = np.concatenate([*weighed.logprobs, self._logprobs.drain(row)])
+        logprobs = np.concatenate([*weighed.logprobs, self._logprobs.drain(row)[0]])
         return 0, Scores(logprobs, weighed.alternatives)
 
     def after_step(self, step: Stepped) -> None:
@@ -100,7 +100,7 @@ class Score(RowsOfHead):
                 self._weighed[step.running[row]].alternatives.append(best)
         for row in full.tolist():
             sequence = step.running[row]
-            self._weighed[sequence].logprobs.append(cast(Doubles, self._logprobs.drain(row)))
+            self._weighed[sequence].logprobs.append(cast(Doubles, self._logprobs.drain(row)[0]))
             self._fill(row, sequence)
         for row in rows[step.done[rows]].tolist():
             if row not in step.ends:

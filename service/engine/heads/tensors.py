@@ -32,7 +32,8 @@ class GiveTensors(RowsOfHead):
         self.each = np.zeros(max_rows, np.bool_)
         """Which rows want those of each step."""
         super().__init__(max_rows)
-        self._journals = {name: Journal(max_rows, spec.shape, spec.dtype) for name, spec in outputs.items()}
+        self._names = tuple(outputs)
+        self._journal = Journal(max_rows, *((spec.shape, spec.dtype) for spec in outputs.values()))
         self._floats = [name for name, spec in outputs.items() if np.issubdtype(spec.dtype, np.inexact)]
         self._pieces: dict[Sequence, dict[str, list[Array]]] = {}
         self._complete: set[Sequence] = set()
@@ -47,8 +48,7 @@ class GiveTensors(RowsOfHead):
     def release(self, row: int, last: int) -> None:
         """See Head."""
         super().release(row, last)
-        for journal in self._journals.values():
-            journal.release(row, last)
+        self._journal.release(row, last)
 
     def end(self, row: int, sequence: Sequence) -> tuple[int, Result | None]:
         """See Head."""
@@ -72,10 +72,7 @@ class GiveTensors(RowsOfHead):
                         step.ends.setdefault(row, (FinishReason.FAILED, NOT_FINITE))
         each = rows[self.each[rows]]
         if len(each):
-            full = each[:0]
-            for name, journal in self._journals.items():
-                full = journal.note(each, step.outputs[name][each])
-            for row in full.tolist():
+            for row in self._journal.note(each, *[step.outputs[name][each] for name in self._names]).tolist():
                 self._drain(row, step.running[row])
         for row in rows[step.done[rows]].tolist():
             if row in step.ends:
@@ -89,7 +86,6 @@ class GiveTensors(RowsOfHead):
 
     def _drain(self, row: int, sequence: Sequence) -> None:
         """Take what was noted of a row; what it did not ask for is forgotten."""
-        for name, journal in self._journals.items():
-            noted = journal.drain(row)
+        for name, noted in zip(self._names, self._journal.drain(row), strict=True):
             if name in self._pieces[sequence]:
                 self._pieces[sequence][name].append(noted)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from carousel.models.bundle import publish
 from carousel.models.manifest import Manifest
@@ -77,6 +78,12 @@ def test_its_socket_streams_raw_steps_alone(client: TestClient) -> None:
         assert "has 1 steps; the others have 2" in socket.receive_json()["message"]
         socket.send_json({"type": "steps", "inputs": {**rows, "dose": [1.5, 2]}})
         assert "input 'dose' is float64; allowed is int32" in socket.receive_json()["message"]
+        socket.send_json({"type": "finish"})
+        assert socket.receive_json()["steps"] == 2
+        socket.send_json({"type": "start", "prompt": "Two of"})
+        assert "whose sockets stream raw steps; send start with raw" in socket.receive_json()["message"]
+        with pytest.raises(WebSocketDisconnect):  # the client must not leave first: it would cancel what serves it
+            socket.receive_json()
     with client.websocket_connect("/v1/models/vitals/stream") as socket:
         socket.send_json({"type": "start", "raw": True, "binary": True})
         assert "binary: is for models with one port of numbers" in socket.receive_json()["message"]

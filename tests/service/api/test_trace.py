@@ -283,7 +283,9 @@ def test_routes_refuse_a_model_of_another_task(client, refused, connect, server)
         ("/v1/completions", {"model": "tutor", "prompt": "abc", "stream": True}),
     ]:
         assert "tracing" in refused(client.post(path, json=body), 409, "wrong_task")
-    error, close_code = connect(model="tutor").refusal()
+    stream = connect(model="tutor")  # which streams raw steps
+    stream.start("abc")
+    error, close_code = stream.refusal()
     assert (error["code"], close_code) == ("wrong_task", 4409)
 
 

@@ -64,13 +64,13 @@ def test_targets_of_a_score_pair_each_id_with_the_next():
 
 def test_journal_gives_back_what_was_noted_of_rows_that_move():
     random = np.random.default_rng(3)
-    journal, rows, noted, drained = Journal(4, (2,), np.float32), [0, 1, 2, 3], {}, {}
+    journal, rows, noted, drained = Journal(4, ((2,), np.float32), ((), np.int64)), [0, 1, 2, 3], {}, {}
     for step in range(2 * CHUNK + 30):
         places = np.flatnonzero(random.random(len(rows)) < 0.9)
         values = random.random((len(places), 2)).astype(np.float32)
-        full = journal.note(places, values)
+        full = journal.note(places, values, np.full(len(places), step))
         for place, value in zip(places.tolist(), values, strict=True):
-            noted.setdefault(rows[place], []).append(value)
+            noted.setdefault(rows[place], []).append((value, step))
         for place in full.tolist():
             drained.setdefault(rows[place], []).append(journal.drain(place))
         if step in (40, 200):  # the first row leaves, and the last takes its place
@@ -80,8 +80,10 @@ def test_journal_gives_back_what_was_noted_of_rows_that_move():
     for place, name in enumerate(rows):
         drained.setdefault(name, []).append(journal.drain(place))
     assert sorted(noted) == [0, 1, 2, 3]
-    for name, values in noted.items():
-        np.testing.assert_array_equal(np.concatenate(drained[name]), values)
+    for name, entries in noted.items():
+        values, steps = (np.concatenate(parts) for parts in zip(*drained[name], strict=True))
+        np.testing.assert_array_equal(values, [value for value, _ in entries])
+        assert steps.tolist() == [step for _, step in entries]
 
 
 def test_release_moves_the_last_row_and_clears_what_is_free():

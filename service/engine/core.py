@@ -61,11 +61,12 @@ class EngineCore:
         self._fed = cast(Ids, fed)
         self._feed = Feed(self._steps.inputs, max_rows) if ports.head.feeds is None and ports.inputs else None
         self._heads = open_heads(ports, self._table, self._pool, max_rows)
-        self._live = LiveSequences(ports, self._steps, self._pool, max_rows, self._end)
+        self._finished: list[tuple[int, Ended]] = []
+        # Not a method of this: a circle would keep the graphs of a closed engine until the garbage is collected.
+        self._live = LiveSequences(ports, self._steps, self._pool, max_rows, self._finished)
         self._sequences: dict[int, Sequence] = {}
         """All that wait or run, by id."""
         self._joined: list[Joined] = []
-        self._finished: list[tuple[int, Ended]] = []
 
     def add(self, id: int, request: Request, *, batch: bool = False) -> None:
         """Queue a request; it joins at the next step with a free row, or with as many as its beam is wide.
@@ -250,16 +251,14 @@ class EngineCore:
 
     def _forget(self, sequence: Sequence, ended: Ended) -> None:
         del self._sequences[sequence.id]
-        self._end(sequence.id, ended)
-
-    def _end(self, id: int, ended: Ended) -> None:
-        self._finished.append((id, ended))
+        self._finished.append((sequence.id, ended))
 
     def _told(
         self, batch: TokenBatch | None, report: StepReport | None, answers: list[tuple[int, Answer]]
     ) -> StepOutput:
         joined, self._joined = self._joined, []
-        finished, self._finished = self._finished, []
+        finished = [*self._finished]
+        self._finished.clear()
         return StepOutput(joined, batch, finished, report, answers)
 
 

@@ -10,7 +10,7 @@ Axes: n rows of requests, k live sequences in a step, m steps that are fed toget
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,16 +59,16 @@ class LiveSequences:
         steps: runs them.
         pool: holds the rows of a step.
         turns: how many may share one, in rows behind those of requests.
-        end: is told who has ended.
+        finished: gets who has ended, by id.
     """
 
     def __init__(
-        self, ports: StepPorts, steps: Steps, pool: StatePool, turns: int, end: Callable[[int, Ended], None]
+        self, ports: StepPorts, steps: Steps, pool: StatePool, turns: int, finished: list[tuple[int, Ended]]
     ) -> None:
         self._steps = steps
         self._pool = pool
         self._turns = turns
-        self._end = end
+        self._finished = finished
         self._blank = ports.blank
         self._parked = _Parked(ports.states), _Parked(ports.context)
         self._free: list[int] = []
@@ -263,7 +263,7 @@ class LiveSequences:
             snapshot = Snapshot(self._parked[0].copy(live.place), NO_IDS)
         self._free.append(live.place)
         del self._lives[live.id]
-        self._end(live.id, Ended(reason, detail, snapshot))
+        self._finished.append((live.id, Ended(reason, detail, snapshot)))
 
 
 class _Parked:

@@ -14,7 +14,7 @@ def test_figures_of_two_commits_are_compared(capsys, monkeypatch):
     for name in ("SKILLS", "LEARNERS"):
         monkeypatch.setattr(against.tracing, name, 2)
     options = argparse.Namespace(checkout=CHECKOUT, restarts=1, rounds=2, seconds=0.2, streams=[2])
-    windows = {"captions": against._captions(0.3), "answers": against._answers(0.3), **against._streams(options)}
+    windows = {"captions": against._captions(1.0), "answers": against._answers(1.0), **against._streams(options)}
     models = dict.fromkeys(windows, "shakespeare") | {"captions": "scenes", "answers": "tutor"}
     asked = {
         what: lambda target, what=what, measure=measure: measure(replace(target, model=models[what]))

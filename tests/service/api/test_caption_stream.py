@@ -197,4 +197,6 @@ def test_other_models_take_no_images(connect, picture):
     stream = connect()
     stream.socket.send(picture(0))
     _refused(stream, "unsupported_frame", 1003)
-    _refused(connect(model="tutor"), "wrong_task", 4409)
+    tutor = connect(model="tutor")
+    tutor.socket.send(picture(0))
+    _refused(tutor, "unsupported_frame", 1003)

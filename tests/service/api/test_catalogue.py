@@ -44,4 +44,6 @@ def test_openapi_describes_every_route(client):
     paths = ["/v1/completions", "/v1/models", models, f"{models}/next-token", f"{models}/score", f"{models}/predict"]
     paths += [f"{models}/captions", f"{models}/captions/attention.svg"]
     paths += [f"{models}/trace", f"{models}/trace/{{session}}/mastery.svg", f"{models}/sessions/{{session}}"]
+    paths += ["/v2", *(f"/v2/{rest}" for rest in ("health/live", "health/ready", "models/{model}"))]
+    paths += [f"/v2/models/{{model}}/{rest}" for rest in ("ready", "infer")]
     assert sorted(schema["paths"]) == sorted([*paths, "/livez", "/readyz", "/metrics"])

@@ -300,7 +300,7 @@ def test_start_that_is_not_raw_is_refused_where_nothing_else_streams(adopted):
     with open_socket(adopted.socket_url("net"), proxy=None, compression=None) as socket:
         socket.send(json.dumps({"type": "start", "prompt": "abc"}))
         error = json.loads(socket.recv(timeout=60))
-    assert (error["type"], error["code"]) == ("error", "invalid_request")
+    assert (error["type"], error["code"]) == ("error", "wrong_task")
     assert "raw" in error["message"]
 
 

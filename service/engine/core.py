@@ -5,6 +5,7 @@ Axes: n active rows.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import cast
@@ -15,10 +16,11 @@ from carousel.service.engine.fed import Answer, Fed
 from carousel.service.engine.feed import Feed
 from carousel.service.engine.heads.head import Stepped
 from carousel.service.engine.heads.registry import open_heads
-from carousel.service.engine.live import LiveSequences
+from carousel.service.engine.live import LiveSequences, step_rows
 from carousel.service.engine.parameters import FinishReason, Ids, LiveParameters
 from carousel.service.engine.port import Counts, Ended, Request, Snapshot, StepReport
 from carousel.service.engine.prefill.prefill import Arrival, Prefill
+from carousel.service.engine.rows.plan import Mask
 from carousel.service.engine.rows.table import RowTable
 from carousel.service.engine.runner import PrefillRunner, Runner
 from carousel.service.engine.scheduler import Scheduler
@@ -32,10 +34,10 @@ class EngineCore:
 
     Args:
         runner: runs the step graph.
-        max_rows: rows that may run at once; and as many again of live sequences, in turns.
+        max_rows: rows of requests that may run at once.
         clock: seconds, monotonic.
         prefill: runs the prefill graph; None where there is none, and every id is fed to a step.
-        pool: holds the runner's states, twice max_rows of them; None for arrays on the host.
+        pool: holds the runner's states, step_rows of them; None for arrays on the host.
     """
 
     def __init__(
@@ -47,14 +49,14 @@ class EngineCore:
         prefill: PrefillRunner | None = None,
         pool: StatePool | None = None,
     ) -> None:
-        ports = runner.ports
+        ports, rows = runner.ports, step_rows(max_rows)
         self.scheduler = Scheduler(max_rows)
         self.prefill = Prefill(prefill, ports)
         self._runner = runner
         self._clock = clock
-        self._pool: StatePool = pool or HostPool(ports.states, ports.context, 2 * max_rows)
+        self._pool: StatePool = pool or HostPool(ports.states, ports.context, rows)
         self._table = RowTable(max_rows)
-        self._steps = Steps(runner, self._pool, 2 * max_rows)
+        self._steps = Steps(runner, self._pool, rows)
         self._blank = ports.blank if ports.initial else None
         """What sequences begin with, where that is not zeros."""
         fed = np.zeros(max_rows, np.int64) if ports.head.feeds is None else self._steps.inputs[ports.head.feeds]
@@ -63,7 +65,7 @@ class EngineCore:
         self._heads = open_heads(ports, self._table, self._pool, max_rows)
         self._finished: list[tuple[int, Ended]] = []
         # Not a method of this: a circle would keep the graphs of a closed engine until the garbage is collected.
-        self._live = LiveSequences(ports, self._steps, self._pool, max_rows, self._finished)
+        self._live = LiveSequences(ports, self._steps, self._pool, rows, self._finished)
         self._sequences: dict[int, Sequence] = {}
         """All that wait or run, by id."""
         self._joined: list[Joined] = []
@@ -113,40 +115,57 @@ class EngineCore:
         """Whether there is nothing to run and nothing to tell."""
         return not (self._sequences or self._finished or self._joined or self._live.ready)
 
-    def step(self) -> StepOutput:
+    @property
+    def feeds_alone(self) -> bool:
+        """Whether there are no requests, and so nothing but live sequences to step."""
+        return not self._sequences
+
+    def step(self, most_live: int = sys.maxsize) -> StepOutput:
         """Let waiting requests join, take every row one id forward, and tell what came of it.
+
+        Args:
+            most_live: of live sequences so many rows at most; the others wait for the next step.
 
         Raises:
             RunnerBroken: the step failed for every row, and for a row of zeros too.
         """
         started = self._clock()
         prefill_seconds = self._schedule(started)
-        n, batch, report = len(self.scheduler.running), None, None
-        live, answers = self._live.enter(n), list[tuple[int, Answer]]()
-        if n + live:
-            prompt_rows = int(np.count_nonzero(self._table.added[:n] == 0)) + live
-            stepped, runner_seconds = self._run(n, live)
-            steps, failures = 1, stepped.ends
-            while self._live.goes_on(n, failures):  # then n is 0
-                again = self._clock()
-                failures = self._steps.run(live)
-                runner_seconds, steps = runner_seconds + self._clock() - again, steps + 1
+        n, live, answers = len(self.scheduler.running), 0, list[tuple[int, Answer]]()
+        if self._live.ready:
+            live = self._live.enter(n, most_live)
+        if not n + live:
+            return self._told(None, None, answers)
+        prompt_rows, steps = live, 1
+        if n:
+            prompt_rows += int(np.count_nonzero(self._table.added[:n] == 0))
+            ids = self._next_ids(n)
+        began = self._clock()
+        failures = self._steps.run(n + live)
+        runner_seconds = self._clock() - began
+        while live and self._live.goes_on(n, failures):  # then n is 0
+            began = self._clock()
+            failures = self._steps.run(live)
+            runner_seconds, steps = runner_seconds + self._clock() - began, steps + 1
+        if live:
             answers = self._live.leave()
+        stepped = None
+        if n:
+            stepped = Stepped(ids, self._steps.outputs, self._advance(n), self.scheduler.running, failures)
             for head in self._heads.values():
                 if head.count:
                     head.after_step(stepped)
             self._let_go(stepped)
-            batch = stepped.batch
-            report = StepReport(
-                rows=n + live,
-                prompt_tokens=prompt_rows,
-                consumed_ahead=self.prefill.take_consumed(),
-                generated_tokens=stepped.added,
-                step_seconds=(self._clock() - started) / steps,
-                runner_seconds=(runner_seconds + prefill_seconds) / steps,
-                steps=steps,
-            )
-        return self._told(batch, report, answers)
+        report = StepReport(
+            rows=n + live,
+            prompt_tokens=prompt_rows,
+            consumed_ahead=self.prefill.take_consumed(),
+            generated_tokens=stepped.added if stepped else 0,
+            step_seconds=(self._clock() - started) / steps,
+            runner_seconds=(runner_seconds + prefill_seconds) / steps,
+            steps=steps,
+        )
+        return self._told(stepped.batch if stepped else None, report, answers)
 
     def fail_all(self, detail: str) -> StepOutput:
         """End every request, running and waiting."""
@@ -184,15 +203,17 @@ class EngineCore:
             self._table.acquire(rows[0], sequence)
             self._heads[type(request.head)].acquire(rows, sequence)
 
-    def _run(self, n: int, live: int) -> tuple[Stepped, float]:
-        """One step of n rows and of those of live sequences behind, and how many seconds the runner took."""
-        table, ids = self._table, self._fed[:n]
-        ids[:] = table.next_ids(n)
-        if self._feed is not None and n:
+    def _next_ids(self, n: int) -> Ids:
+        """What the rows of requests consume in a step, written where it is fed from."""
+        ids = self._fed[:n]
+        ids[:] = self._table.next_ids(n)
+        if self._feed is not None:
             self._feed.write(ids, self.scheduler.running)
-        started = self._clock()
-        failures = self._steps.run(n + live)
-        seconds = self._clock() - started
+        return ids
+
+    def _advance(self, n: int) -> Mask:
+        """After it: which of these rows have nothing left to consume. <bool>[n]"""
+        table = self._table
         table.advance(n)
         done = table.empty(n)
         if table.unfilled[:n].any():
@@ -201,7 +222,7 @@ class EngineCore:
                 self._checkpoint(row, sequence)
                 table.fill(row, sequence)
             done = table.empty(n)
-        return Stepped(ids, self._steps.outputs, done, self.scheduler.running, failures), seconds
+        return done
 
     def _checkpoint(self, row: int, sequence: Sequence) -> None:
         """Take a copy of the state, where one is asked for after as many ids."""

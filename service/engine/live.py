@@ -2,14 +2,14 @@
 
 A request has its row until it ends. A live sequence has a place in arrays of its own and comes to the batch for the
 steps that it is fed: a step gathers those who have any behind the rows of requests, and scatters what it leaves. So
-idle ones cost memory and no row, and more than there are rows take turns, one step each.
+idle ones cost memory and no row, and more than there are rows left take turns.
 
 Axes: n rows of requests, k live sequences in a step, m steps that are fed together.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -30,6 +30,14 @@ AT_ONCE = 8
 
 FEW = 16
 """Places that are there at first; as many again whenever they are taken."""
+
+SHARE = 8
+"""A step has a row for live sequences for every so many of requests: they get on when all of those are taken."""
+
+
+def step_rows(max_rows: int) -> int:
+    """Rows of a step at most, where requests may have max_rows of them."""
+    return max_rows + -(-max_rows // SHARE)
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -58,21 +66,23 @@ class LiveSequences:
         ports: what a step takes and gives.
         steps: runs them.
         pool: holds the rows of a step.
-        turns: how many may share one, in rows behind those of requests.
+        rows: of a step, at most (step_rows); they have those behind the requests'.
         finished: gets who has ended, by id.
     """
 
     def __init__(
-        self, ports: StepPorts, steps: Steps, pool: StatePool, turns: int, finished: list[tuple[int, Ended]]
+        self, ports: StepPorts, steps: Steps, pool: StatePool, rows: int, finished: list[tuple[int, Ended]]
     ) -> None:
         self._steps = steps
         self._pool = pool
-        self._turns = turns
+        self._most = rows
         self._finished = finished
         self._blank = ports.blank
         self._parked = _Parked(ports.states), _Parked(ports.context)
         self._free: list[int] = []
         self._lives: dict[int, _Live] = {}
+        self._asked: Counter[str] = Counter()
+        """How many of them ask for each output."""
         self._ready: deque[_Live] = deque()
         """Who has something to consume, in turn."""
         self._taken: list[_Live] = []
@@ -83,7 +93,7 @@ class LiveSequences:
         """Steps that they take before they leave."""
         self._at = 0
         """Which of these is next."""
-        self._given: Mapping[str, list[Array]] | Mapping[str, Array] = {}
+        self._given: dict[str, list[Array] | Array] = {}
         """What they are fed in these, by input. [k, length, ...] each"""
         self._said: dict[str, Array] = {}
         """What was said of them, by output. [k, length, ...] each"""
@@ -106,6 +116,7 @@ class LiveSequences:
         states.write(place, self._blank if request.snapshot is None else request.snapshot.state)
         context.write(place, request.context)
         self._lives[id] = _Live(id, place, head.outputs, head.each, request.keep_state)
+        self._asked.update(head.outputs)
 
     def feed(self, id: int, fed: Fed | None) -> None:
         """Queue steps; None ends the sequence behind them. Nothing happens if it has ended."""
@@ -136,35 +147,37 @@ class LiveSequences:
         for live in list(self._lives.values()):
             self._close(live, FinishReason.FAILED, detail)
 
-    def enter(self, n: int) -> int:
-        """Before a step: the next in turn get the rows from n on. Returns how many.
+    def enter(self, n: int, most: int) -> int:
+        """Before a step: the next in turn get the rows from n on, `most` at most. Returns how many.
 
         Where no request has a row, they stay for as many steps as all have been fed, up to AT_ONCE.
         """
-        k = min(len(self._ready), self._turns)
-        taken = self._taken = [self._ready.popleft() for _ in range(k)]
-        self._failed = {}
-        self._at, self._length = 0, 1
-        if k:
-            if not n:
-                self._length = min(AT_ONCE, min(live.fed[0].steps - live.cursor for live in taken))
-            self._rows, self._places = slice(n, n + k), np.array([live.place for live in taken])
-            states, context = self._parked
-            self._pool.load(self._rows, states.arrays, context.arrays, self._places)
-            given = {
-                name: [live.fed[0].inputs[name][live.cursor : live.cursor + self._length] for live in taken]
-                for name in self._steps.inputs
-            }
-            self._given = given if self._length == 1 else {name: np.stack(rows) for name, rows in given.items()}
-            self._write()
-            self._said = {
-                name: np.empty((k, self._length, *array.shape[1:]), array.dtype)
-                for name, array in self._steps.outputs.items()
-                if any(name in live.outputs for live in taken)
-            }
-            for live in taken:
-                if live.fed[0].steps > self._length and not live.cursor:
-                    self._begin(live)
+        ready = self._ready
+        k = min(len(ready), self._most - n, most)
+        taken = self._taken = [ready.popleft() for _ in range(k)]
+        if not k:
+            return 0
+        fed = [live.fed[0] for live in taken]
+        left = [each.steps - live.cursor for each, live in zip(fed, taken, strict=True)]
+        self._failed, self._at, length = {}, 0, 1 if n else min(AT_ONCE, min(left))
+        self._rows, self._places, self._length = slice(n, n + k), np.array([live.place for live in taken]), length
+        states, context = self._parked
+        self._pool.load(self._rows, states.arrays, context.arrays, self._places)
+        self._given = {}
+        for name in self._steps.inputs:
+            rows = [each.inputs[name] for each in fed]
+            if len(max(rows, key=len)) > length:
+                rows = [row[live.cursor : live.cursor + length] for row, live in zip(rows, taken, strict=True)]
+            self._given[name] = rows if length == 1 else np.stack(rows)
+        self._write()
+        self._said = {
+            name: np.empty((k, length, *array.shape[1:]), array.dtype)
+            for name, array in self._steps.outputs.items()
+            if self._asked[name]
+        }
+        for live in taken:
+            if not live.cursor and live.fed[0].steps > length:
+                self._begin(live)
         return k
 
     def goes_on(self, n: int, failures: RowEnds) -> bool:
@@ -176,8 +189,9 @@ class LiveSequences:
             return False
         for name, said in self._said.items():
             said[:, self._at] = self._steps.outputs[name][self._rows]
-        for row in [row for row in failures if row >= n]:
-            self._failed.setdefault(row - n, failures.pop(row)[1])
+        if failures:
+            for row in [row for row in failures if row >= n]:
+                self._failed.setdefault(row - n, failures.pop(row)[1])
         self._at += 1
         if self._at == self._length:
             return False
@@ -197,15 +211,20 @@ class LiveSequences:
         taken, answers = self._taken, list[tuple[int, Answer]]()
         if not taken:
             return answers
-        wrong = self._not_finite() | self._failed
+        wrong, length = self._not_finite() | self._failed, self._length
         left = self._pool.host(self._rows)
         if wrong:
             sound = np.array([row for row in range(len(taken)) if row not in wrong], np.intp)
             self._parked[0].put(self._places[sound], {name: array[sound] for name, array in left.items()})
         else:
             self._parked[0].put(self._places, left)
+        said = {name: list(array) for name, array in self._said.items()}
         for row, live in enumerate(taken):
-            answer = self._answer(live, row, wrong.get(row))
+            answer: Answer | None
+            if not wrong and live.fed[0].steps == length and (live.each or length == 1):
+                answer = Answer(tuple([said[name][row] for name in live.outputs]))
+            else:
+                answer = self._answer(live, row, wrong.get(row))
             if answer is not None:
                 answers.append((live.id, answer))
                 live.fed.popleft()
@@ -263,6 +282,7 @@ class LiveSequences:
             snapshot = Snapshot(self._parked[0].copy(live.place), NO_IDS)
         self._free.append(live.place)
         del self._lives[live.id]
+        self._asked.subtract(live.outputs)
         self._finished.append((live.id, Ended(reason, detail, snapshot)))
 
 

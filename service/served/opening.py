@@ -18,6 +18,7 @@ from carousel.service.engine.encoder.encoder import Encoder
 from carousel.service.engine.encoder.encoding import EncoderReport
 from carousel.service.engine.encoder.pace import Pace
 from carousel.service.engine.encoder.together import Ragged, is_one_array, is_timed
+from carousel.service.engine.live import step_rows
 from carousel.service.engine.prefill.runner import OnnxPrefillRunner
 from carousel.service.engine.probe import Found, check_encoder, check_rows, find_together, require_company
 from carousel.service.engine.runner import IdRunner, NoSteps, OnnxEncoder, OnnxRunner, Runner
@@ -34,6 +35,9 @@ Part = TypeVar("Part")
 ENCODER_THREADS = 1
 """Of one call. Cores are used by as many calls side by side: more threads in a call cost more than they bring, and the
 last bits of some operators depend on how a batch is split among threads."""
+
+SHORT_BYTES = 4 << 20
+"""Of a step graph whose weights stay in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +166,15 @@ def open_prefill(bundle: Bundle, device: Device | None = None) -> OnnxPrefillRun
 def step_threads(bundle: Bundle, cores: int) -> int:
     """Threads of one operator of a step.
 
-    In fp32 a step reads all weights, which several threads do faster. In int8 it is so short that it gains less from
-    the last core than the event loop does, which has the tokens of the step before to send. Beside an encoder, which
-    has a call on every core, a second thread would do little but wait.
+    In fp32 a step reads all weights, which several threads do faster. In int8, and where weights are few, it is so
+    short that it gains less from the last core than the event loop does, which has the tokens of the step before to
+    send. Beside an encoder, which has a call on every core, a second thread would do little but wait.
     """
     if bundle.encoder is not None:
         return 1
-    return max(1, cores - 1) if bundle.manifest.precision == "int8" else cores
+    manifest = bundle.manifest
+    short = manifest.precision == "int8" or len(bundle.files.get(manifest.step.graph, b"")) < SHORT_BYTES
+    return max(1, cores - 1) if short else cores
 
 
 def _open_at(place: Place, bundle: Bundle, part: str, open_on: Callable[[Device | None], Part]) -> tuple[Part, Place]:
@@ -190,13 +196,13 @@ def _open_steps(
         places = NoSteps(step_ports(bundle))
         return EngineCore(places, max_rows), Found(places)
     graph = _graph_runner(bundle, intra_op_threads, device)
-    runner = _fed_ids(bundle, graph)
+    runner, rows = _fed_ids(bundle, graph), step_rows(max_rows)
     pool = None
     if device is None:
-        found = check_rows(runner, 2 * max_rows)  # of requests and of live sequences
+        found = check_rows(runner, rows)
     else:
-        found = require_company(runner, 2 * max_rows)
-        pool = DevicePool(device, runner.ports.states, runner.ports.context, 2 * max_rows)
+        found = require_company(runner, rows)
+        pool = DevicePool(device, runner.ports.states, runner.ports.context, rows)
     core = EngineCore(found.runner, max_rows, prefill=open_prefill(bundle, device), pool=pool)
     core.prefill.check(found.runner)
     if device is None:

@@ -259,7 +259,11 @@ class AsyncEngine:
 
     def _hand_over(self) -> None:
         commands, self._outbox = self._outbox, []
-        self._thread.hand_over(commands)
+        if not self._thread.step_here(commands):
+            self._thread.hand_over(commands)
+        elif self._thread.more_here:
+            assert self._loop is not None
+            self._loop.call_soon(self._hand_over)
 
     def _deliver(self, output: StepOutput, reports: list[StepReport]) -> None:
         """On the event loop: hand a step's events to their streams."""

@@ -1,7 +1,8 @@
 """The engine's own thread: commands in, what steps tell out.
 
 It runs while onnxruntime has released the interpreter's lock. It and the event loop exchange one `call_soon_threadsafe`
-per step, never per token, and wake each other by condition, never by sleep.
+per step, never per token, and wake each other by condition, never by sleep. Brief steps of live sequences need neither:
+what came in an iteration of the event loop is stepped, and told, at its end.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +33,10 @@ MAX_UNDELIVERED_STEPS = 8
 MAX_HELD_REPORTS = 64
 """Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
 at each of its tokens. This many at most."""
+
+BRIEF_SECONDS = 0.002
+"""While the engine's thread sleeps, steps of live sequences that are so short are taken on the event loop's: to wake
+the other, and to take turns with it at the interpreter's lock, takes as long, with nothing to be told meanwhile."""
 
 SHUTTING_DOWN = "the server is shutting down"
 
@@ -62,6 +68,10 @@ class Feed:
 Command = Add | Cancel | Feed
 
 
+Post = Callable[..., bool]
+"""Has the event loop call something; False where nobody listens any more."""
+
+
 class EngineThread:
     """Runs a core. `start`, `hand_over`, `delivered` and `close` are the event loop's.
 
@@ -89,10 +99,16 @@ class EngineThread:
         self._broken = broken
         self._forgotten = forgotten
         self._wake = threading.Condition()
-        """Of what both sides write: the three that follow."""
+        """Of what both sides write: the five that follow."""
         self._commands: list[Command] = []
         self._undelivered = 0
         self._closing = False
+        self._asleep = False
+        """Whether the thread waits for something to do."""
+        self._stepped_here = False
+        """Whether the event loop has the core, and the thread is to wait for it."""
+        self._brief_rows = 1.0
+        """So many rows of live sequences step in BRIEF_SECONDS, as of late."""
         self._reports: list[StepReport] = []
         """Of steps that told nobody anything."""
         self._in_steps = threading.Event()
@@ -131,6 +147,39 @@ class EngineThread:
             self._commands += commands
             self._wake.notify()
 
+    def step_here(self, commands: Sequence[Command]) -> bool:
+        """Feed live sequences, and take a brief step of them, on the event loop's thread, if nobody else has the core.
+
+        Returns:
+            Whether that was done. If not, hand `commands` over; if so, and `more_here`, call it again before long.
+        """
+        core = self.core
+        if core is None or not all(isinstance(command, Feed) for command in commands):
+            return False
+        with self._wake:
+            if not self._asleep or self._commands or self._closing:
+                return False
+            if self._brief_rows < 1.0 or not core.feeds_alone:
+                return False
+            self._stepped_here = True
+        try:
+            with np.errstate(all="ignore"):
+                self._obey(core, commands)
+                if not core.idle:
+                    self._step(core, self._call, int(self._brief_rows))
+        except BaseException as error:
+            self._break(core, error, self._call)
+        with self._wake:
+            self._stepped_here = False
+            if self._closing:
+                self._wake.notify()
+        return True
+
+    @property
+    def more_here(self) -> bool:
+        """Whether live sequences have been fed more than `step_here` has stepped."""
+        return self.core is not None and not self.core.idle and self._asleep
+
     def delivered(self) -> None:
         """What a step told has arrived."""
         with self._wake:
@@ -156,26 +205,30 @@ class EngineThread:
         try:
             with np.errstate(all="ignore"):  # a row of NaN is that row's failure, not a warning
                 while self._await_work(core):
-                    output = core.step()
+                    self._step(core, self._post)
                     if core.in_steps != self._in_steps.is_set():
                         (self._in_steps.set if core.in_steps else self._in_steps.clear)()
-                    self._tell(output)
-            self._tell(core.fail_all(SHUTTING_DOWN))
-        except RunnerBroken as error:
-            self._break(core, f"the model's runner is broken ({error})")
+            self._tell(core.fail_all(SHUTTING_DOWN), self._post)
         except BaseException as error:  # nothing may end this thread without its streams being told
-            logger.exception("the engine's thread failed")
-            self._break(core, f"the engine failed ({type(error).__name__})")
+            self._break(core, error, self._post)
 
     def _await_work(self, core: EngineCore) -> bool:
         """Sleep until there is something to do; False once closing."""
         with self._wake:
-            self._wake.wait_for(
-                lambda: (
-                    self._closing or (self._undelivered < MAX_UNDELIVERED_STEPS and (self._commands or not core.idle))
-                )
-            )
+            self._asleep = True
+            self._wake.wait_for(lambda: not self._stepped_here and self._may_go_on(core))
+            self._asleep = False
             commands, self._commands = self._commands, []
+        self._obey(core, commands)
+        return not self._closing
+
+    def _may_go_on(self, core: EngineCore) -> bool:
+        if self._closing:
+            return True
+        return self._undelivered < MAX_UNDELIVERED_STEPS and (bool(self._commands) or not core.idle)
+
+    @staticmethod
+    def _obey(core: EngineCore, commands: Sequence[Command]) -> None:
         for command in commands:
             if isinstance(command, Feed):
                 core.feed(command.id, command.fed)
@@ -183,26 +236,48 @@ class EngineThread:
                 core.add(command.id, command.request, batch=command.batch)
             else:
                 core.cancel(command.id)
-        return not self._closing
 
-    def _tell(self, output: StepOutput) -> None:
+    def _step(self, core: EngineCore, post: Post, most_live: int = sys.maxsize) -> None:
+        """One step, and what it tells."""
+        output = core.step(most_live)
+        report = output.report
+        if report is not None and core.feeds_alone:
+            brief = report.rows * BRIEF_SECONDS / (report.step_seconds * report.steps)
+            self._brief_rows += (brief - self._brief_rows) / 4
+        self._tell(output, post)
+
+    def _tell(self, output: StepOutput, post: Post) -> None:
         """Hand over what a step told, with the reports of all steps since the last time."""
         if output.report is not None:
-            again = replace(output.report, consumed_ahead=0)
-            self._reports += [output.report, *[again] * (output.report.steps - 1)]
+            self._reports.append(output.report)
+            if output.report.steps > 1:
+                self._reports += [replace(output.report, consumed_ahead=0)] * (output.report.steps - 1)
         if not output.tells and len(self._reports) < MAX_HELD_REPORTS:
             return
         reports, self._reports = self._reports, []
         with self._wake:
             self._undelivered += 1
-        if not self._post(self._deliver, output, reports):
+        if not post(self._deliver, output, reports):
             self._closing = True
 
-    def _break(self, core: EngineCore, reason: str) -> None:
-        self._post(self._broken, reason)
+    def _break(self, core: EngineCore, error: BaseException, post: Post) -> None:
+        """Tell all that the engine has failed, for good."""
+        if isinstance(error, RunnerBroken):
+            reason = f"the model's runner is broken ({error})"
+        else:
+            logger.error("the engine's thread failed", exc_info=error)
+            reason = f"the engine failed ({type(error).__name__})"
+        self._closing = True
+        post(self._broken, reason)
         with contextlib.suppress(Exception):  # its tables may be what is broken
-            self._tell(core.fail_all(reason))
-        self._post(self._forgotten)
+            self._tell(core.fail_all(reason), post)
+        post(self._forgotten)
+
+    @staticmethod
+    def _call(callback: Callable[..., None], *arguments: object) -> bool:
+        """What `_post` does, from the event loop's own thread."""
+        callback(*arguments)
+        return True
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> bool:
         """Have the event loop call something; False where it is closed, and nobody listens any more."""

@@ -7,7 +7,7 @@ import pytest
 
 from carousel.service.engine.core import EngineCore
 from carousel.service.engine.fed import Fed
-from carousel.service.engine.live import AT_ONCE, FEW
+from carousel.service.engine.live import AT_ONCE, FEW, step_rows
 from carousel.service.engine.parameters import FinishReason, LiveParameters, SamplingParameters
 from carousel.service.engine.port import Request, Snapshot
 from carousel.service.engine.rows.table import NOT_FINITE
@@ -42,7 +42,7 @@ def make_core(request, cpu_device):
     def make(runner, max_rows):
         ports = runner.ports
         on_device = request.param == "device"
-        pool = DevicePool(cpu_device, ports.states, ports.context, 2 * max_rows) if on_device else None
+        pool = DevicePool(cpu_device, ports.states, ports.context, step_rows(max_rows)) if on_device else None
         return EngineCore(runner, max_rows, pool=pool)
 
     return make

@@ -1,0 +1,156 @@
+"""Live sequences' steps on the event loop's thread: when they are, and that nothing is lost when they are not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from carousel.service.engine.core import EngineCore
+from carousel.service.engine.fed import Answer, Fed
+from carousel.service.engine.parameters import FinishReason, LiveParameters, SamplingParameters
+from carousel.service.engine.port import Request
+from carousel.service.engine.threads import engine_thread
+from carousel.service.engine.threads.async_engine import AsyncEngine
+
+NO_IDS = np.zeros(0, np.int64)
+DEADLINE_SECONDS = 30
+
+
+class Watched:
+    """An engine, and on which threads its runner was."""
+
+    def __init__(self, runner, max_rows=4):
+        self.threads = []
+        runner.fault = self._note
+        self.reports = []
+        self.engine = AsyncEngine(EngineCore(runner, max_rows), max_waiting=100, on_steps=self.reports.extend)
+        self.places = ExitStack()
+
+    def _note(self, state, token):
+        if threading.get_ident() not in self.threads:
+            self.threads.append(threading.get_ident())
+
+    def open(self, count):
+        request = Request(NO_IDS, LiveParameters(("logits",)), keep_state=True)
+        return [self.places.enter_context(self.engine.admit(rows=0)).start(request, lambda: None) for _ in range(count)]
+
+    def feed(self, stream, *ids):
+        self.engine.feed(stream.id, Fed(len(ids), {"token": np.array(ids, np.int64)}))
+
+    async def __aenter__(self):
+        self.engine.start()
+        return self
+
+    async def __aexit__(self, *_):
+        self.places.close()
+        await self.engine.close()
+
+
+async def asleep(watched):
+    """Until the engine's thread has nothing to do."""
+    engine, thread = watched.engine, watched.engine._thread
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while engine._outbox or not thread._asleep or thread._commands or not thread.core.idle:  # noqa: ASYNC110 (nothing signals it)
+            await asyncio.sleep(0)
+
+
+async def answer(stream):
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return await stream.get()
+
+
+@pytest.fixture(autouse=True)
+def long_brief(monkeypatch):
+    """However slow the machine is."""
+    monkeypatch.setattr(engine_thread, "BRIEF_SECONDS", 1e6)
+
+
+async def test_brief_steps_are_taken_where_they_are_fed_from(runner, states_after):
+    async with Watched(runner) as watched:
+        streams = watched.open(3)
+        await asleep(watched)
+        for ids in ([5], [6, 7, 8], [9]):
+            for stream in streams:
+                watched.feed(stream, *ids)
+            told = [await answer(stream) for stream in streams]
+            assert [len(each.outputs[0]) for each in told] == [len(ids)] * 3
+        assert watched.threads == [threading.get_ident()]
+        np.testing.assert_array_equal(told[0].outputs[0], [runner.logits_of(states_after([5, 6, 7, 8, 9])[-1])])
+
+
+async def test_more_than_are_brief_are_stepped_in_parts(runner):
+    async with Watched(runner, max_rows=16) as watched:
+        streams = watched.open(10)
+        await asleep(watched)
+        watched.engine._thread._brief_rows = 3.5
+        for stream in streams:
+            watched.feed(stream, 5)
+        for stream in streams:
+            assert isinstance(await answer(stream), Answer)
+        assert [report.rows for report in watched.reports] == [3, 7]  # these were quicker than was thought
+        assert watched.threads == [threading.get_ident()]
+
+
+async def test_long_steps_are_the_engine_threads(runner, monkeypatch):
+    monkeypatch.setattr(engine_thread, "BRIEF_SECONDS", 0.0)
+    async with Watched(runner) as watched:
+        (stream,) = watched.open(1)
+        for _ in range(20):  # some are until it is known that they are long
+            await asleep(watched)
+            watched.threads.clear()
+            watched.feed(stream, 5)
+            await answer(stream)
+        assert len(watched.threads) == 1
+        assert threading.get_ident() not in watched.threads
+
+
+async def test_requests_keep_steps_on_the_engines_thread(runner, states_after):
+    async with Watched(runner) as watched:
+        (stream,) = watched.open(1)
+        await asleep(watched)
+        with watched.engine.admit() as place:
+            tokens = place.start(Request(np.array([1]), SamplingParameters(max_tokens=10**9)), lambda: None)
+            await tokens.get()
+            watched.threads.clear()
+            watched.feed(stream, 5)
+            told = await answer(stream)
+            np.testing.assert_array_equal(told.outputs[0], [runner.logits_of(states_after([5])[0])])
+            assert threading.get_ident() not in watched.threads
+
+
+async def test_end_and_cancel_come_behind_what_was_fed(runner, states_after):
+    async with Watched(runner) as watched:
+        first, second = watched.open(2)
+        await asleep(watched)
+        watched.feed(first, 5)
+        watched.engine.feed(first.id, None)
+        watched.feed(second, 6)
+        watched.engine.cancel(second.id)
+        assert isinstance(await answer(first), Answer)
+        ended = await answer(first)
+        assert (ended.reason, ended.snapshot.state["state.a"][0]) == (FinishReason.STOP, states_after([5])[0])
+        while isinstance(ended := await answer(second), Answer):
+            pass
+        assert ended.reason is FinishReason.CANCELLED
+
+
+@pytest.mark.parametrize("fault", [OSError("device lost"), ZeroDivisionError("a defect")])
+async def test_engine_that_fails_on_the_event_loop_tells_everybody_and_stops(runner, monkeypatch, fault):
+    async with Watched(runner) as watched:
+        streams = watched.open(2)
+        await asleep(watched)
+        if isinstance(fault, OSError):
+            runner.fault = lambda state, token: fault
+        else:
+            monkeypatch.setattr(watched.engine._thread.core, "step", lambda most_live: 1 / 0)
+        watched.feed(streams[0], 5)
+        for stream in streams:
+            assert (await answer(stream)).reason is FinishReason.FAILED
+        assert watched.engine.failure is not None
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not watched.engine._thread.ended:  # noqa: ASYNC110 (nothing signals it)
+                await asyncio.sleep(0)

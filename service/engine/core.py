@@ -5,9 +5,9 @@ Axes: n active rows.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -21,12 +21,41 @@ from carousel.service.engine.parameters import FinishReason, Ids, LiveParameters
 from carousel.service.engine.port import Counts, Ended, Request, Snapshot, StepReport
 from carousel.service.engine.prefill.prefill import Arrival, Prefill
 from carousel.service.engine.rows.plan import Mask
-from carousel.service.engine.rows.table import RowTable
+from carousel.service.engine.rows.table import RowEnds, RowTable
 from carousel.service.engine.runner import PrefillRunner, Runner
 from carousel.service.engine.scheduler import Scheduler
 from carousel.service.engine.sequence import Joined, Sequence, StepOutput, TokenBatch
 from carousel.service.engine.states.pool import HostPool, StatePool
 from carousel.service.engine.steps import Steps
+
+
+@dataclass(slots=True)
+class Begun:
+    """A step whose rows are chosen and fed.
+
+    Args:
+        started: of the engine's clock.
+        n: rows of requests.
+        live: rows of live sequences, behind them.
+        length: steps that these rows take in a row.
+        ids: what rows of requests consume. <int64>[n]
+        prefill_seconds: for how long prompts were consumed before it.
+    """
+
+    started: float
+    n: int
+    live: int
+    length: int
+    ids: Ids | None
+    prefill_seconds: float
+    failures: RowEnds = field(default_factory=dict)
+    """Rows that failed, and why, of those that are still of interest."""
+    runner_seconds: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """All."""
+        return self.n + self.live
 
 
 class EngineCore:
@@ -120,52 +149,71 @@ class EngineCore:
         """Whether there are no requests, and so nothing but live sequences to step."""
         return not self._sequences
 
-    def step(self, most_live: int = sys.maxsize) -> StepOutput:
+    def step(self) -> StepOutput:
         """Let waiting requests join, take every row one id forward, and tell what came of it.
-
-        Args:
-            most_live: of live sequences so many rows at most; the others wait for the next step.
 
         Raises:
             RunnerBroken: the step failed for every row, and for a row of zeros too.
         """
+        begun = self.begin()
+        if begun is None:
+            return self.nothing()
+        self.run(begun)
+        return self.finish(begun)
+
+    def nothing(self) -> StepOutput:
+        """What there is to tell where nothing is stepped."""
+        return self._told(None, None, [])
+
+    def begin(self) -> Begun | None:
+        """The first third of a step: who joins, and what is fed. None where there is nothing to step."""
         started = self._clock()
         prefill_seconds = self._schedule(started)
-        n, live, answers = len(self.scheduler.running), 0, list[tuple[int, Answer]]()
+        n, live, length = len(self.scheduler.running), 0, 1
         if self._live.ready:
-            live = self._live.enter(n, most_live)
+            live, length = self._live.enter(n)
         if not n + live:
-            return self._told(None, None, answers)
-        prompt_rows, steps = live, 1
-        if n:
+            return None
+        ids = self._next_ids(n) if n else None
+        return Begun(started, n, live, length, ids, prefill_seconds)
+
+    def run(self, begun: Begun) -> None:
+        """The second third. Another thread may do it, and nothing else is asked of the engine meanwhile.
+
+        Raises:
+            RunnerBroken: the step failed for every row, and for a row of zeros too.
+        """
+        for left in reversed(range(begun.length)):
+            started = self._clock()
+            begun.failures = self._steps.run(begun.rows)
+            begun.runner_seconds += self._clock() - started
+            if left:  # then there are live sequences alone
+                self._live.goes_on(begun.failures)
+
+    def finish(self, begun: Begun) -> StepOutput:
+        """The last third: what came of it."""
+        n, steps = begun.n, begun.length
+        answers = self._live.leave(n, begun.failures) if begun.live else []
+        prompt_rows, batch, added = begun.live, None, 0
+        if begun.ids is not None:
             prompt_rows += int(np.count_nonzero(self._table.added[:n] == 0))
-            ids = self._next_ids(n)
-        began = self._clock()
-        failures = self._steps.run(n + live)
-        runner_seconds = self._clock() - began
-        while live and self._live.goes_on(n, failures):  # then n is 0
-            began = self._clock()
-            failures = self._steps.run(live)
-            runner_seconds, steps = runner_seconds + self._clock() - began, steps + 1
-        if live:
-            answers = self._live.leave()
-        stepped = None
-        if n:
-            stepped = Stepped(ids, self._steps.outputs, self._advance(n), self.scheduler.running, failures)
+            done = self._advance(n)
+            stepped = Stepped(begun.ids, self._steps.outputs, done, self.scheduler.running, begun.failures)
             for head in self._heads.values():
                 if head.count:
                     head.after_step(stepped)
             self._let_go(stepped)
+            batch, added = stepped.batch, stepped.added
         report = StepReport(
-            rows=n + live,
+            rows=begun.rows,
             prompt_tokens=prompt_rows,
             consumed_ahead=self.prefill.take_consumed(),
-            generated_tokens=stepped.added if stepped else 0,
-            step_seconds=(self._clock() - started) / steps,
-            runner_seconds=(runner_seconds + prefill_seconds) / steps,
+            generated_tokens=added,
+            step_seconds=(self._clock() - begun.started) / steps,
+            runner_seconds=(begun.runner_seconds + begun.prefill_seconds) / steps,
             steps=steps,
         )
-        return self._told(stepped.batch if stepped else None, report, answers)
+        return self._told(batch, report, answers)
 
     def fail_all(self, detail: str) -> StepOutput:
         """End every request, running and waiting."""

@@ -147,16 +147,16 @@ class LiveSequences:
         for live in list(self._lives.values()):
             self._close(live, FinishReason.FAILED, detail)
 
-    def enter(self, n: int, most: int) -> int:
-        """Before a step: the next in turn get the rows from n on, `most` at most. Returns how many.
+    def enter(self, n: int) -> tuple[int, int]:
+        """Before a step: the next in turn get the rows from n on. Returns how many, and for how many steps.
 
-        Where no request has a row, they stay for as many steps as all have been fed, up to AT_ONCE.
+        These are 1 where a request has a row, else as many as all have been fed, up to AT_ONCE.
         """
         ready = self._ready
-        k = min(len(ready), self._most - n, most)
+        k = min(len(ready), self._most - n)
         taken = self._taken = [ready.popleft() for _ in range(k)]
         if not k:
-            return 0
+            return 0, 1
         fed = [live.fed[0] for live in taken]
         left = [each.steps - live.cursor for each, live in zip(fed, taken, strict=True)]
         self._failed, self._at, length = {}, 0, 1 if n else min(AT_ONCE, min(left))
@@ -178,25 +178,21 @@ class LiveSequences:
         for live in taken:
             if not live.cursor and live.fed[0].steps > length:
                 self._begin(live)
-        return k
+        return k, length
 
-    def goes_on(self, n: int, failures: RowEnds) -> bool:
-        """After a step: note what it has said, and whether there is another one of the same rows, which are fed it.
+    def goes_on(self, failures: RowEnds) -> None:
+        """Between two of these steps, of none but their rows: note what the last has said, and feed the next."""
+        self._note(0, failures)
+        self._at += 1
+        self._write()
 
-        Failures lose the rows behind n.
-        """
-        if not self._taken:
-            return False
+    def _note(self, n: int, failures: RowEnds) -> None:
+        """What a step has said. Failures lose the rows behind n."""
         for name, said in self._said.items():
             said[:, self._at] = self._steps.outputs[name][self._rows]
         if failures:
             for row in [row for row in failures if row >= n]:
                 self._failed.setdefault(row - n, failures.pop(row)[1])
-        self._at += 1
-        if self._at == self._length:
-            return False
-        self._write()
-        return True
 
     def _write(self) -> None:
         for name, array in self._steps.inputs.items():
@@ -206,11 +202,13 @@ class LiveSequences:
             else:
                 array[self._rows] = given[:, self._at]
 
-    def leave(self) -> list[tuple[int, Answer]]:
-        """After the last of these steps: park the states, and tell what came of what was consumed."""
+    def leave(self, n: int, failures: RowEnds) -> list[tuple[int, Answer]]:
+        """After the last of these steps: park the states, and tell what came of what was consumed.
+
+        Failures lose the rows behind n.
+        """
         taken, answers = self._taken, list[tuple[int, Answer]]()
-        if not taken:
-            return answers
+        self._note(n, failures)
         wrong, length = self._not_finite() | self._failed, self._length
         left = self._pool.host(self._rows)
         if wrong:

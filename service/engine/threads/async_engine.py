@@ -89,7 +89,12 @@ class AsyncEngine:
         self._failure: str | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = EngineThread(
-            core, name, deliver=self._deliver, broken=self._break, forgotten=self._fail_forgotten
+            core,
+            name,
+            deliver=self._deliver,
+            free=self._hand_over,
+            broken=self._break,
+            forgotten=self._fail_forgotten,
         )
 
     def start(self) -> None:
@@ -258,6 +263,8 @@ class AsyncEngine:
             self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
+        if self._thread.busy_here:  # which calls again
+            return
         commands, self._outbox = self._outbox, []
         if not self._thread.step_here(commands):
             self._thread.hand_over(commands)
@@ -320,5 +327,6 @@ class AsyncEngine:
 
     def _fail_forgotten(self) -> None:
         """End the requests that the core never heard of, or could not end."""
+        self._outbox.clear()
         for id, (_, request) in [*self._places.items()]:
             self._finish(id, Ended(FinishReason.FAILED, self.failure or "", counts=Counts(request.consumed)))

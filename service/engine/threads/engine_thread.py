@@ -1,8 +1,10 @@
 """The engine's own thread: commands in, what steps tell out.
 
 It runs while onnxruntime has released the interpreter's lock. It and the event loop exchange one `call_soon_threadsafe`
-per step, never per token, and wake each other by condition, never by sleep. Brief steps of live sequences need neither:
-what came in an iteration of the event loop is stepped, and told, at its end.
+per step, never per token, and wake each other by condition, never by sleep.
+
+Where there are live sequences alone, whose clients wait for every step, the event loop has the core: what came in an
+iteration is fed at its end, and the thread only runs what is fed; if that is brief, not even that.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from carousel.models.cores import usable_cores
-from carousel.service.engine.core import EngineCore
+from carousel.service.engine.core import Begun, EngineCore
 from carousel.service.engine.fed import Fed
 from carousel.service.engine.port import Request, StepReport
 from carousel.service.engine.prefill.thread import PrefillThread
@@ -34,9 +35,9 @@ MAX_HELD_REPORTS = 64
 """Steps that gave nobody a token are reported together with the next that did: a prompt need not wake the event loop
 at each of its tokens. This many at most."""
 
-BRIEF_SECONDS = 0.002
-"""While the engine's thread sleeps, steps of live sequences that are so short are taken on the event loop's: to wake
-the other, and to take turns with it at the interpreter's lock, takes as long, with nothing to be told meanwhile."""
+BRIEF_SECONDS = 0.0005
+"""Steps of live sequences that are so short are run by the event loop: to wake the thread, and to be woken by it, takes
+as long."""
 
 SHUTTING_DOWN = "the server is shutting down"
 
@@ -80,6 +81,7 @@ class EngineThread:
         name: of the thread.
         deliver: called on the event loop with what a step tells, and the reports of all steps since the last time.
             `delivered` is to be called in return.
+        free: called on the event loop when what `step_here` has begun is done; it hands over what has come since.
         broken: called on the event loop with the reason when the thread fails, before what that ends is delivered.
         forgotten: called on the event loop after that: whoever has not been told the end by now never will be.
     """
@@ -90,25 +92,29 @@ class EngineThread:
         name: str,
         *,
         deliver: Callable[[StepOutput, list[StepReport]], None],
+        free: Callable[[], None],
         broken: Callable[[str], None],
         forgotten: Callable[[], None],
     ) -> None:
         self.core: EngineCore | None = core
         """None once closed: whoever still knows the engine then does not keep its memory."""
         self._deliver = deliver
+        self._free = free
         self._broken = broken
         self._forgotten = forgotten
         self._wake = threading.Condition()
-        """Of what both sides write: the five that follow."""
+        """Of what both sides write: the six that follow."""
         self._commands: list[Command] = []
         self._undelivered = 0
         self._closing = False
         self._asleep = False
         """Whether the thread waits for something to do."""
-        self._stepped_here = False
-        """Whether the event loop has the core, and the thread is to wait for it."""
-        self._brief_rows = 1.0
-        """So many rows of live sequences step in BRIEF_SECONDS, as of late."""
+        self._borrowed = False
+        """Whether the event loop has the core."""
+        self._begun: Begun | None = None
+        """What the thread is to run for it."""
+        self._row_seconds = 0.0
+        """What a row of a live sequence's step has taken of late."""
         self._reports: list[StepReport] = []
         """Of steps that told nobody anything."""
         self._in_steps = threading.Event()
@@ -148,37 +154,66 @@ class EngineThread:
             self._wake.notify()
 
     def step_here(self, commands: Sequence[Command]) -> bool:
-        """Feed live sequences, and take a brief step of them, on the event loop's thread, if nobody else has the core.
+        """Feed live sequences, and step them, from the event loop, if there is nobody else to step.
 
         Returns:
-            Whether that was done. If not, hand `commands` over; if so, and `more_here`, call it again before long.
+            Whether that was done, or has begun. If not, hand `commands` over.
         """
         core = self.core
         if core is None or not all(isinstance(command, Feed) for command in commands):
             return False
         with self._wake:
-            if not self._asleep or self._commands or self._closing:
+            if not self._asleep or self._commands or self._closing or not core.feeds_alone:
                 return False
-            if self._brief_rows < 1.0 or not core.feeds_alone:
-                return False
-            self._stepped_here = True
+            self._borrowed = True
         try:
-            with np.errstate(all="ignore"):
-                self._obey(core, commands)
-                if not core.idle:
-                    self._step(core, self._call, int(self._brief_rows))
+            self._obey(core, commands)
+            begun = core.begin()
+            if begun is None:
+                self._tell(core.nothing(), self._call)
+            elif begun.rows * begun.length * self._row_seconds < BRIEF_SECONDS:
+                with np.errstate(all="ignore"):
+                    core.run(begun)
+                self._finish(core, begun)
+            else:
+                with self._wake:
+                    self._begun = begun
+                    self._wake.notify()
+                return True
         except BaseException as error:
             self._break(core, error, self._call)
-        with self._wake:
-            self._stepped_here = False
-            if self._closing:
-                self._wake.notify()
+        self._borrowed = False
+        if self._closing:
+            self.hand_over([])  # which ends the thread
         return True
+
+    def _finished_here(self, begun: Begun, error: BaseException | None) -> None:
+        """On the event loop: the thread has run what was fed."""
+        core = self.core
+        assert core is not None
+        try:
+            if error is not None:
+                raise error
+            self._finish(core, begun)
+        except BaseException as failure:
+            self._break(core, failure, self._call)
+        self._borrowed = False
+        self._free()
+
+    def _finish(self, core: EngineCore, begun: Begun) -> None:
+        seconds = begun.runner_seconds / (begun.rows * begun.length)
+        self._row_seconds += (seconds - self._row_seconds) / 4
+        self._tell(core.finish(begun), self._call)
+
+    @property
+    def busy_here(self) -> bool:
+        """Whether what `step_here` has begun is not done."""
+        return self._borrowed
 
     @property
     def more_here(self) -> bool:
-        """Whether live sequences have been fed more than `step_here` has stepped."""
-        return self.core is not None and not self.core.idle and self._asleep
+        """Whether `step_here` has left live sequences that have been fed."""
+        return not self._borrowed and self._asleep and self.core is not None and not self.core.idle
 
     def delivered(self) -> None:
         """What a step told has arrived."""
@@ -205,9 +240,13 @@ class EngineThread:
         try:
             with np.errstate(all="ignore"):  # a row of NaN is that row's failure, not a warning
                 while self._await_work(core):
-                    self._step(core, self._post)
+                    if self._begun is not None:
+                        self._run_for_loop(core, self._begun)
+                        continue
+                    output = core.step()
                     if core.in_steps != self._in_steps.is_set():
                         (self._in_steps.set if core.in_steps else self._in_steps.clear)()
+                    self._tell(output, self._post)
             self._tell(core.fail_all(SHUTTING_DOWN), self._post)
         except BaseException as error:  # nothing may end this thread without its streams being told
             self._break(core, error, self._post)
@@ -216,7 +255,9 @@ class EngineThread:
         """Sleep until there is something to do; False once closing."""
         with self._wake:
             self._asleep = True
-            self._wake.wait_for(lambda: not self._stepped_here and self._may_go_on(core))
+            self._wake.wait_for(lambda: self._begun is not None if self._borrowed else self._may_go_on(core))
+            if self._begun is not None:
+                return True
             self._asleep = False
             commands, self._commands = self._commands, []
         self._obey(core, commands)
@@ -227,6 +268,17 @@ class EngineThread:
             return True
         return self._undelivered < MAX_UNDELIVERED_STEPS and (bool(self._commands) or not core.idle)
 
+    def _run_for_loop(self, core: EngineCore, begun: Begun) -> None:
+        """Run what the event loop has fed; it goes on from there."""
+        failure: BaseException | None = None
+        try:
+            core.run(begun)
+        except BaseException as error:
+            failure = error
+        self._begun = None
+        if not self._post(self._finished_here, begun, failure):
+            self._borrowed, self._closing = False, True
+
     @staticmethod
     def _obey(core: EngineCore, commands: Sequence[Command]) -> None:
         for command in commands:
@@ -236,15 +288,6 @@ class EngineThread:
                 core.add(command.id, command.request, batch=command.batch)
             else:
                 core.cancel(command.id)
-
-    def _step(self, core: EngineCore, post: Post, most_live: int = sys.maxsize) -> None:
-        """One step, and what it tells."""
-        output = core.step(most_live)
-        report = output.report
-        if report is not None and core.feeds_alone:
-            brief = report.rows * BRIEF_SECONDS / (report.step_seconds * report.steps)
-            self._brief_rows += (brief - self._brief_rows) / 4
-        self._tell(output, post)
 
     def _tell(self, output: StepOutput, post: Post) -> None:
         """Hand over what a step told, with the reports of all steps since the last time."""

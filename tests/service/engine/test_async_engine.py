@@ -131,7 +131,7 @@ async def test_defect_in_the_engine_ends_everybody(runner, monkeypatch):
         with engine.admit() as place:
             stream = place.start(Request(np.array([1]), greedy(10**9)))
             await stream.get()
-            monkeypatch.setattr(engine._thread.core, "step", lambda most_live: 1 / 0)
+            monkeypatch.setattr(engine._thread.core, "step", lambda: 1 / 0)
             _, end = await collect(stream)
         assert end.reason is FinishReason.FAILED
         assert engine.failure == "the engine failed (ZeroDivisionError)"

@@ -82,30 +82,65 @@ async def test_brief_steps_are_taken_where_they_are_fed_from(runner, states_afte
         np.testing.assert_array_equal(told[0].outputs[0], [runner.logits_of(states_after([5, 6, 7, 8, 9])[-1])])
 
 
-async def test_more_than_are_brief_are_stepped_in_parts(runner):
-    async with Watched(runner, max_rows=16) as watched:
-        streams = watched.open(10)
-        await asleep(watched)
-        watched.engine._thread._brief_rows = 3.5
-        for stream in streams:
-            watched.feed(stream, 5)
-        for stream in streams:
-            assert isinstance(await answer(stream), Answer)
-        assert [report.rows for report in watched.reports] == [3, 7]  # these were quicker than was thought
-        assert watched.threads == [threading.get_ident()]
-
-
-async def test_long_steps_are_the_engine_threads(runner, monkeypatch):
-    monkeypatch.setattr(engine_thread, "BRIEF_SECONDS", 0.0)
+async def test_long_steps_are_run_by_the_engines_thread(runner, monkeypatch, states_after):
+    """And what comes meanwhile waits for them: steps, ends, and requests."""
+    monkeypatch.setattr(engine_thread, "BRIEF_SECONDS", -1.0)
+    held, go_on = threading.Event(), threading.Event()
     async with Watched(runner) as watched:
-        (stream,) = watched.open(1)
-        for _ in range(20):  # some are until it is known that they are long
-            await asleep(watched)
-            watched.threads.clear()
-            watched.feed(stream, 5)
-            await answer(stream)
-        assert len(watched.threads) == 1
+        first, second = watched.open(2)
+        await asleep(watched)
+
+        def hold(state, token):
+            watched.threads.append(threading.get_ident())
+            held.set()
+            assert go_on.wait(DEADLINE_SECONDS)
+
+        runner.fault = hold
+        watched.feed(first, 5)
+        assert await asyncio.to_thread(held.wait, DEADLINE_SECONDS)
+        watched.feed(first, 6)
+        watched.feed(second, 7, 8)
+        watched.engine.feed(second.id, None)
+        with watched.engine.admit() as place:
+            request = Request(np.array([1]), SamplingParameters(max_tokens=1, temperature=0.0))
+            tokens = place.start(request, lambda: None)
+            go_on.set()
+            told = [await answer(first), await answer(first), await answer(second)]
+            states = [*states_after([5, 6]), *states_after([7, 8])]
+            rows = [row for each in told for row in each.outputs[0]]
+            np.testing.assert_array_equal(rows, [runner.logits_of(state) for state in states])
+            assert (await answer(second)).snapshot.state["state.a"][0] == states[-1]
+            await answer(tokens)
         assert threading.get_ident() not in watched.threads
+
+
+async def test_closing_waits_for_what_runs_and_ends_everybody(runner, monkeypatch):
+    monkeypatch.setattr(engine_thread, "BRIEF_SECONDS", -1.0)
+    held, go_on = threading.Event(), threading.Event()
+    watched = Watched(runner)
+    watched.engine.start()
+    first, second = watched.open(2)
+    await asleep(watched)
+
+    def hold(state, token):
+        held.set()
+        assert go_on.wait(DEADLINE_SECONDS)
+
+    runner.fault = hold
+    watched.feed(first, 5)
+    assert await asyncio.to_thread(held.wait, DEADLINE_SECONDS)
+    watched.feed(second, 6)
+    late = watched.places.enter_context(watched.engine.admit()).start(
+        Request(np.array([1]), SamplingParameters(max_tokens=1)), lambda: None
+    )
+    closing = asyncio.create_task(watched.engine.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert isinstance(await answer(first), Answer)
+    for stream in (first, second, late):
+        assert (await answer(stream)).reason is FinishReason.FAILED
+    watched.places.close()
 
 
 async def test_requests_keep_steps_on_the_engines_thread(runner, states_after):
@@ -138,15 +173,18 @@ async def test_end_and_cancel_come_behind_what_was_fed(runner, states_after):
         assert ended.reason is FinishReason.CANCELLED
 
 
-@pytest.mark.parametrize("fault", [OSError("device lost"), ZeroDivisionError("a defect")])
-async def test_engine_that_fails_on_the_event_loop_tells_everybody_and_stops(runner, monkeypatch, fault):
+@pytest.mark.parametrize(
+    ("fault", "brief"), [(OSError("device lost"), 1e6), (OSError("device lost"), -1.0), (ZeroDivisionError(""), 1e6)]
+)
+async def test_engine_that_fails_on_the_event_loop_tells_everybody_and_stops(runner, monkeypatch, fault, brief):
     async with Watched(runner) as watched:
         streams = watched.open(2)
         await asleep(watched)
         if isinstance(fault, OSError):
+            monkeypatch.setattr(engine_thread, "BRIEF_SECONDS", brief)
             runner.fault = lambda state, token: fault
         else:
-            monkeypatch.setattr(watched.engine._thread.core, "step", lambda most_live: 1 / 0)
+            monkeypatch.setattr(watched.engine._thread.core, "begin", lambda: 1 / 0)
         watched.feed(streams[0], 5)
         for stream in streams:
             assert (await answer(stream)).reason is FinishReason.FAILED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import zlib
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,8 @@ PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data", "sequence", "sequence(string_id)")
 REPOSITORY_EXTENSION = "model_repository"
 RESERVED = ("headers",)
+CODINGS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+"""Of bodies, and what zlib is told of them."""
 TRITONS = "triton_"
 """What parameters begin with that mean something to that server."""
 
@@ -185,11 +188,26 @@ def _health(failures: dict[str, str], told: dict[str, Any]) -> Response:
 
 
 async def _content(request: Request) -> bytes:
-    refuse_compressed(request)
+    """A body, as it was before it was compressed, if it was; which may be as long as one that was not."""
     try:
-        return await request.body()
+        content = await request.body()
     except ClientDisconnect:
         raise ClientGone from None
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    window = CODINGS.get(coding)
+    if window is None:
+        refuse_compressed(request)
+        return content
+    most, packed = context_of(request).settings.max_body_bytes, zlib.decompressobj(window)
+    try:
+        plain = await asyncio.to_thread(packed.decompress, content, most + 1)
+    except zlib.error:
+        plain = b""
+    if len(plain) > most:
+        raise RequestError("body_too_large", f"the body unpacks to more than the {most:,} bytes that are allowed")
+    if not packed.eof or packed.unused_data:
+        raise refuse(f"the body is not one whole {coding} stream, as its content-encoding says")
+    return plain
 
 
 def _json_length(request: Request, content: bytes) -> int:

@@ -1,7 +1,9 @@
 """The Open Inference Protocol by its own client, unmodified, and by hand; against `predict` and against the files."""
 
+import gzip
 import json
 import re
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -263,13 +265,38 @@ def test_refusal_is_one_sentence(plain, body, status, sentence):
         (b"{}", {"inference-header-content-length": "9"}, "content-length is '9'"),
         (b"{}", {"inference-header-content-length": "x"}, "content-length is 'x'"),
         (b"\0" * 7, {"inference-header-content-length": "0"}, "has 7 bytes; it should have"),
-        (b"{}", {"content-encoding": "gzip"}, "compressed"),
+        (b"{}", {"content-encoding": "br"}, "compressed"),
+        (b"{}", {"content-encoding": "gzip"}, "not one whole gzip stream"),
+        (gzip.compress(b"{}")[:-3], {"content-encoding": "gzip"}, "not one whole gzip stream"),
+        (gzip.compress(b"{}") + b"{}", {"content-encoding": "GZIP"}, "not one whole gzip stream"),
+        (gzip.compress(b"{}"), {"content-encoding": "deflate"}, "not one whole deflate stream"),
+        (b"", {"content-encoding": "deflate"}, "not one whole deflate stream"),
+        (zlib.compress(b"{"), {"content-encoding": "deflate"}, "not JSON"),
     ],
 )
 def test_body_that_is_none_is_refused(plain, content, headers, sentence):
     answer = plain.post("/v2/models/lstm/infer", content=content, headers=headers)
     assert answer.status_code in (400, 422)
     assert sentence in answer.json()["error"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_compressed_body_is_what_it_was_before(client, x, truth, coding, binary):
+    tensor = triton.InferInput("x", [8, FEATURES], "FP32")
+    tensor.set_data_from_numpy(x[:, 0], binary_data=binary)
+    result = client.infer("lstm", [tensor], request_compression_algorithm=coding, response_compression_algorithm=coding)
+    assert result.as_numpy("scores").tobytes() == truth["lstm"][:, 0].tobytes()
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+def test_body_that_unpacks_to_too_much_is_refused_before_it_has(plain, compress):
+    coding = "gzip" if compress is gzip.compress else "deflate"
+    sent = compress(b" " * (64 << 20))
+    assert len(sent) < 1 << 17
+    answer = plain.post("/v2/models/lstm/infer", content=sent, headers={"content-encoding": coding})
+    assert answer.status_code == 413
+    assert "unpacks to more than the 4,194,304 bytes" in answer.json()["error"]
 
 
 def test_bytes_behind_the_json_are_those_that_it_says(plain):

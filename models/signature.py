@@ -126,8 +126,8 @@ def check_prefill(graphs: Sequence[GraphSpec], manifest: Manifest, step: GraphSp
     """Hold prefill graphs against the step graph.
 
     The first is fed what a step is, with an axis of steps behind the batch; each other one `below`, which the one
-    before puts out as `above`. Each state is in and out of one of them, under the step's names. Nothing else is in or
-    out. That both leave the same bits cannot be seen here.
+    before puts out as `above`. Each state is in and out of one of them, under the step's names. One that is alone may
+    also put out what each step says. Nothing else is in or out. That both leave the same bits cannot be seen here.
 
     Raises:
         GraphRejected: with the first thing that is wrong.
@@ -162,6 +162,11 @@ def check_prefill(graphs: Sequence[GraphSpec], manifest: Manifest, step: GraphSp
                     f"allowed is {ABOVE}[batch, steps, ...], both free, for {manifest.prefill[place + 1]} to go on from"
                 )
         given = [*(pairs[name] for name in states), *([] if last else [ABOVE])]
+        if len(graphs) == 1 and any(graph.output(name) is not None for name in declared.outputs):
+            for name in declared.outputs:
+                row = _there(step.output(name))
+                _require(file, "output", graph.output(name), TensorSpec(name, row.dtype, (None, None, *row.shape[1:])))
+            given += declared.outputs
         for side, specs, allowed in (("input", graph.inputs, [*eaten, *states]), ("output", graph.outputs, given)):
             for spec in specs:
                 if spec.name not in allowed:

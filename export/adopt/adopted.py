@@ -34,7 +34,8 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A step, an encoder or both, and how far from the file over so many steps of so many rows."""
+    """A step, an encoder or both, and how far from the file over so many steps of so many rows; and beside a step, of
+    many in a call, where that is the same."""
 
     step: Graph | None
     encoder: Graph | None
@@ -42,6 +43,7 @@ class Result:
     rows: int
     largest: float
     row_independent: bool = True
+    many: Graph | None = None
 
 
 def adopted(
@@ -73,7 +75,9 @@ def adopted(
         if lengths is not None:
             raise AdoptionRefused(f"--lengths {lengths} is of an encoder: give one (--encoder), or --encoder-only")
         found = adopt_step(content, said, tell)
-        return Result(_of_step(found.built), None, found.compared.steps, found.compared.rows, found.compared.largest)
+        many = None if found.many is None else _of_step(found.many)
+        compared = found.compared
+        return Result(_of_step(found.built), None, compared.steps, compared.rows, compared.largest, many=many)
     own, theirs = _shared_out(said, content, beside)
     found = adopt_step(content, own, tell)
     encoder = adopt_encoder(beside, theirs, lengths, tell)

@@ -55,8 +55,10 @@ def build_step(
     dtypes: Mapping[str, np.dtype[np.generic]],
     carries: Mapping[str, int],
     initial: Mapping[str, Array],
+    *,
+    steps: bool = False,
 ) -> Built:
-    """The graph of one step.
+    """The graph of one step; or of many in a call, its time axis behind the batch.
 
     Args:
         found: the network, and the axes of its ports.
@@ -66,6 +68,7 @@ def build_step(
         dtypes: of each output.
         carries: by input, how many of the last values of a step are put before the next step's.
         initial: by input of a state, what it begins with, as the file has it; zeros where it is not there.
+        steps: whether it is of many; then there are no carries, and every input and output has a time axis.
     """
     model = copy_of(found.model)
     graph = model.graph
@@ -93,7 +96,7 @@ def build_step(
         length = carries.get(name, 0)
         if length:
             row[-1] -= length
-        graph.input.append(value_info(public, port.dtype, ["batch", *row]))
+        graph.input.append(value_info(public, port.dtype, ["batch", *["steps"] * steps, *row]))
         whole = public
         if length:
             held = names.of(f"{name}_before", STATE)
@@ -105,7 +108,10 @@ def build_step(
             states.append((held, after))
             of_states[held] = name
             carried[held] = length
-        surgeon.into(whole, port, INNER + name)
+        if steps and not kind:
+            surgeon.steps_into(whole, port, INNER + name)
+        else:
+            surgeon.into(whole, port, INNER + name)
     for pair in pairs:
         port = found.inputs[pair.before]
         kept = port if not pair.before.startswith(LIFTED) else _without_directions(port)
@@ -126,8 +132,11 @@ def build_step(
             continue
         public = names.of(name, "")
         row = [size for axis, size in enumerate(shape) if axis not in (found.outputs[name], times.get(name))]
-        surgeon.out_of(INNER + name, found.outputs[name], times.get(name), shape, tuple(row), public)
-        told.append(value_info(public, dtypes[name], ["batch", *row]))
+        if steps:
+            surgeon.steps_out_of(INNER + name, found.outputs[name], times[name], len(shape), public)
+        else:
+            surgeon.out_of(INNER + name, found.outputs[name], times.get(name), shape, tuple(row), public)
+        told.append(value_info(public, dtypes[name], ["batch", *["steps"] * steps, *row]))
         outputs[public] = name
     if not told:  # a network that says its states and no more
         for (_, after), pair in zip(states[len(carried) :], pairs, strict=True):
@@ -140,7 +149,7 @@ def build_step(
     graph.output.extend([*told, *states_out])
     set_nodes(graph, sort_nodes(graph))
     prune(graph)
-    graph.name = "step"
+    graph.name = "steps" if steps else "step"
     model.producer_name = ""
     del model.metadata_props[:]
     return Built(model, inputs, outputs, states, of_states, context, first, carried)
@@ -209,6 +218,19 @@ class _Surgeon:
             return
         shape[batch] = -1
         self.node("Reshape", name, self._ints(shape), result=result)
+
+    def steps_into(self, name: str, port: Port, result: str) -> None:
+        """From [batch, steps, *row] to the axes that the network has."""
+        others = iter(range(2, len(port.sizes)))
+        permutation = [{port.batch: 0, port.time: 1}.get(axis) for axis in range(len(port.sizes))]
+        self.node(
+            "Transpose", name, perm=[next(others) if axis is None else axis for axis in permutation], result=result
+        )
+
+    def steps_out_of(self, name: str, batch: int, time: int, rank: int, result: str) -> None:
+        """From the network's axes to [batch, steps, *row]."""
+        others = [axis for axis in range(rank) if axis not in (batch, time)]
+        self.node("Transpose", name, perm=[batch, time, *others], result=result)
 
     def out_of(
         self, name: str, batch: int, time: int | None, shape: Sequence[int], row: Sequence[int], result: str

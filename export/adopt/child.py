@@ -3,8 +3,8 @@
     python -m carousel.export.adopt.child REQUEST.json DIRECTORY
 
 runs it; what it finds is told line by line on standard output, and lies in the directory afterwards: `found.json` and,
-of the step and of the encoder, a graph and the rows that states begin with. A refusal is one sentence on standard
-error, and status 3.
+of the step, of many of them in a call and of the encoder, a graph and the rows that states begin with. A refusal is
+one sentence on standard error, and status 3.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from carousel.export.adopt.said import Said
 MAX_SECONDS = 300.0
 MAX_MEMORY_BYTES = 8 << 30
 REFUSED = 3
-PARTS = ("step", "encoder")
+PARTS = ("step", "encoder", "many")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _read(directory: Path) -> Result:
             told |= {"states": [(before, after) for before, after in told["states"]], "initial": rows}
             told = Graph((directory / f"{part}.onnx").read_bytes(), **told)
         graphs[part] = told
-    return Result(step=graphs["step"], encoder=graphs["encoder"], **found)
+    return Result(step=graphs["step"], encoder=graphs["encoder"], many=graphs["many"], **found)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ from carousel.export.adopt.errors import AdoptionRefused, NotTheFile
 from carousel.export.adopt.graphs import attribute, name_nodes
 from carousel.export.adopt.lift import lift_states, runs_backwards
 from carousel.export.adopt.loops import written_out_loops
+from carousel.export.adopt.many import build_many, is_alike
 from carousel.export.adopt.pairing import Pair, pair_states
 from carousel.export.adopt.products import ROWS as GAIN_ROWS
 from carousel.export.adopt.products import convolutions_as_products, time_ratio
@@ -27,9 +28,10 @@ from carousel.export.adopt.trial import Array, Port, Trial, made_up, ports_of
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A step graph, why its states are what they are, and how near it is to the file."""
+    """A step graph, why its states are what they are, and how near it is to the file; and the graph of many steps."""
 
     built: Built
+    many: Built | None
     pairs: Sequence[Pair]
     compared: Compared
     run: FileRun
@@ -84,22 +86,23 @@ def adopt_step(content: bytes, said: Said, tell: Callable[[str], None]) -> Adopt
     initial = {each.before: each.initial for each in lifted if each.initial is not None}
     built = build_step(found, pairs, times, shapes, dtypes, said.carries, initial)
     run = FileRun(file, controls, found.inputs, pairs, times)
+    many = build_many(found, pairs, times, shapes, dtypes, said.carries, initial)
     written, count = written_out_loops(built.model)
     if count:
         try:
-            adopted = _finished(replace(built, model=written), run, said, tell)
+            adopted = _finished(replace(built, model=written), many, run, said, tell)
         except AdoptionRefused:  # they run more than once: they may stay
             tell(f"loops      {count} stay: they are not over the steps of a call")
         else:
             tell(f"loops      {count} over the steps of a call are written out for one step")
             return adopted
     try:
-        return _finished(built, run, said, tell)
+        return _finished(built, many, run, said, tell)
     except NotTheFile as refusal:
         raise AdoptionRefused(f"{refusal}{_looks_farther(model)}") from None
 
 
-def _finished(built: Built, run: FileRun, said: Said, tell: Callable[[str], None]) -> Adopted:
+def _finished(built: Built, many: Built | None, run: FileRun, said: Said, tell: Callable[[str], None]) -> Adopted:
     """With rows that keep apart, compared with the file."""
     written, count = written_out_rnn(built.model)
     if count:
@@ -110,7 +113,13 @@ def _finished(built: Built, run: FileRun, said: Said, tell: Callable[[str], None
     built = replace(built, model=repair_rows(built.model, tell))
     compared = compare(run, built, dequantized=said.dequantize)
     tell(f"parity     {compared.largest:.1e} over {compared.steps} steps x {compared.rows} rows")
-    return Adopted(built, run.pairs, compared, run)
+    if many is not None:
+        alike = is_alike(many, built)
+        tell(
+            f"many       steps in one call give {'the same bits' if alike else 'other bits, and are taken one by one'}"
+        )
+        many = many if alike else None
+    return Adopted(built, many, run.pairs, compared, run)
 
 
 def _looks_farther(model: onnx.ModelProto) -> str:

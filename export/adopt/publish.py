@@ -12,10 +12,13 @@ import numpy as np
 from carousel.export.adopt.adopted import Graph, Result
 from carousel.export.adopt.head import Generates
 from carousel.export.adopt.trial import Array
+from carousel.export.shared_weights import share_weights
 from carousel.models.bundle import ENCODER_GRAPH, STEP_GRAPH, publish
 from carousel.models.codec.text import TextCodecSpec
 from carousel.models.head import GenerateHead, TensorsHead
 from carousel.models.manifest import EncoderSpec, Manifest, Parity, StateSpec, StepSpec, StoredRow
+from carousel.models.step import PREFILL_GRAPH
+from carousel.models.weights import WEIGHTS
 
 TASK, TEXT_TASK = "prediction", "language"
 """Of a network of which nothing is known but its ports; and of one that goes on from a text."""
@@ -48,6 +51,11 @@ def publish_adopted(repository: Path, name: str, found: Result, generates: Gener
     if found.step is not None:
         files[STEP_GRAPH] = found.step.content
         parts["step"] = _step(found.step, given, files)
+    if found.many is not None:
+        files[PREFILL_GRAPH] = found.many.content
+        parts["prefill"] = (PREFILL_GRAPH,)
+        files |= share_weights({name: files[name] for name in (STEP_GRAPH, PREFILL_GRAPH)})
+        parts["weights"] = WEIGHTS if WEIGHTS in files else None
     outputs = given if found.step is None else found.step.outputs
     parts["head"] = TensorsHead(from_=tuple(outputs))
     if generates is not None:

@@ -94,7 +94,7 @@ class EngineCore:
         self._heads = open_heads(ports, self._table, self._pool, max_rows)
         self._finished: list[tuple[int, Ended]] = []
         # Not a method of this: a circle would keep the graphs of a closed engine until the garbage is collected.
-        self._live = LiveSequences(ports, self._steps, self._pool, rows, self._finished)
+        self._live = LiveSequences(ports, self._steps, self._pool, rows, self.prefill, self._finished)
         self._sequences: dict[int, Sequence] = {}
         """All that wait or run, by id."""
         self._joined: list[Joined] = []
@@ -183,6 +183,11 @@ class EngineCore:
         Raises:
             RunnerBroken: the step failed for every row, and for a row of zeros too.
         """
+        if begun.length > 1:
+            started = self._clock()
+            if self._live.run_in_a_call():
+                begun.runner_seconds = self._clock() - started
+                return
         for left in reversed(range(begun.length)):
             started = self._clock()
             begun.failures = self._steps.run(begun.rows)

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
 from carousel.service.engine.fed import Answer, Fed
 from carousel.service.engine.parameters import Array, FinishReason, LiveParameters, State
 from carousel.service.engine.port import Ended, Request, Snapshot
+from carousel.service.engine.prefill.prefill import Prefill
 from carousel.service.engine.rows.plan import Rows
 from carousel.service.engine.rows.table import NOT_FINITE, RowEnds
 from carousel.service.engine.runner import StepPorts
@@ -27,6 +29,9 @@ from carousel.service.engine.steps import Steps
 NO_IDS = np.zeros(0, np.int64)
 AT_ONCE = 8
 """Steps that are taken before anybody else may join, at most: who comes meanwhile waits for them."""
+
+IN_A_CALL = 64
+"""Likewise, where a graph takes them in one call."""
 
 FEW = 16
 """Places that are there at first; as many again whenever they are taken."""
@@ -67,15 +72,23 @@ class LiveSequences:
         steps: runs them.
         pool: holds the rows of a step.
         rows: of a step, at most (step_rows); they have those behind the requests'.
+        many: takes many steps in a call, where it can.
         finished: gets who has ended, by id.
     """
 
     def __init__(
-        self, ports: StepPorts, steps: Steps, pool: StatePool, rows: int, finished: list[tuple[int, Ended]]
+        self,
+        ports: StepPorts,
+        steps: Steps,
+        pool: StatePool,
+        rows: int,
+        many: Prefill,
+        finished: list[tuple[int, Ended]],
     ) -> None:
         self._steps = steps
         self._pool = pool
         self._most = rows
+        self._many = many
         self._finished = finished
         self._blank = ports.blank
         self._parked = _Parked(ports.states), _Parked(ports.context)
@@ -97,6 +110,8 @@ class LiveSequences:
         """What they are fed in these, by input. [k, length, ...] each"""
         self._said: dict[str, Array] = {}
         """What was said of them, by output. [k, length, ...] each"""
+        self._left: State | None = None
+        """Their states after these, where they were taken in one call. [k, ...] each"""
         self._failed: dict[int, str] = {}
         """Whose step failed, by place among them, and why."""
         self._floats = {name for name, spec in ports.outputs.items() if np.issubdtype(spec.dtype, np.inexact)}
@@ -150,7 +165,7 @@ class LiveSequences:
     def enter(self, n: int) -> tuple[int, int]:
         """Before a step: the next in turn get the rows from n on. Returns how many, and for how many steps.
 
-        These are 1 where a request has a row, else as many as all have been fed, up to AT_ONCE.
+        These are 1 where a request has a row, else as many as all have been fed, up to AT_ONCE or IN_A_CALL.
         """
         ready = self._ready
         k = min(len(ready), self._most - n)
@@ -159,7 +174,8 @@ class LiveSequences:
             return 0, 1
         fed = [live.fed[0] for live in taken]
         left = [each.steps - live.cursor for each, live in zip(fed, taken, strict=True)]
-        self._failed, self._at, length = {}, 0, 1 if n else min(AT_ONCE, min(left))
+        most = 1 if n else IN_A_CALL if self._many.says else AT_ONCE
+        self._failed, self._at, length = {}, 0, min(most, *left)
         self._rows, self._places, self._length = slice(n, n + k), np.array([live.place for live in taken]), length
         states, context = self._parked
         self._pool.load(self._rows, states.arrays, context.arrays, self._places)
@@ -179,6 +195,17 @@ class LiveSequences:
             if not live.cursor and live.fed[0].steps > length:
                 self._begin(live)
         return k, length
+
+    def run_in_a_call(self) -> bool:
+        """Take all these steps, of none but their rows, at once; False where they must be taken one by one."""
+        if not self._many.says:
+            return False
+        try:
+            self._left, said = self._many.steps(cast(dict[str, Array], self._given), self._pool.host(self._rows))
+        except Exception:  # in whose rows it lies, single steps tell
+            return False
+        self._said = {name: said[name] for name in self._said}
+        return True
 
     def goes_on(self, failures: RowEnds) -> None:
         """Between two of these steps, of none but their rows: note what the last has said, and feed the next."""
@@ -208,9 +235,11 @@ class LiveSequences:
         Failures lose the rows behind n.
         """
         taken, answers = self._taken, list[tuple[int, Answer]]()
-        self._note(n, failures)
+        left, self._left = self._left, None
+        if left is None:
+            self._note(n, failures)
+            left = self._pool.host(self._rows)
         wrong, length = self._not_finite() | self._failed, self._length
-        left = self._pool.host(self._rows)
         if wrong:
             sound = np.array([row for row in range(len(taken)) if row not in wrong], np.intp)
             self._parked[0].put(self._places[sound], {name: array[sound] for name, array in left.items()})

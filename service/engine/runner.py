@@ -12,7 +12,7 @@ from typing import Protocol, cast
 from typing_extensions import override
 
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
-from carousel.service.engine.parameters import Array, Floats, Ids
+from carousel.service.engine.parameters import Array, Floats, Ids, State
 from carousel.service.engine.session import NO_WEIGHTS, SHRINKING, Binding, RunnerBroken, Session, Weights, open_session
 from carousel.service.engine.states.pool import StateSpec, zeros
 
@@ -130,6 +130,9 @@ class Runner(Protocol):
 class PrefillRunner(Protocol):
     """Many steps of some rows in one call. Tests put a fake here."""
 
+    says: bool
+    """Whether `steps` can be called."""
+
     def __call__(self, fed: Mapping[str, Array], states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The states after these steps, as steps would have left them; it raises whatever the runtime raises.
 
@@ -137,6 +140,10 @@ class PrefillRunner(Protocol):
             fed: what each row consumes, by the step's inputs. [b, T, ...] each
             states: what they go on from. [b, ...] each
         """
+        ...
+
+    def steps(self, fed: Mapping[str, Array], states: Mapping[str, Array]) -> tuple[State, Mapping[str, Array]]:
+        """Likewise, and what each of these steps says, by the step's outputs. [b, T, ...] each"""
         ...
 
 

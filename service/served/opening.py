@@ -160,7 +160,10 @@ def open_prefill(bundle: Bundle, device: Device | None = None) -> OnnxPrefillRun
     graphs = [bundle.files[name] for name in bundle.manifest.prefill]
     weights = [bundle.weights(graph) for graph in bundle.prefill]
     after = {state.before: state.after for state in bundle.manifest.step.states}
-    return OnnxPrefillRunner(graphs, prefill_feed(bundle), after, device, weights=weights) if graphs else None
+    if not graphs:
+        return None
+    outputs = bundle.manifest.step.outputs
+    return OnnxPrefillRunner(graphs, prefill_feed(bundle), after, device, outputs=outputs, weights=weights)
 
 
 def step_threads(bundle: Bundle, cores: int) -> int:

@@ -49,7 +49,10 @@ STATES = (TensorSpec("state.h0", "float32", (None, 3)), TensorSpec("state.c0", "
 
 def check(graphs: list[GraphSpec], task: str = "language", *, initial: str = "zeros") -> None:
     """Against a step of these inputs and states."""
-    step = GraphSpec((*(TensorSpec(name, "int64", (None,)) for name in IDS[task]), *STATES), ())
+    step = GraphSpec(
+        (*(TensorSpec(name, "int64", (None,)) for name in IDS[task]), *STATES),
+        (TensorSpec("logits", "float32", (None, 3)),),
+    )
     names = ("prefill.onnx", "prefill2.onnx")[: len(graphs)]
     states = tuple(StateSpec(before=s.name, after=f"next_{s.name}", initial=initial) for s in STATES)
     declared = StepSpec(inputs=IDS[task], outputs=("logits",), states=states)
@@ -60,6 +63,17 @@ def check(graphs: list[GraphSpec], task: str = "language", *, initial: str = "ze
 @pytest.mark.parametrize("task", ["language", "tracing"])
 def test_check_prefill_takes_ids_with_an_axis_of_steps(task: str) -> None:
     check([read(prefill_graph(task))], task)
+
+
+def test_check_prefill_takes_what_each_step_says() -> None:
+    model = prefill_graph()
+    model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "steps", 3]))
+    check([read(model)])
+    add("output", "extra")(model)
+    with pytest.raises(
+        GraphRejected, match=r"output extra .*; allowed are next_state\.h0, next_state\.c0, logits alone$"
+    ):
+        check([read(model)])
 
 
 def value(model: onnx.ModelProto, name: str) -> onnx.ValueInfoProto:
@@ -124,7 +138,8 @@ def flatten(model: onnx.ModelProto) -> None:
         (fix("next_state.c0", 1, 3), r"output next_state\.c0 is next_state\.c0 float32\[batch, 3\]; allowed"),
         (add("input", "state.h1"), r"input state\.h1 .*; allowed are token, state\.h0, state\.c0 alone$"),
         (add("input", "memory.a"), r"input memory\.a float32\[batch, 3\]; allowed are token, state\.h0"),
-        (add("output", "logits"), r"output logits .*; allowed are next_state\.h0, next_state\.c0 alone$"),
+        (add("output", "logits"), r"output logits is logits float32\[batch, 3\]; allowed .*\[batch, \?, 3\]$"),
+        (add("output", "extra"), r"output extra .*; allowed are next_state\.h0, next_state\.c0 alone$"),
     ],
 )  # fmt: skip
 def test_check_prefill_refuses(change: Callable[[onnx.ModelProto], object], message: str) -> None:

@@ -119,6 +119,17 @@ class Prefill:
             logger.warning("%s", self.refusal)
             self._runner = None
 
+    @property
+    def says(self) -> bool:
+        """Whether `steps` can be called."""
+        return self._runner is not None and self._runner.says
+
+    def steps(self, fed: Mapping[str, Array], states: State) -> tuple[State, Mapping[str, Array]]:
+        """See PrefillRunner."""
+        with self._turn:
+            assert self._runner is not None
+            return self._runner.steps(fed, states)
+
     def begin(self, id: int, request: Request, *, batch: bool = False) -> bool:
         """Queue a request that is to join, if what it has to consume is long enough. A second time nothing happens.
 
@@ -258,7 +269,7 @@ class Prefill:
 
 
 def _same_states(prefill: PrefillRunner, runner: Runner, *, seed: int = 0) -> bool:
-    """Whether both leave the same bits after random ids. It raises whatever the runtime raises."""
+    """Whether both leave the same bits after random ids, and say the same. It raises whatever the runtime raises."""
     random, ports = np.random.default_rng(seed), runner.ports
     size = ports.id_count
     # One sequence alone, as many as there may be, and some whose ids several graphs consume at once.
@@ -269,14 +280,22 @@ def _same_states(prefill: PrefillRunner, runner: Runner, *, seed: int = 0) -> bo
         }
         arrays = StepArrays.of(ports, rows)
         many: Mapping[str, Tensor] = arrays.before
+        said: list[Mapping[str, Array]] = []
         start = 0
         for length in lengths:
-            many = prefill({name: array[:, start : start + length] for name, array in fed.items()}, many)
+            piece = {name: array[:, start : start + length] for name, array in fed.items()}
+            if prefill.says:
+                many, told = prefill.steps(piece, {name: np.asarray(array) for name, array in many.items()})
+                said += [{name: array[:, place] for name, array in told.items()} for place in range(length)]
+            else:
+                many = prefill(piece, many)
             start += length
         for place in range(sum(lengths)):
             for name, array in fed.items():
                 arrays.inputs[name][:] = array[:, place]
             runner.bind(arrays)()
+            if said and any(array.tobytes() != said[place][name].tobytes() for name, array in arrays.outputs.items()):
+                return False
             arrays = replace(arrays, before=arrays.after, after=arrays.before)
         if any(np.asarray(many[name]).tobytes() != np.asarray(part).tobytes() for name, part in arrays.before.items()):
             return False

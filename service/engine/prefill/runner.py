@@ -20,7 +20,7 @@ from typing import Any, cast
 from carousel.models.cores import usable_cores
 from carousel.models.graph import ABOVE, BELOW, ELEMENT_TYPES
 from carousel.service.engine.device import Device, DeviceArray, Tensor, address_of
-from carousel.service.engine.parameters import Array
+from carousel.service.engine.parameters import Array, State
 from carousel.service.engine.session import NO_WEIGHTS, Weights, open_session
 
 Fed = Mapping[str, Tensor]
@@ -43,6 +43,7 @@ class OnnxPrefillRunner:
         feed: what the lowest is fed of what the engine feeds a step. [b, T, ...] each
         after: of each state, the output that it is after the ids.
         device: where they run, and where they leave states; None for the CPU and numpy arrays.
+        outputs: what a step says; a graph that is alone may say it of every step.
         weights: those that each graph shares with others, by name; none where not given.
 
     Raises:
@@ -56,12 +57,15 @@ class OnnxPrefillRunner:
         after: Mapping[str, str],
         device: Device | None = None,
         *,
+        outputs: Iterable[str] = (),
         weights: Sequence[Weights] | None = None,
     ) -> None:
         self._feed = feed
         self._device = device
         shared = weights or [NO_WEIGHTS] * len(graphs)
         self._graphs = [_Graph(graph, device, own, after) for graph, own in zip(graphs, shared, strict=True)]
+        self._outputs = list(outputs)
+        self.says = device is None and bool(self._outputs) and self._graphs[-1].names.issuperset(self._outputs)
         self._cores = usable_cores()
         self._ahead = [ThreadPoolExecutor(1, "carousel-prefill") for _ in self._graphs[:-1]]
         """The threads of all graphs but the highest, which is the caller's."""
@@ -85,6 +89,11 @@ class OnnxPrefillRunner:
                 pass
         return after
 
+    def steps(self, fed: Mapping[str, Array], states: Mapping[str, Array]) -> tuple[State, Mapping[str, Array]]:
+        """See PrefillRunner."""
+        (graph,) = self._graphs
+        return graph.steps(self._feed(fed), states, self._outputs)
+
 
 class _Graph:
     """One prefill graph."""
@@ -93,10 +102,10 @@ class _Graph:
         self._device = device
         # One thread: the products are so short that handing parts of them to another costs about what it gains.
         self._session = open_session(graph, "prefill", 1, device, arena=False, weights=weights)
-        names = {spec.name for spec in self._session.get_outputs()}
+        self.names = {spec.name for spec in self._session.get_outputs()}
         self._states = [spec.name for spec in self._session.get_inputs() if spec.name in after]
         self._after = [after[name] for name in self._states]
-        self._hands_up = ABOVE in names
+        self._hands_up = ABOVE in self.names
 
     def consume(self, pieces: Iterable[Fed], states: dict[str, Tensor]) -> Iterator[Fed]:
         """Consume a piece each time that the next graph's is asked for, and replace this graph's states."""
@@ -106,6 +115,12 @@ class _Graph:
             outputs = self._call(asked, fed)
             states.update(zip(self._states, outputs, strict=False))
             yield {BELOW: outputs[-1]} if self._hands_up else {}
+
+    def steps(self, fed: Fed, states: State, outputs: Sequence[str]) -> tuple[State, Mapping[str, Array]]:
+        """The states after a piece, and what was said at each of its steps."""
+        told = self._call([*self._after, *outputs], {**fed, **states})
+        count = len(self._after)
+        return dict(zip(self._states, told, strict=False)), dict(zip(outputs, told[count:], strict=True))
 
     def _call(self, asked: Sequence[str], fed: Fed) -> Sequence[Any]:
         """The outputs; in the device's memory, where there is one, wherever onnxruntime allocates them."""

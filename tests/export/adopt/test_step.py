@@ -50,6 +50,23 @@ def test_steps_of_the_graph_are_the_sequence_of_the_file():
         np.testing.assert_array_equal(told["scores"], whole[:, place])
 
 
+@pytest.mark.parametrize(("operator", "alike"), [("LSTM", True), ("GRU", True), ("RNN", False)])
+def test_graph_of_many_steps_is_there_where_it_gives_the_same_bits(operator, alike):
+    """The RNN operator does not at a batch of one: there the step is written as products."""
+    found, lines = adopted(sequence_network(operator, states=True), times={"x": 1})
+    assert (found.many is not None) is alike
+    assert [line for line in lines if line.startswith("many")]
+    if found.many is not None:
+        assert shapes(found.many.model.graph.input)["x"] == ["batch", "steps", FEATURES]
+        assert shapes(found.many.model.graph.output)["scores"] == ["batch", "steps", CLASSES]
+
+
+def test_network_of_one_step_has_no_graph_of_many():
+    found, lines = adopted(step_network())
+    assert found.many is None
+    assert not [line for line in lines if line.startswith("many")]
+
+
 def test_free_time_axis_tells_states_of_one_shape_apart():
     """An LSTM's h and c have one shape, and here names that say the wrong thing."""
     content = sequence_network("LSTM", states=True, names=("c", "h"))

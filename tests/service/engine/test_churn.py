@@ -188,6 +188,8 @@ class Churn:
 class FoldingPrefill:
     """A prefill graph that does to a row's state what steps do."""
 
+    says = False
+
     def __init__(self, states_of, random):
         self._states_of = states_of
         self._random = random

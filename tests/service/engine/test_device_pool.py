@@ -194,6 +194,8 @@ def traffic(vocabulary, states=None, context=None):
 class FakePrefill:
     """Folds ids into the states as the fake runner does; fails on ids that some row has."""
 
+    says = False
+
     calls = 0
 
     def __call__(self, fed, states):

@@ -21,6 +21,8 @@ LENGTHS = [1, 2, MIN_TOKENS, MIN_TOKENS + 1, MIN_TOKENS + 2, CHUNK, CHUNK + 1, C
 class FakePrefill:
     """Folds ids into the states as the fake runner does. `fault` may raise, by the ids of a row."""
 
+    says = False
+
     def __init__(self):
         self.calls = []
         self.fault = lambda ids: None
@@ -276,11 +278,12 @@ def test_check_keeps_a_prefill_that_agrees(runner, prefill, greedy_oracle):
 
 
 def test_check_does_without_a_prefill_that_differs(runner, prefill, greedy_oracle, caplog):
-    def nearly(fed, states):
-        after = prefill(fed, states)
-        return {**after, "state.a": np.nextafter(after["state.a"], np.float32(np.inf))}
+    class Nearly(FakePrefill):
+        def __call__(self, fed, states):
+            after = prefill(fed, states)
+            return {**after, "state.a": np.nextafter(after["state.a"], np.float32(np.inf))}
 
-    listener = Listener(runner, nearly)
+    listener = Listener(runner, Nearly())
     with caplog.at_level(logging.WARNING, "carousel.engine"):
         listener.core.prefill.check(runner)
     assert listener.core.prefill.refusal == caplog.messages[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,15 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
+    grpc_port: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=65535,
+            description="Port for the Open Inference Protocol over gRPC, with the extra `grpc`; 0 takes a free one, "
+            "none turns it off.",
+        ),
+    ] = None
     repository: Annotated[Path, Field(description="Model repository: `<model>/<version>/` directories.")] = Path(
         "bundles"
     )
@@ -201,6 +211,13 @@ class Settings(BaseSettings):
     @classmethod
     def _with_commas(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("grpc_port")
+    @classmethod
+    def _with_grpc(cls, value: int | None) -> int | None:
+        if value is not None and find_spec("grpc") is None:
+            raise ValueError("needs the extra `grpc` (pip install 'carousel[grpc]')")
+        return value
 
     @field_validator("host")
     @classmethod

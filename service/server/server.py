@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 
@@ -20,6 +20,9 @@ from carousel.service.server.http_protocol import Bounds, bounded
 from carousel.service.server.stream_protocol import StreamProtocol
 from carousel.service.settings import Settings
 from carousel.service.work.drain import Drain
+
+if TYPE_CHECKING:
+    from carousel.service.api.oip.grpc_server import GrpcServer
 
 logger = logging.getLogger("carousel")
 
@@ -44,15 +47,25 @@ class Server(uvicorn.Server):
         config: uvicorn's.
         drain: the application's.
         grace_seconds: how long what runs may go on.
+        open_grpc: what listens for gRPC, too, where that is asked for.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, grace_seconds: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        drain: Drain,
+        grace_seconds: float,
+        open_grpc: Callable[[], GrpcServer] | None = None,
+    ) -> None:
         super().__init__(config)
         self._drain = drain
         self._grace_seconds = grace_seconds
+        self._open_grpc = open_grpc
+        self.grpc: GrpcServer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Bind, and say so."""
+        self.grpc = None if self._open_grpc is None else self._open_grpc()
         await super().startup(sockets)
         loop, config = asyncio.get_running_loop(), self.config
 
@@ -68,6 +81,9 @@ class Server(uvicorn.Server):
                 for _ in range(1, ACCEPTS):
                     again = socket.socket(fileno=os.dup(listening.fileno()))
                     self.servers.append(await loop.create_server(protocol, sock=again, backlog=config.backlog))
+        if self.grpc is not None and self.started:
+            await self.grpc.start()
+            logger.info("ready for gRPC on %s:%d", config.host, self.grpc.port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, and stop. Until what runs has ended the server listens, so that it can say that it is not ready."""
@@ -82,6 +98,8 @@ class Server(uvicorn.Server):
             if not await drain.quiet(FAREWELL_SECONDS):
                 self._abort()
                 await drain.quiet(FAREWELL_SECONDS)
+        if self.grpc is not None:
+            await self.grpc.stop(FAREWELL_SECONDS)
         late = asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._abort)  # who reads nothing more
         await super().shutdown(sockets)
         late.cancel()
@@ -123,4 +141,9 @@ def create_server(settings: Settings) -> Server:
         server_header=False,
         headers=HEADERS,
     )
-    return Server(config, context.drain, settings.shutdown_grace_seconds)
+    open_grpc = None
+    if settings.grpc_port is not None:
+        from carousel.service.api.oip.grpc_server import GrpcServer  # of an extra
+
+        open_grpc = partial(GrpcServer, app, settings)
+    return Server(config, context.drain, settings.shutdown_grace_seconds, open_grpc)

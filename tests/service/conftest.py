@@ -38,6 +38,7 @@ class RunningServer:
     context: Context
     stop: Callable[[], None]
     """What a SIGTERM does: it begins to shut down."""
+    grpc_port: int | None = None
 
     @property
     def url(self) -> str:
@@ -75,6 +76,7 @@ def running(settings: Settings) -> Iterator[RunningServer]:
             server.servers[0].sockets[0].getsockname()[1],
             server.config.app.state.context,  # type: ignore[union-attr]
             stop,
+            None if server.grpc is None else server.grpc.port,
         )
     finally:
         stop()

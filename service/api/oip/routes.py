@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import zlib
 from functools import partial
 from typing import Any
@@ -43,6 +44,10 @@ REPOSITORY_EXTENSION = "model_repository"
 RESERVED = ("headers",)
 CODINGS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 """Of bodies, and what zlib is told of them."""
+REFUSED = re.compile(r"\s*q=0(\.0*)?\s*")
+"""What Accept-Encoding says behind a coding that is not to be taken."""
+WORTH_PACKING = 1024
+"""Bytes of an answer: of fewer hardly any are saved."""
 TRITONS = "triton_"
 """What parameters begin with that mean something to that server."""
 
@@ -166,9 +171,15 @@ async def _infer(request: Request, model: ServedModel, content: bytes) -> Respon
     head = {"model_name": model.name, "model_version": str(model.bundle.version)}
     head |= {"id": asked.id} if asked.id else {}
     answer, json_bytes = await asyncio.to_thread(write_tensors, head, results, wanted)
+    headers = {"vary": "accept-encoding"}
+    coding = _accepted(request.headers.get("accept-encoding", ""))
+    if coding is not None and len(answer) >= WORTH_PACKING:
+        answer = await asyncio.to_thread(zlib.compress, answer, zlib.Z_BEST_SPEED, CODINGS[coding])
+        headers["content-encoding"] = coding
     if json_bytes is None:
-        return Response(answer, media_type="application/json")
-    return Response(answer, media_type="application/octet-stream", headers={JSON_LENGTH: str(json_bytes)})
+        return Response(answer, media_type="application/json", headers=headers)
+    headers[JSON_LENGTH] = str(json_bytes)
+    return Response(answer, media_type="application/octet-stream", headers=headers)
 
 
 def _find(request: Request, name: str, version: str | None) -> ServedModel:
@@ -208,6 +219,13 @@ async def _content(request: Request) -> bytes:
     if not packed.eof or packed.unused_data:
         raise refuse(f"the body is not one whole {coding} stream, as its content-encoding says")
     return plain
+
+
+def _accepted(said: str) -> str | None:
+    """The first coding that a client takes, of those that are known here."""
+    parts = (part.partition(";") for part in said.lower().split(","))
+    names = (name.strip() for name, _, quality in parts if not REFUSED.fullmatch(quality))
+    return next((name for name in names if name in CODINGS), None)
 
 
 def _json_length(request: Request, content: bytes) -> int:

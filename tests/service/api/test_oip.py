@@ -289,6 +289,36 @@ def test_compressed_body_is_what_it_was_before(client, x, truth, coding, binary)
     assert result.as_numpy("scores").tobytes() == truth["lstm"][:, 0].tobytes()
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_answer_is_compressed_where_that_is_asked_for(client, plain, x, truth, coding, binary):
+    rows = np.tile(x[:, 0], (40, 1))
+    tensor = triton.InferInput("x", list(rows.shape), "FP32").set_data_from_numpy(rows)
+    outputs = [triton.InferRequestedOutput("scores", binary_data=binary)]
+    result = client.infer("lstm", [tensor], outputs=outputs, response_compression_algorithm=coding)
+    assert result.as_numpy("scores").tobytes() == np.tile(truth["lstm"][:, 0], (40, 1)).tobytes()
+    body = body_of(rows, binary_data_output=binary)
+    plainly = plain.post("/v2/models/lstm/infer", json=body, headers={"accept-encoding": "identity"})
+    packed = plain.post("/v2/models/lstm/infer", json=body, headers={"accept-encoding": coding})
+    assert packed.headers["content-encoding"] == coding
+    assert int(packed.headers["content-length"]) < int(plainly.headers["content-length"])
+    assert packed.content == plainly.content
+
+
+@pytest.mark.parametrize("accepted", ["", "identity", "br", "gzip;q=0", "gzip; q=0.0, deflate;q=0"])
+def test_answer_is_not_compressed_where_that_is_not_asked_for(plain, x, accepted):
+    body = body_of(np.tile(x[:, 0], (40, 1)))
+    answer = plain.post("/v2/models/lstm/infer", json=body, headers={"accept-encoding": accepted})
+    assert "content-encoding" not in answer.headers
+    assert len(answer.json()["outputs"]) == 1
+
+
+def test_brief_answer_is_not_worth_compressing(plain, x):
+    answer = plain.post("/v2/models/lstm/infer", json=body_of(x[:1, 0]), headers={"accept-encoding": "gzip"})
+    assert answer.status_code == 200
+    assert "content-encoding" not in answer.headers
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
 def test_body_that_unpacks_to_too_much_is_refused_before_it_has(plain, compress):
     coding = "gzip" if compress is gzip.compress else "deflate"

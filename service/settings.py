@@ -47,8 +47,8 @@ class Settings(BaseSettings):
         Field(
             ge=1024 * 1024,
             description="Memory for the rows of one model, each with its states twice; where they are so large that "
-            "`CAROUSEL_MAX_ROWS` would take more, it runs fewer. Raw streams may take as much again for rows, and for "
-            "their states between steps.",
+            "`CAROUSEL_MAX_ROWS` would take more, it runs fewer. Raw streams may take a sixteenth of it more for rows, "
+            "and as much again for their states between steps.",
         ),
     ] = 1024 * 1024 * 1024
     max_waiting: Annotated[
@@ -97,7 +97,7 @@ class Settings(BaseSettings):
             ge=0,
             le=1024,
             description="Threads of one onnxruntime operator; 0 is one for each core that the process may use, in "
-            "int8 one less but at least one, and one beside an encoder.",
+            "int8, and where a step has few weights, one less but at least one; and one beside an encoder.",
         ),
     ] = 0
     providers: Annotated[

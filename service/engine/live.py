@@ -36,7 +36,7 @@ IN_A_CALL = 64
 FEW = 16
 """Places that are there at first; as many again whenever they are taken."""
 
-SHARE = 8
+SHARE = 16
 """A step has a row for live sequences for every so many of requests: they get on when all of those are taken."""
 
 

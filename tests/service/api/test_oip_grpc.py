@@ -1,5 +1,6 @@
 """The Open Inference Protocol over gRPC by its own client, unmodified; against the files, and against REST."""
 
+import asyncio
 import queue
 import socket
 import subprocess
@@ -259,6 +260,49 @@ def test_keys_and_tenants_are_asked_for(run_server, repository, x, tmp_path):
             client.infer("lstm", fed(x[:1, 0]), sequence_id=7, headers=headers["theirs"])
         assert refused.value.status() == "StatusCode.NOT_FOUND"
         client.infer("lstm", fed(x[:1, 0]), sequence_id=7, headers=headers["ours"])
+
+
+def test_time_that_a_request_has_is_kept(client, x):
+    with pytest.raises(InferenceServerException) as refused:
+        client.infer("lstm", fed(x[:, 0]), timeout=1)
+    assert refused.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """Steps that never end; when one has begun, and when one was cancelled."""
+    begun, cancelled = threading.Event(), threading.Event()
+
+    async def infer(*_, **__):
+        begun.set()
+        try:
+            await asyncio.Future()
+        finally:
+            cancelled.set()
+
+    monkeypatch.setattr("carousel.service.api.oip.routes.infer", infer)
+    return begun, cancelled
+
+
+def test_client_that_leaves_ends_its_request(stub, hanging):
+    begun, cancelled = hanging
+    call = stub.ModelInfer.future(typed([1.0] * FEATURES, [1, FEATURES]))
+    assert begun.wait(30)
+    assert not cancelled.is_set()
+    call.cancel()
+    assert cancelled.wait(30)
+
+
+def test_who_waits_when_the_grace_is_over_is_told(run_server, repository, hanging):
+    begun, _ = hanging
+    with run_server(repository=repository, grpc_port=0, shutdown_grace_seconds=0) as server:
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            call = GRPCInferenceServiceStub(channel).ModelInfer.future(typed([1.0] * FEATURES, [1, FEATURES]))
+            assert begun.wait(30)
+            server.stop()
+            error = call.exception(timeout=30)
+        assert error.code().name == "UNAVAILABLE"
+        assert "is shutting down" in error.details()
 
 
 def test_idle_stream_is_ended(run_server, repository):

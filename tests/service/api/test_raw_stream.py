@@ -177,6 +177,22 @@ def test_stream_that_is_cancelled_keeps_what_was_answered(adopted, x, truth):
         np.testing.assert_array_equal(raw.ask(x[3, 9:20]), truth[3, 9:20])
 
 
+def test_stream_goes_on_at_another_server_where_sessions_are_in_redis(run_server, repository, start_redis, x, truth):
+    """From the last answer, whether the stream before was finished or cancelled."""
+    url = start_redis().url
+    with (
+        run_server(repository=repository, redis_url=url) as one,
+        run_server(repository=repository, redis_url=url) as two,
+    ):
+        told = []
+        for at, server in enumerate((one, two, one, two)):
+            with Raw(server, binary=True, session="moved") as raw:
+                told.append(raw.ask(x[0, 3 * at : 3 * at + 3]))
+                raw.send(type=("finish", "cancel")[at // 2])
+                assert raw.receive()["session"] == "moved"
+        np.testing.assert_array_equal(np.concatenate(told), truth[0, :12])
+
+
 def test_socket_that_drops_leaves_its_session_as_it_was(adopted, x, truth, eventually):
     with Raw(adopted, binary=True, session="dropped") as raw:
         raw.ask(x[4, :5])

@@ -229,6 +229,8 @@ async def _abort(call: Any, answer: _Answer) -> NoReturn:
 
 
 def _path(model: str, version: str) -> str:
+    """Of a model's routes; a slash in a name does not lead to another one."""
+    model, version = (name.replace("/", "%2F") for name in (model, version))
     return f"{OIP_PATH}/models/{model}" + (f"/versions/{version}" if version else "")
 
 

@@ -217,6 +217,15 @@ def test_refusal_is_a_code_and_a_sentence(stub, asked, code, sentence):
     assert sentence in refused.value.details()
 
 
+@pytest.mark.parametrize("name", ["", "lstm/", "lstm/versions/1", "../lstm", "é\n"])
+def test_name_of_no_model_leads_nowhere(client, x, name):
+    assert not client.is_model_ready(name)
+    for ask in (lambda: client.get_model_metadata(name), lambda: client.infer(name, fed(x[:, 0]))):
+        with pytest.raises(InferenceServerException) as refused:
+            ask()
+        assert refused.value.status() == "StatusCode.NOT_FOUND"
+
+
 def test_sentences_are_those_of_rest(client, server):
     with pytest.raises(InferenceServerException) as refused:
         client.infer("lstm", fed(np.zeros((1, 1), np.float32)))

@@ -22,7 +22,6 @@ from carousel.models.nn.score import Forward, TorchForward
 from carousel.models.step import IMAGE, STEP_GRAPH
 
 Array = npt.NDArray[np.generic]
-Ids = npt.NDArray[np.int64]
 
 
 def start_of(network: Network, graphs: Mapping[str, bytes] | None) -> Callable[[int], Forward]:
@@ -56,7 +55,7 @@ class GraphForward:
     def __call__(self, ids: Tensor) -> Tensor:
         """See Forward."""
         said = []
-        for column in ids.numpy().T:  # [B]
+        for column in ids.numpy().swapaxes(0, 1):  # [B, ...]
             output, *after = self._session.run(self._outputs, {**self._step.split(column), **self._state})
             seen = after[len(self._state) :]
             self._state = dict(zip(self._state, after, strict=False))

@@ -24,7 +24,10 @@ def export_step(module: StepModule) -> bytes:
     """
     names = list(module.state_shapes)
     # Two rows, since an example of one would fix the axis.
-    inputs = {name: torch.zeros(2, dtype=torch.int64) for name in module.input_bounds}  # [B] each
+    inputs = {
+        name: torch.zeros(2, *(size or 1 for size in spec.shape[1:]), dtype=getattr(torch, spec.dtype))
+        for name, spec in module.inputs.items()
+    }  # [B, ...] each
     carried = {"state": {name: torch.zeros(2, *shape) for name, shape in module.state_shapes.items()}}
     if module.context_shapes:
         carried["context"] = {name: torch.zeros(2, *shape) for name, shape in module.context_shapes.items()}

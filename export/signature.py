@@ -27,7 +27,7 @@ def declared(graphs: Mapping[str, bytes], step: StepModule) -> dict[str, Any]:
     encoder = ENCODER_GRAPH in graphs
     told: dict[str, Any] = {
         "step": StepSpec(
-            inputs=tuple(step.input_bounds),
+            inputs=tuple(step.inputs),
             outputs=(step.output, ATTENTION) if step.grid else (step.output,),
             states=tuple(
                 StateSpec(

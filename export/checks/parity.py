@@ -14,17 +14,17 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from carousel.export.forward import Array, GraphForward, Ids
+from carousel.export.forward import Array, GraphForward
 from carousel.export.runtime import open_session
 from carousel.models.errors import CarouselError
 from carousel.models.graph import CONTEXT_PREFIX, STATE_PREFIX
 from carousel.models.manifest import Parity, Precision
-from carousel.models.nn.network import Network, StepModule
+from carousel.models.nn.network import Fed, Network, StepModule
 from carousel.models.nn.score import TorchForward
 
 N = TypeVar("N", bound=np.generic)
 
-MAX_ABS_ERROR = {"logits": 1e-3, "probability": 1e-4}
+MAX_ABS_ERROR = {"logits": 1e-3, "probability": 1e-4, "value": 1e-4}
 """Largest difference of an fp32 graph's output that is published: a logit's moves a log-probability by at most twice as
 much.
 
@@ -72,7 +72,7 @@ def measure_parity(
             f"{step.output} of the exported graph: an entry is off by {error:.2g} from the torch model within {steps} "
             f"steps; allowed is {allowed:g}, so nothing was published"
         )
-    ids = step.split(_random_ids(step, (MAX_BATCH,), seed))  # [B] each
+    ids = step.split(step.drawn((MAX_BATCH,), seed))  # [B] each
     require_row_independence(graph, ids, random_floats(graph, MAX_BATCH, seed))
     return Parity(steps=steps, rows=rows, max_abs_error=error, row_independent=True)
 
@@ -80,13 +80,8 @@ def measure_parity(
 def _largest_error(model: Network, step: StepModule, graph: bytes, steps: int, rows: int, seed: int) -> float:
     """max |output of the graph, step by step - of the model, all steps at once|; NaN where either has one."""
     truth, seen = TorchForward(model, rows), GraphForward(graph, step, rows)
-    ids = torch.from_numpy(_random_ids(step, (rows, steps), seed))  # [B, T]
+    ids = torch.from_numpy(step.drawn((rows, steps), seed))  # [B, T]
     return float(np.max([(seen(chunk) - truth(chunk)).abs().max() for chunk in torch.split(ids, WINDOW, dim=1)]))
-
-
-def _random_ids(step: StepModule, shape: tuple[int, ...], seed: int) -> Ids:
-    """Tokens, or attempts: as many as the step's inputs can say."""
-    return np.random.default_rng(seed).integers(0, math.prod(step.input_bounds.values()), shape)
 
 
 def random_floats(graph: bytes, rows: int, seed: int) -> dict[str, Array]:
@@ -101,7 +96,7 @@ def random_floats(graph: bytes, rows: int, seed: int) -> dict[str, Array]:
 
 def require_row_independence(
     graph: bytes,
-    ids: Mapping[str, Ids],
+    ids: Mapping[str, Fed],
     floats: Mapping[str, Array],
     *,
     sizes: Sequence[int] = range(1, MAX_BATCH + 1),

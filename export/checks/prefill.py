@@ -5,17 +5,16 @@ Axes: B batch rows, T steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime
 
 from carousel.export.checks.parity import THREAD_COUNTS, ParityError, random_floats
-from carousel.export.forward import Array, Ids
+from carousel.export.forward import Array
 from carousel.export.runtime import open_session
 from carousel.models.graph import ABOVE, BELOW, next_name
-from carousel.models.nn.network import StepModule
+from carousel.models.nn.network import Fed, StepModule
 
 CUTS = ((131,), (1, 130), (64, 64, 3), (16,) * 8 + (3,), (5, 2, 124))
 """Chunks that a prompt of T ids is fed in; T is longer than any chunk of the engine's."""
@@ -40,12 +39,12 @@ def require_same_states(step: StepModule, graph: bytes, prefill: Sequence[bytes]
     Raises:
         ParityError: a state differs.
     """
-    rows, count = max(BATCH_SIZES), math.prod(step.input_bounds.values())
-    ids = np.random.default_rng(seed).integers(0, count, (rows, sum(CUTS[0])))  # [B, T]
+    rows = max(BATCH_SIZES)
+    ids = step.drawn((rows, sum(CUTS[0])), seed)  # [B, T]
     start = random_floats(graph, rows, seed)
     session = open_session(graph, threads=1)
     truth: Mapping[str, Array] = start
-    for column in ids.T:
+    for column in ids.swapaxes(0, 1):
         truth = _run([session], step, column, truth)
     for threads in THREAD_COUNTS:
         sessions = [open_session(each, threads) for each in prefill]
@@ -66,7 +65,7 @@ def require_same_states(step: StepModule, graph: bytes, prefill: Sequence[bytes]
 def _in_chunks(
     sessions: Sequence[onnxruntime.InferenceSession],
     step: StepModule,
-    ids: Ids,
+    ids: Fed,
     states: Mapping[str, Array],
     cut: tuple[int, ...],
 ) -> Mapping[str, Array]:
@@ -78,7 +77,7 @@ def _in_chunks(
 
 
 def _run(
-    sessions: Sequence[onnxruntime.InferenceSession], step: StepModule, ids: Ids, states: Mapping[str, Array]
+    sessions: Sequence[onnxruntime.InferenceSession], step: StepModule, ids: Fed, states: Mapping[str, Array]
 ) -> Mapping[str, Array]:
     """The states after a call of the step graph, or of each prefill graph, by the names they go in by. [B, ...] each"""
     after = dict(states)

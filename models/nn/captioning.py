@@ -105,6 +105,7 @@ class CaptioningModel(Network):
     Config = CaptioningModelConfig
     encodes = True
     config: CaptioningModelConfig
+    embedding: nn.Embedding
 
     def __init__(self, config: CaptioningModelConfig) -> None:
         super().__init__()

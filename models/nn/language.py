@@ -44,6 +44,7 @@ class LanguageModel(Network):
 
     Config = LanguageModelConfig
     config: LanguageModelConfig
+    embedding: nn.Embedding
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()

@@ -113,7 +113,7 @@ def _require_fit(step: StepModule, codecs: Mapping[str, Codec], head: HeadSpec) 
     Raises:
         ValueError: they are of something else.
     """
-    inputs = {name: TensorSpec(name, "int64", (None,)) for name in step.input_bounds}
+    inputs = step.inputs
     outputs = {step.output: TensorSpec(step.output, "float32", (None, step.projection.out_features))}
     if step.grid:
         outputs[ATTENTION] = TensorSpec(ATTENTION, "float32", (None, *step.grid))

@@ -5,19 +5,22 @@ Axes: B batch rows, T steps, V outputs of a step (a vocabulary's or a list of sk
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from carousel.models.graph import TensorSpec
 from carousel.models.nn.config import NetworkConfig
 from carousel.models.nn.recurrent import RecurrentStack, RecurrentState
 from carousel.models.registry import Registry
 
-Ids = npt.NDArray[np.int64]
+Fed = npt.NDArray[Any]
+"""What many rows read, ids or numbers. [B, ...]"""
 
 
 class StepModule(nn.Module):
@@ -46,9 +49,18 @@ class StepModule(nn.Module):
         self.projection = network.projection
         self.eval()
 
-    def split(self, ids: Ids) -> dict[str, Ids]:
+    @property
+    def inputs(self) -> dict[str, TensorSpec]:
+        """What a step reads, in order."""
+        return {name: TensorSpec(name, "int64", (None,)) for name in self.input_bounds}
+
+    def drawn(self, shape: tuple[int, ...], seed: int) -> Fed:
+        """What so many rows may read, at random, as `split` takes it. [*shape, ...]"""
+        return np.random.default_rng(seed).integers(0, math.prod(self.input_bounds.values()), shape)
+
+    def split(self, ids: Fed) -> dict[str, Fed]:
         """What each input is of one id a row, which counts all that the inputs can say, the last changing fastest."""
-        parts: dict[str, Ids] = {}
+        parts: dict[str, Fed] = {}
         for name, bound in reversed(self.input_bounds.items()):
             ids, parts[name] = ids // bound, ids % bound
         return dict(reversed(parts.items()))
@@ -61,7 +73,7 @@ class Network(nn.Module, ABC):
     encodes: ClassVar[bool] = False
     """Whether sequences begin with what it makes of an input of their own, not with zeros."""
     config: NetworkConfig
-    embedding: nn.Embedding
+    embedding: nn.Module
     stack: RecurrentStack
     projection: nn.Linear
 

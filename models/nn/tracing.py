@@ -52,6 +52,7 @@ class TracingModel(Network):
 
     Config = TracingModelConfig
     config: TracingModelConfig
+    embedding: nn.Embedding
 
     def __init__(self, config: TracingModelConfig) -> None:
         super().__init__()

@@ -56,7 +56,9 @@ def mackey_glass(start: Floats, length: int, tau: int = 17, steps: int = STEPS_P
 
 @SERIES.register("mackey-glass")
 class MackeyGlass(SeriesKind):
-    """After each value, the value `horizon` units of time later; read less 1, as its mean is a little below 1."""
+    """After each value, the value `horizon` units of time later; read less 1, about which it turns."""
+
+    mean = 1.0
 
     length: Count = 500
     tau: Count = 17
@@ -65,5 +67,5 @@ class MackeyGlass(SeriesKind):
     def draw(self, random: np.random.Generator, count: int) -> Series:
         """See SeriesKind. Each begins from a constant of its own and is read after its transient."""
         whole = mackey_glass(random.uniform(0.5, 1.5, count), TRANSIENT + self.length + self.horizon, self.tau)
-        x = whole[:, TRANSIENT:, None] - 1.0
+        x = whole[:, TRANSIENT:, None] - self.mean
         return Series(x[:, : self.length], x[:, self.horizon :], np.ones((count, self.length), np.bool_))

@@ -37,6 +37,8 @@ class SeriesKind(Strict):
     """I"""
     targets: ClassVar[int] = 1
     """O"""
+    mean: ClassVar[float] = 0.0
+    """What was taken from the numbers before a network reads them: clients send, and get, the numbers themselves."""
     loss: ClassVar[Literal["squared", "binary"]] = "squared"
     """Squared error, or the cross-entropy of targets that are 0 or 1."""
 

@@ -77,7 +77,7 @@ def test_recipe_refuses_in_one_sentence(recipe_path: Path, override: str, senten
 def test_recipe_without_a_corpus_names_the_key(tmp_path: Path) -> None:
     (tmp_path / "empty.toml").write_text("")
     with pytest.raises(
-        RecipeError, match=r"^corpus\.train is missing; set it in the recipe or add corpus\.train=VALUE"
+        RecipeError, match=r"^corpus: train is '' and kind ''; give the one, a file, or the other, what is made up"
     ):
         load_recipe(tmp_path / "empty.toml")
 
@@ -151,7 +151,7 @@ def test_tracing_recipe_takes_one_file_or_several(tracing_recipe_path: Path) -> 
         (["loss.waviness_l1=-1"], "loss.waviness_l1 is -1; it should be greater than or equal to 0"),
         (
             ["run.task=captions"],
-            "run.task is 'captions'; it should be 'captioning', 'language' or 'tracing' (perhaps",
+            "run.task is 'captions'; it should be 'captioning', 'language', 'series' or 'tracing' (perhaps",
         ),
     ],
 )

@@ -18,7 +18,6 @@ from carousel.training.corpus.series.mackey_glass import MackeyGlass, mackey_gla
 from carousel.training.corpus.series.sines import Sines
 from carousel.training.errors import RecipeError
 from carousel.training.recipe import load_recipe
-from carousel.training.run import TrainingRun
 from carousel.training.task import TASKS
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -94,15 +93,15 @@ def test_sines_are_asked_without_the_noise_that_is_read() -> None:
     assert residual[0] < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["adding", "lag", "mackey-glass", "sines"])
-def test_series_of_every_kind_are_trained_resumed_and_published(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["adding", "lag", "mackey-glass"])
+def test_series_are_trained_from_any_window_and_published(kind: str, tmp_path: Path) -> None:
     recipe = tmp_path / "small.toml"
     recipe.write_text(
         f'[run]\ntask = "series"\nthreads = 1\n[corpus]\nkind = "{kind}"\ntrain = 5\nvalidation = 3\n'
         "parameters = { length = 7 }\n[model]\nhidden_size = 5\n[batches]\nrows = 2\nwindow = 4\n"
     )
     assert main([str(recipe), "--output", str(tmp_path / "whole"), "schedule.epochs=2"]) == 0
-    (task,) = (TrainingRun(load_recipe(recipe), tmp_path / "fresh", resume=False).task,)
+    task = TASKS["series"].open(load_recipe(recipe), None)
     first, again = [list(task.windows(0, start)) for start in (0, 1)]
     assert len(first) == task.windows_per_epoch == len(again) + 1
     assert torch.equal(first[1].inputs, again[0].inputs)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from carousel.models.codec.text import TextCodec, TextCodecSpec
+from carousel.models.figures import LanguageValidation
 from carousel.models.head import GenerateHead
 from carousel.models.nn.checkpoint import Checkpoint
 from carousel.models.nn.language import LanguageModel, LanguageModelConfig, LanguageModelShape
@@ -20,12 +21,13 @@ from carousel.models.nn.recurrent import RecurrentState, detach
 from carousel.models.nn.score import TorchForward, score_text
 from carousel.models.nn.validation import ValidationData
 from carousel.training.corpus.encoding import encode_text
-from carousel.training.corpus.text import CorpusFiles, TextCorpus, read_corpus
+from carousel.training.corpus.text import CorpusFiles, TextCorpus, made_up_corpus, read_corpus
 from carousel.training.corpus.tokenizer import TokenizerKind, build_codec
 from carousel.training.errors import CorpusError
 from carousel.training.sections import Recipe
 from carousel.training.task import TASKS, Evaluation, Task, require_same_corpus
 from carousel.training.tasks.language.batches import Batches, Lanes, Window
+from carousel.training.tasks.language.legality import legal_lines
 
 
 class LanguageRecipe(Recipe):
@@ -78,7 +80,11 @@ class LanguageTask(Task[LanguageRecipe, Window]):
         """See Task."""
         files = recipe.corpus
         keep = files.line_ends == "keep"
-        corpus = read_corpus(files.train, files.validation, files.validation_fraction, keep_line_ends=keep)
+        corpus = (
+            made_up_corpus(files)
+            if files.kind
+            else read_corpus(files.train, files.validation, files.validation_fraction, keep_line_ends=keep)
+        )
         require_same_corpus(corpus.sha256, corpus.validation_sha256, saved)
         if saved is None:
             return cls(recipe, corpus, build_codec(recipe.tokenizer, corpus.train))
@@ -114,10 +120,13 @@ class LanguageTask(Task[LanguageRecipe, Window]):
         """Score the validation text with the module's present weights."""
         self.module.eval()
         figures = score_text(TorchForward(self.module, 1), self._validation_ids, len(self._corpus.validation))
+        corpus = self.recipe.corpus
+        legal = legal_lines(self.module, self._codec, corpus.symbols(), self._corpus.lines) if corpus.kind else {}
         return Evaluation(
             criterion=figures.nats_per_token,
-            figures=figures.model_dump(),
-            summary=f"{figures.nats_per_token:.4f} nats/token, perplexity {figures.perplexity:.3f}, "
+            figures={**figures.model_dump(), **legal},
+            summary="".join(f"{name} {share:.4f}, " for name, share in legal.items())
+            + f"{figures.nats_per_token:.4f} nats/token, perplexity {figures.perplexity:.3f}, "
             f"{figures.bits_per_character:.4f} bits/character",
         )
 
@@ -139,5 +148,5 @@ class LanguageTask(Task[LanguageRecipe, Window]):
             "ports": {"token": "text", "logits": "text"},
             "head": GenerateHead(feeds="token", from_="logits").model_dump(by_alias=True),
             "files": {spec.file: self._codec.to_json()},
-            "validation": dict(evaluation.figures),
+            "validation": {name: evaluation.figures[name] for name in LanguageValidation.model_fields},
         }

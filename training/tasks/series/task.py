@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,7 +22,8 @@ from carousel.models.nn.checkpoint import Checkpoint
 from carousel.models.nn.recurrent import RecurrentState, detach
 from carousel.models.nn.series import SeriesModel, SeriesModelConfig, SeriesModelShape
 from carousel.models.nn.validation import ValidationData
-from carousel.models.strict import Count, Strict, first_wrong
+from carousel.models.strict import Count, Strict
+from carousel.training.corpus.parameters import made_up
 from carousel.training.corpus.series.series import SERIES, SeriesKind
 from carousel.training.errors import RecipeError
 from carousel.training.sections import Recipe
@@ -40,22 +41,17 @@ class SeriesCorpus(Strict):
     train: Count = 1000
     """Series in an epoch."""
     validation: Count = 200
-    parameters: dict[str, int | float] = {}
+    parameters: dict[str, int | float] = Field(default_factory=dict)
     """Of the kind (training/corpus/series)."""
 
     @model_validator(mode="after")
     def _parameters_fit(self) -> Self:
-        try:
-            self.series()
-        except ValidationError as error:
-            key, reason = first_wrong(error)
-            allowed = ", ".join(SERIES[self.kind].model_fields)
-            raise ValueError(f"parameters.{'.'.join(key)}{reason}; {self.kind} has {allowed}") from None
+        self.series()
         return self
 
     def series(self) -> SeriesKind:
         """The kind, with its parameters."""
-        return SERIES[self.kind].model_validate(self.parameters)
+        return made_up(SERIES, self.kind, self.parameters)
 
 
 class SeriesRecipe(Recipe):

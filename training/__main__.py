@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from carousel.models.errors import CarouselError
 from carousel.models.nn.threads import limit_threads
+from carousel.training.gradients.trace import reach
 from carousel.training.recipe import load_recipe
 from carousel.training.run import TrainingRun
 from carousel.training.task import Evaluation
 from carousel.training.trainer import BEST, Progress
 
 SECONDS_BETWEEN_LINES_OF_A_FILE = 30.0
+LOGGED_LAGS = (0, *(2**power for power in range(11)))
 
 
 class Console:
@@ -29,6 +31,7 @@ class Console:
         task, progress = run.task, run.trainer.progress
         self._epochs = run.recipe.schedule.epochs
         self._tokens_per_window = task.tokens_per_window
+        self._task, self._look_every = task, run.recipe.run.log_gradients_every
         print(task.description)
         print(f"run directory {run.directory}; watch it with: tensorboard --logdir {run.directory.parent}")
         if progress.step:
@@ -54,6 +57,10 @@ class Console:
         self._bar.update(self._tokens_per_window)
         self._writer.add_scalar("train/loss", loss, progress.step)
         self._writer.add_scalar("train/learning_rate", learning_rate, progress.step)
+        if self._look_every and progress.step % self._look_every == 0:
+            for name, norms in reach(self._task, next(iter(self._task.windows(0, 0)))).norms.items():
+                for lag in (lag for lag in LOGGED_LAGS if lag < len(norms)):
+                    self._writer.add_scalar(f"gradients/{name}/lag_{lag}", norms[lag], progress.step)
         if self._interrupted:
             raise KeyboardInterrupt
 

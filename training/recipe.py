@@ -18,7 +18,7 @@ from carousel.training.errors import RecipeError
 from carousel.training.sections import Recipe, Run
 from carousel.training.task import TASKS
 
-FREE_ON_RESUME = frozenset({"run.threads", "run.save_every_windows", "stopping.patience"})
+FREE_ON_RESUME = frozenset({"run.threads", "run.save_every_windows", "run.log_gradients_every", "stopping.patience"})
 """Keys that may change between a run and its resumption: none of them alters what a window computes."""
 
 

@@ -24,6 +24,8 @@ class Run(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 multiplies matrices in bfloat16 (autocast); parameters, averages and the loss stay float32."""
     save_every_windows: Count = 100
+    log_gradients_every: CountOrNone = 0
+    """Updates between two looks at how far back errors reach (training/gradients), for TensorBoard; 0 is never."""
 
 
 class Optimizer(Strict):

@@ -35,6 +35,9 @@ class Cell(nn.Module, ABC):
     recurrent: ClassVar[tuple[str, ...]] = ()
     """The parameters that a state is multiplied with, which `weight_drop` falls on."""
 
+    carry_gate: ClassVar[str] = ""
+    """Which of `gates` what is remembered is multiplied with from step to step; none where empty."""
+
     def __init__(self, input_size: int, hidden_size: int, weight_drop: float = 0.0) -> None:
         super().__init__()
         if weight_drop and not self.recurrent:
@@ -58,6 +61,10 @@ class Cell(nn.Module, ABC):
         A row must not depend on its neighbours, bit for bit: products with constant weights, sigmoid, tanh and what
         works on one number at a time keep to that (findings/ has those that do not).
         """
+
+    def gates(self, x: Tensor, state: States) -> dict[str, Tensor]:  # noqa: ARG002
+        """How far each gate opens in one step, by name, for diagnostics: x <float>[B, E] -> <float>[B, H] each."""
+        return {}
 
     def weights(self) -> dict[str, Tensor]:
         """The parameters by name, in training less what `weight_drop` drops of them: call it once a window."""

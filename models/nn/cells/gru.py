@@ -23,10 +23,18 @@ class GRU(FusedCell):
 
     states = ("h",)
     kernel = nn.GRU
+    carry_gate = "update"
 
     def one(self, x: Tensor, state: States, matrices: list[Tensor]) -> States:
         """See FusedCell."""
         return (torch.gru_cell(x, *state, *matrices),)
+
+    def gates(self, x: Tensor, state: States) -> dict[str, Tensor]:
+        """See Cell. An update gate that is open keeps."""
+        weight_ih, weight_hh, bias_ih, bias_hh = self.matrices()
+        sums = functional.linear(x, weight_ih, bias_ih) + functional.linear(state[0], weight_hh, bias_hh)
+        r, z, _ = torch.sigmoid(sums).chunk(3, dim=1)
+        return {"reset": r, "update": z}
 
     def step(self) -> nn.Module:
         """See Cell."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from carousel.models.nn.cells.cell import CELLS, States
 from carousel.models.nn.cells.fused import FusedCell, OneProduct
@@ -22,6 +23,7 @@ class LSTM(FusedCell):
 
     states = ("h", "c")
     kernel = nn.LSTM
+    carry_gate = "forget"
 
     def reset_parameters(self) -> None:
         """The forget gate starts open (bias 1, Jozefowicz et al. 2015)."""
@@ -32,6 +34,13 @@ class LSTM(FusedCell):
     def one(self, x: Tensor, state: States, matrices: list[Tensor]) -> States:
         """See FusedCell."""
         return torch.lstm_cell(x, state, *matrices)
+
+    def gates(self, x: Tensor, state: States) -> dict[str, Tensor]:
+        """See Cell."""
+        weight_ih, weight_hh, bias_ih, bias_hh = self.matrices()
+        sums = functional.linear(x, weight_ih, bias_ih) + functional.linear(state[0], weight_hh, bias_hh)
+        i, f, _, o = torch.sigmoid(sums).chunk(4, dim=1)
+        return {"input": i, "forget": f, "output": o}
 
     def step(self) -> nn.Module:
         """See Cell."""

@@ -163,7 +163,8 @@ class EngineThread:
         if core is None or not all(isinstance(command, Feed) for command in commands):
             return False
         with self._wake:
-            if not self._asleep or self._commands or self._closing or not core.feeds_alone:
+            # What the thread has told and has not arrived comes before what is told from here.
+            if not self._asleep or self._commands or self._undelivered or self._closing or not core.feeds_alone:
                 return False
             self._borrowed = True
         try:

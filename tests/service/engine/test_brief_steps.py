@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -155,6 +156,25 @@ async def test_requests_keep_steps_on_the_engines_thread(runner, states_after):
             told = await answer(stream)
             np.testing.assert_array_equal(told.outputs[0], [runner.logits_of(states_after([5])[0])])
             assert threading.get_ident() not in watched.threads
+
+
+async def test_what_the_thread_has_told_arrives_first(runner, states_after):
+    async with Watched(runner) as watched:
+        first, second = watched.open(2)
+        await asleep(watched)
+        thread = watched.engine._thread
+        watched.feed(first, 5)
+        watched.engine.cancel(second.id)  # which is the thread's to obey, and so is what came before it
+        watched.engine._hand_over()
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while thread._commands or not (thread._asleep and thread.core.idle):  # while the event loop does nothing else
+            assert time.monotonic() < deadline
+            time.sleep(0)  # noqa: ASYNC251 (it is not to go on)
+        watched.feed(first, 6)
+        watched.engine._hand_over()
+        told = [await answer(first), await answer(first)]
+        expected = [runner.logits_of(state) for state in states_after([5, 6])]
+        np.testing.assert_array_equal([row for each in told for row in each.outputs[0]], expected)
 
 
 async def test_end_and_cancel_come_behind_what_was_fed(runner, states_after):

@@ -127,7 +127,10 @@ def test_recipe_of_symbols_is_trained_and_its_header_has_the_task_s_figures(tmp_
         "schedule.epochs=1",
     ]
     assert main([str(RECIPES / "reber.toml"), *small, "--output", str(tmp_path / "run")]) == 0
-    assert "legal 0." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "legal 0." in said
+    assert "best validation " in said
+    assert " 1 - legal; weights in" in said
     assert set(read_checkpoint(tmp_path / "run" / BEST).header["validation"]) == {
         "tokens", "nats_per_token", "perplexity", "bits_per_character"
     }  # fmt: skip

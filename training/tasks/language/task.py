@@ -51,6 +51,8 @@ class LanguageTask(Task[LanguageRecipe, Window]):
     def __init__(self, recipe: LanguageRecipe, corpus: TextCorpus, codec: TextCodec) -> None:
         self.recipe = recipe
         self._corpus = corpus
+        if recipe.corpus.kind:
+            self.criterion_name = "1 - legal"
         self.corpus_sha256, self.validation_sha256 = corpus.sha256, corpus.validation_sha256
         self._codec = codec
         self._device = torch.device(recipe.run.device)
@@ -123,7 +125,8 @@ class LanguageTask(Task[LanguageRecipe, Window]):
         corpus = self.recipe.corpus
         legal = legal_lines(self.module, self._codec, corpus.symbols(), self._corpus.lines) if corpus.kind else {}
         return Evaluation(
-            criterion=figures.nats_per_token,
+            criterion=1.0 - legal["legal"] if legal else figures.nats_per_token,
+            nats=figures.nats_per_token if legal else 0.0,
             figures={**figures.model_dump(), **legal},
             summary="".join(f"{name} {share:.4f}, " for name, share in legal.items())
             + f"{figures.nats_per_token:.4f} nats/token, perplexity {figures.perplexity:.3f}, "

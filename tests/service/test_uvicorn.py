@@ -47,7 +47,7 @@ USED = {
     "FlowControl": {"read_paused", "resume_reading", "write_paused"},
     "HttpRequestParser": {"should_upgrade"},
     "ServerProtocol": {"max_message_size", "state"},
-    "Config": {"backlog", "http_protocol_class"},
+    "Config": {"backlog", "host", "http_protocol_class"},
 }  # fmt: skip
 
 
@@ -134,5 +134,7 @@ def test_nothing_else_of_uvicorn_is_used(source, variable, kind):
     }
     assert used
     own = {name for one in (HttpProtocol, ChunkProtocol, StreamProtocol, Server) for name in vars(one)}
-    own |= {"_drain", "_grace_seconds", "_protocol"} | {name for one in OURS[:2] for name in one[0].__annotations__}
+    own |= {"_drain", "_grace_seconds", "_open_grpc", "_protocol", "grpc"} | {
+        name for one in OURS[:2] for name in one[0].__annotations__
+    }
     assert used - own <= USED[kind], "add it to the list above"

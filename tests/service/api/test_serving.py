@@ -18,7 +18,7 @@ BUNDLES = Path(__file__).parents[3] / "bundles"
 COMPANY = {
     "mixes": (graphs.MAXIMUM, "alone", "a row differs from the same row alone ("),
     "single": (graphs.ONE_ROW, "alone", "2 rows in a call fail ("),
-    "places": (graphs.SIXTH_ROW, "alone", "a row differs from the same row alone (logits, row 6 of 16)"),
+    "places": (graphs.SIXTH_ROW, "alone", "a row differs from the same row alone (logits, row 6 of 9)"),
     "rounds": (graphs.SOFTPLUS, "alone", "a row differs from the same row alone ("),
     "second": (graphs.SECOND_ROW, "padded", "one row alone fails ("),
     "elman": (graphs.ELMAN, "padded", "a row differs from the same row alone ("),
